@@ -1,0 +1,36 @@
+# Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""Alignment methods from papers, as small subclasses of diffusers pipelines and TRL trainers.
+
+Every public name is importable from here and loaded on first use, so `import alignext` itself imports neither torch nor
+diffusers nor TRL.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from alignext._version import __version__
+
+
+if TYPE_CHECKING:
+    from alignext.pipelines.rival import RIVALInversion, RIVALPipeline
+
+
+# Public name -> the module that defines it. The only place where alignext points at pipelines and trainers.
+_MODULES = {
+    "RIVALInversion": "alignext.pipelines.rival",
+    "RIVALPipeline": "alignext.pipelines.rival",
+}
+
+__all__ = ["RIVALInversion", "RIVALPipeline", "__version__"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_MODULES[name]), name)
+    globals()[name] = value  # the next access does not come through here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})
