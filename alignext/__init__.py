@@ -1,19 +1,19 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""Alignment methods from papers, as small subclasses of diffusers pipelines and TRL trainers.
+"""Alignment methods from papers, each a small subclass of the diffusers pipeline or TRL trainer you already use.
 
-Every public name is importable from here and loaded on first use, so `import alignext` itself imports neither torch nor
+Every public name is importable from here and loaded on first use: `import alignext` itself imports neither torch nor
 diffusers nor TRL.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from alignext._version import __version__
-
 
 if TYPE_CHECKING:
     from alignext.pipelines.rival import RIVALInversion, RIVALPipeline
 
+
+__version__ = "0.1.0.dev0"
 
 # Public name -> the module that defines it. The only place where alignext points at pipelines and trainers.
 _MODULES = {
@@ -33,4 +33,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULES})
+    return list(__all__)
