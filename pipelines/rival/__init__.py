@@ -1,1 +1,8 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""RIVAL: image variation by aligning to the inversion chain."""
+
+from alignext.pipelines.rival.inversion import RIVALInversion
+from alignext.pipelines.rival.pipeline import RIVALPipeline
+
+
+__all__ = ["RIVALInversion", "RIVALPipeline"]

@@ -1,0 +1,121 @@
+# Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""Pictures, masks and prompt lists as users pass them, brought to one form."""
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import torch
+from diffusers.image_processor import VaeImageProcessor
+
+
+TEXTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
+EMBEDDINGS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+
+
+def as_list(pictures) -> list:
+    """One picture, a list of them, or a batched tensor or array, as a list of single pictures."""
+    if isinstance(pictures, (list, tuple)):
+        return list(pictures)
+    if isinstance(pictures, (torch.Tensor, np.ndarray)) and pictures.ndim == 4:
+        return list(pictures)
+    return [pictures]
+
+
+def to_pil(picture) -> PIL.Image.Image:
+    """Any picture as an upright RGB image; transparent areas are laid on white."""
+    if isinstance(picture, torch.Tensor) and picture.ndim == 3 and picture.shape[0] in (1, 3):
+        picture = picture.detach().float().permute(1, 2, 0).cpu().numpy()
+    if isinstance(picture, np.ndarray) and (picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] in (1, 3, 4))):
+        if picture.dtype != np.uint8:
+            if not np.isfinite(picture).all() or picture.min() < 0 or picture.max() > 1:
+                raise ValueError(
+                    f"Float pictures must lie in [0, 1], received values in [{picture.min()}, {picture.max()}]. "
+                    "Divide 0..255 pictures by 255, or pass them as uint8."
+                )
+            picture = (picture * 255).round().astype(np.uint8)
+        picture = PIL.Image.fromarray(picture.squeeze(2) if picture.shape[2:] == (1,) else picture)
+    if not isinstance(picture, PIL.Image.Image):
+        shape = f" of shape {tuple(picture.shape)}" if hasattr(picture, "shape") else ""
+        raise ValueError(
+            "A picture must be a PIL image, an array (H, W, 3), or a tensor (3, H, W) or (B, 3, H, W), received "
+            f"{type(picture).__name__}{shape}."
+        )
+    picture = PIL.ImageOps.exif_transpose(picture)
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        return PIL.Image.alpha_composite(PIL.Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    return picture.convert("RGB")
+
+
+def to_repaint(mask, size: tuple[int, int], scale: int, rows: int) -> torch.Tensor:
+    """Mask(s), white = repaint, to (rows, 1, h, w) bool at latent resolution, cropped and resized like the picture."""
+    processor = VaeImageProcessor(
+        vae_scale_factor=scale, do_normalize=False, do_binarize=True, do_convert_grayscale=True
+    )
+    if isinstance(mask, PIL.Image.Image):
+        mask = processor.preprocess(mask, *size, resize_mode="crop")
+    else:
+        mask = processor.preprocess(mask, *size)
+    repaint = torch.nn.functional.interpolate(mask.float(), size=[side // scale for side in size]) > 0.5
+    cells = repaint.flatten(1).sum(1)
+    if cells.min() < 2:
+        raise ValueError(
+            f"`mask_image` repaints {cells.min().item()} latent cells of {scale}x{scale} pixels; at least 2 are needed. "
+            "White marks what is repainted: enlarge the white area, or invert the mask if it marks what to keep."
+        )
+    if rows % len(repaint):
+        raise ValueError(f"{len(repaint)} masks do not divide the {rows} images to generate.")
+    return repaint.repeat_interleave(rows // len(repaint), dim=0)
+
+
+def batch_size(call: dict) -> int:
+    """P, the number of prompts of a call."""
+    if call.get("prompt") is not None:
+        return len(call["prompt"]) if isinstance(call["prompt"], list) else 1
+    return len(call["prompt_embeds"]) if call.get("prompt_embeds") is not None else 1
+
+
+def match_prompts(call: dict, references: int) -> None:
+    """Repeat the prompts of `call` in place until there are as many as references, prompt-major."""
+    prompts = batch_size(call)
+    if max(prompts, references) % min(prompts, references):
+        raise ValueError(
+            f"{prompts} prompts and {references} reference pictures do not divide each other. Pass one of either, as many "
+            "of both, or a multiple."
+        )
+    if prompts >= references:
+        return
+    copies = references // prompts
+    for name in TEXTS:
+        if isinstance(call.get(name), list):
+            call[name] = [text for text in call[name] for _ in range(copies)]
+    if isinstance(call.get("prompt"), str):
+        call["prompt"] = [call["prompt"]] * references
+        if isinstance(call.get("prompt_2"), str):
+            call["prompt_2"] = [call["prompt_2"]] * references
+    for name in EMBEDDINGS:
+        if call.get(name) is not None:
+            call[name] = call[name].repeat_interleave(copies, dim=0)
+
+
+def own_prompts(call: dict, references: int) -> dict:
+    """The prompts of `call`, one per reference: what the reference shows when its prompt is "the same as `prompt`"."""
+    per_reference = batch_size(call) // references
+    own = {}
+    for name in ("prompt", "prompt_2", "prompt_embeds", "pooled_prompt_embeds"):
+        value = call.get(name)
+        if value is None:
+            continue
+        if isinstance(value, str):
+            own[name] = value
+            continue
+        first = value[::per_reference]
+        for i, reference in enumerate(first):
+            for other in value[i * per_reference : (i + 1) * per_reference]:
+                if not (torch.equal(other, reference) if isinstance(other, torch.Tensor) else other == reference):
+                    raise ValueError(
+                        "Several different prompts share one reference picture, so `reference_prompt` cannot default to "
+                        "`prompt`. Pass `reference_prompt` (what the picture shows, or \"\")."
+                    )
+        own[name] = first
+    return own

@@ -1,0 +1,121 @@
+# Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""The reusable result of inverting reference pictures."""
+
+import json
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+
+# What fixes the timesteps and noise levels of a DDIM chain.
+SCHEDULER_KEYS = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "prediction_type",
+    "timestep_spacing",
+    "steps_offset",
+    "set_alpha_to_one",
+    "rescale_betas_zero_snr",
+)
+
+
+def model_fingerprint(model: torch.nn.Module) -> torch.Tensor:
+    """
+    The middle element of every parameter, float32: tells checkpoints of one architecture apart, in any precision.
+
+    Adapter weights are left out, so an inversion stays usable when a LoRA is switched on; parameters that are offloaded
+    to the meta device are NaN, which compares equal to anything.
+    """
+    values = [
+        torch.full((), torch.nan) if p.is_meta else p.detach().flatten()[p.numel() // 2].float().cpu()
+        for name, p in model.named_parameters()
+        if "lora_" not in name
+    ]
+    return torch.stack(values)
+
+
+def same_model(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two fingerprints are of one model, up to half-precision rounding."""
+    if a.shape != b.shape:
+        return False
+    known = a.isfinite() & b.isfinite()
+    return torch.allclose(a[known], b[known], rtol=1e-2, atol=1e-4)
+
+
+@dataclass(frozen=True)
+class RIVALInversion:
+    """
+    The DDIM inversion chain of R reference pictures, as [`RIVALMixin.invert`] makes it. Reuse it for any number of calls;
+    keep it with [`~RIVALInversion.save`].
+
+    Args:
+        latents (`torch.Tensor` of shape `(T + 1, R, C, h, w)`, float32):
+            `latents[0]` is the clean picture, `latents[k]` its latent at `timesteps[k - 1]`.
+        timesteps (`torch.Tensor` of shape `(T,)`, int64):
+            Ascending.
+        prompt_embeds, negative_prompt_embeds (`torch.Tensor` of shape `(R, L, D)`):
+            Reference prompt and unconditional embedding, used again for the reference rows during generation.
+        pooled_prompt_embeds, negative_pooled_prompt_embeds (`torch.Tensor` of shape `(R, D')`, *optional*):
+            Pooled embeddings (Stable Diffusion XL).
+        scheduler (`dict`):
+            The scheduler settings the chain depends on.
+        fingerprint (`torch.Tensor`):
+            Of the UNet the chain was made with.
+    """
+
+    latents: torch.Tensor
+    timesteps: torch.Tensor
+    prompt_embeds: torch.Tensor
+    negative_prompt_embeds: torch.Tensor
+    pooled_prompt_embeds: torch.Tensor | None
+    negative_pooled_prompt_embeds: torch.Tensor | None
+    scheduler: dict
+    fingerprint: torch.Tensor
+
+    @property
+    def num_references(self) -> int:
+        """R."""
+        return self.latents.shape[1]
+
+    @property
+    def num_inference_steps(self) -> int:
+        """T."""
+        return len(self.timesteps)
+
+    @property
+    def is_null(self) -> bool:
+        """Whether the reference prompt is the null prompt, so that one reference row serves both guidance branches."""
+        pooled = self.pooled_prompt_embeds is None or torch.equal(
+            self.pooled_prompt_embeds, self.negative_pooled_prompt_embeds
+        )
+        return pooled and torch.equal(self.prompt_embeds, self.negative_prompt_embeds)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write one safetensors file. An existing file is replaced only when the new one is complete."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "scheduler"}
+        tensors = {name: x.detach().cpu().contiguous().clone() for name, x in tensors.items() if x is not None}
+        path = Path(path)
+        partial = path.with_name(f".{path.name}.partial")
+        try:
+            save_file(tensors, partial, metadata={"format": "pt", "scheduler": json.dumps(self.scheduler)})
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "RIVALInversion":
+        """Read a file written by [`~RIVALInversion.save`]."""
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if "scheduler" not in metadata:
+                raise ValueError(f"`path`: {os.fspath(path)!r} is not an inversion saved by `RIVALInversion.save`.")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        pooled = {"pooled_prompt_embeds": None, "negative_pooled_prompt_embeds": None}
+        return cls(**pooled | tensors, scheduler=json.loads(metadata["scheduler"]))
