@@ -1,8 +1,8 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """The `alignext` command.
 
-One module per command. Each has `register(subparsers)`, which adds its parser and sets `func`: a function of the parsed
-arguments that returns nothing. The modules import nothing heavy at the top, so that `--help` answers at once.
+One module per command. Each has `register(subparsers)`, which adds its parser and sets `func`: a function of the
+parsed arguments that returns nothing. The modules import nothing heavy at the top, so that `--help` answers at once.
 """
 
 import argparse
