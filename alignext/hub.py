@@ -28,8 +28,8 @@ class HubMixin:
     `README.md`. A card that is already there stays as it is, in the folder as on the Hub; `pipeline_card(pipe,
     repo_id).push_to_hub(repo_id)` replaces one.
 
-    Class attributes to define, as TRL's trainers do: `_name` (`str`), the method; `_tag_names` (`list[str]`), the card's
-    tags; `_paper` (`dict[str, str]`), the `title`, arXiv `id` and BibTeX `citation`.
+    Class attributes to define, as TRL's trainers do: `_name` (`str`), the method; `_tag_names` (`list[str]`), the
+    card's tags; `_paper` (`dict[str, str]`), the `title`, arXiv `id` and BibTeX `citation`.
     """
 
     _name: str
@@ -54,8 +54,8 @@ class HubMixin:
         **kwargs,
     ) -> CommitInfo | None:
         """
-        As the stock method, whose arguments it takes, plus `pipeline.py` and `README.md`; `model_index.json` comes last.
-        With `push_to_hub=True` the repository is created first and its commit returned.
+        As the stock method, whose arguments it takes, plus `pipeline.py` and `README.md`; `model_index.json` comes
+        last. With `push_to_hub=True` the repository is created first, and the commit is returned.
         """
         folder, token = Path(save_directory), kwargs.pop("token", None)
         repo_id, private = kwargs.pop("repo_id", folder.resolve().name), kwargs.pop("private", None)
@@ -73,7 +73,9 @@ class HubMixin:
             _write(folder / "pipeline.py", f"from {module} import {name} as Pipeline\n")
         if not (folder / "README.md").exists():
             _write(folder / "README.md", str(pipeline_card(self, repo_id)))
-        super().save_pretrained(folder, safe_serialization, variant, max_shard_size, use_flashpack=use_flashpack, **kwargs)
+        super().save_pretrained(
+            folder, safe_serialization, variant, max_shard_size, use_flashpack=use_flashpack, **kwargs
+        )
 
         if push_to_hub:
             keep_card = subfolder is not None or file_exists(repo_id, "README.md", token=token)
@@ -98,11 +100,19 @@ class HubMixin:
         variant: str | None = None,
         subfolder: str | None = None,
     ) -> CommitInfo:
-        """As the stock method, whose arguments it takes: what [`~HubMixin.save_pretrained`] writes, without a local copy."""
-        push = dict(repo_id=repo_id, commit_message=commit_message, private=private, token=token, create_pr=create_pr)
+        """As the stock method, whose arguments it takes: pushes what [`~HubMixin.save_pretrained`] writes."""
         with TemporaryDirectory() as folder:
             return self.save_pretrained(
-                folder, safe_serialization, variant, push_to_hub=True, subfolder=subfolder, **push
+                folder,
+                safe_serialization=safe_serialization,
+                variant=variant,
+                push_to_hub=True,
+                repo_id=repo_id,
+                commit_message=commit_message,
+                private=private,
+                token=token,
+                create_pr=create_pr,
+                subfolder=subfolder,
             )
 
 
@@ -154,12 +164,12 @@ pipe = DiffusionPipeline.from_pretrained("{repo_id}", custom_pipeline="{repo_id}
 
 Without `custom_pipeline` it loads as the stock `{stock_class(pipe).__name__}`, without alignext.
 """
-    fields = dict(tags=pipe._tag_names, paper=pipe._paper, library_name="diffusers")
-    return model_card(pipe._name, text, **fields, **_base_metadata(pipe.name_or_path or ""))
+    metadata = {"library_name": "diffusers", **_base_metadata(pipe.name_or_path or "")}
+    return model_card(pipe._name, text, tags=pipe._tag_names, paper=pipe._paper, **metadata)
 
 
 def _base_metadata(source: str | os.PathLike) -> dict[str, object]:
-    """Base model and licence as far as the place a pipeline was loaded from tells them: its own card, or its Hub id."""
+    """Base model and licence, as far as the place a pipeline was loaded from tells: by its card, or as a Hub id."""
     card = Path(source, "README.md")
     if card.is_file():
         data = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
@@ -172,7 +182,7 @@ def _base_metadata(source: str | os.PathLike) -> dict[str, object]:
 
 
 def _import_of(pipe: DiffusionPipeline) -> tuple[str, str]:
-    """Module and name to import the class of `pipe` from, or else its nearest parent that another process can import."""
+    """Module and name to import the class of `pipe` from, or the nearest parent that another process can import."""
     for cls in type(pipe).__mro__:
         # diffusers copies the files of `custom_pipeline` to modules of its own, which exist on this machine only.
         if _package(cls) in ("alignext", "diffusers_modules") and cls.__name__ in alignext.__all__:
