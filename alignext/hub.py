@@ -164,12 +164,14 @@ pipe = DiffusionPipeline.from_pretrained("{repo_id}", custom_pipeline="{repo_id}
 
 Without `custom_pipeline` it loads as the stock `{stock_class(pipe).__name__}`, without alignext.
 """
-    metadata = {"library_name": "diffusers", **_base_metadata(pipe.name_or_path or "")}
+    metadata = {"library_name": "diffusers", **_base_metadata(pipe.name_or_path)}
     return model_card(pipe._name, text, tags=pipe._tag_names, paper=pipe._paper, **metadata)
 
 
-def _base_metadata(source: str | os.PathLike) -> dict[str, object]:
+def _base_metadata(source: str | os.PathLike | None) -> dict[str, object]:
     """Base model and licence, as far as the place a pipeline was loaded from tells: by its card, or as a Hub id."""
+    if source is None:
+        return {}
     card = Path(source, "README.md")
     if card.is_file():
         data = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
