@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CODE := alignext pipelines trainers tests $(wildcard examples benchmarks)
 
-.PHONY: help demo test slow style check docs bench mini constraints clean
+.PHONY: help demo test slow style check docs links bench mini constraints clean
 .DELETE_ON_ERROR:
 
 help:
@@ -27,13 +27,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "Installing into $(VENV), which takes a few minutes the first time ..."
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	@# torch alone first: what comes after finds it there, and brings no other build of it.
-	@$(PIP) install -q -c constraints.txt setuptools torch
-	@$(PIP) install -q -c constraints.txt --no-build-isolation -e .
+	@$(PIP) install -qq -c constraints.txt setuptools torch
+	@$(PIP) install -qq -c constraints.txt --no-build-isolation -e .
 	@touch $@
 
 $(VENV)/.tools: $(VENV)/.installed
 	@echo "Installing the test and development tools ..."
-	@$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[dev]'
+	@$(PIP) install -qq -c constraints.txt --no-build-isolation -e '.[dev]'
 	@touch $@
 
 demo: $(VENV)/.installed
@@ -52,14 +52,18 @@ style: $(VENV)/.tools
 check: $(VENV)/.tools
 	@$(BIN)/ruff format --check $(CODE)
 	@$(BIN)/ruff check $(CODE)
-	@# The type checker knows no package-dir mapping, so it looks at the three folders linked as they are installed.
-	@rm -rf $(VENV)/types && mkdir -p $(VENV)/types/alignext
-	@ln -s $(CURDIR)/alignext/* $(CURDIR)/pipelines $(CURDIR)/trainers $(VENV)/types/alignext/
+	@$(MAKE) -s links
 	@$(BIN)/ty check --error-on-warning --output-format concise $(VENV)/types/alignext/*
 
 docs: $(VENV)/.tools
-	@$(BIN)/mkdocs build -q --strict
+	@$(MAKE) -s links
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "The documentation is in site/index.html"
+
+# The type checker and the docs read files and know no package-dir mapping: they see the folders linked as installed.
+links:
+	@rm -rf $(VENV)/types && mkdir -p $(VENV)/types/alignext
+	@ln -s $(CURDIR)/alignext/* $(CURDIR)/pipelines $(CURDIR)/trainers $(VENV)/types/alignext/
 
 bench: $(VENV)/.installed
 	@ls benchmarks/*.py >/dev/null 2>&1 || { echo "There are no benchmarks yet."; exit 1; }

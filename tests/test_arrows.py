@@ -1,0 +1,105 @@
+# Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""The arrows between the layers: pipelines and trainers import alignext, never the other way, and never each other."""
+
+import ast
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import alignext
+
+
+ROOT = Path(__file__).parents[1]
+HUGGING_FACE = {"diffusers", "transformers", "trl", "peft", "accelerate", "datasets", "huggingface_hub", "safetensors"}
+# The lazy public names are the one place where alignext may point at pipelines and trainers.
+LAZY = ROOT / "alignext" / "__init__.py"
+
+
+def imports_of(source: str, *, resolve: bool = True) -> set[str]:
+    """Full names of all that the code imports, wherever in it, relative ones with their leading dots.
+
+    With `resolve`, a public name imported from `alignext` counts as the module that defines it.
+    """
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            for alias in node.names:
+                public = resolve and module == "alignext" and alias.name in alignext._MODULES
+                found.add(alignext._MODULES[alias.name] if public else f"{module}.{alias.name}")
+    return found
+
+
+def under(name: str, *packages: str) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def files(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+def offenders(paths: list[Path], forbidden: Callable[[str], bool], *, resolve: bool = True) -> list[str]:
+    """Every import in the files for which `forbidden(name)` holds, as "file imports name"."""
+    return [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in paths
+        for name in sorted(imports_of(path.read_text(), resolve=resolve))
+        if forbidden(name)
+    ]
+
+
+def test_the_walk_sees_every_form_of_import():
+    source = """
+import a.b as c
+def f():
+    from d.e import g
+from . import h
+from alignext import RIVALPipeline, mini
+"""
+    expected = {"a.b", "d.e.g", "..h", "alignext.pipelines.rival", "alignext.mini"}
+    assert imports_of(source) == expected
+    assert imports_of(source, resolve=False) >= {"alignext.RIVALPipeline", "alignext.mini"}
+
+
+def test_there_is_something_to_walk():
+    assert all(files(folder) for folder in ("alignext", "alignext/functional", "pipelines", "trainers"))
+
+
+def upward(name: str) -> bool:
+    return under(name, "alignext.pipelines", "alignext.trainers", "pipelines", "trainers")
+
+
+def test_alignext_imports_neither_pipelines_nor_trainers():
+    assert offenders([path for path in files("alignext") if path != LAZY], upward, resolve=False) == []
+
+
+def test_only_commands_use_the_lazy_public_names():
+    """A command is a user of the library; the machinery below it is not."""
+    machinery = [path for path in files("alignext") if path != LAZY and path.parent.name != "cli"]
+    assert offenders(machinery, upward) == []
+
+
+@pytest.mark.parametrize(("folder", "other"), [("pipelines", "trainers"), ("trainers", "pipelines")])
+def test_pipelines_and_trainers_never_import_each_other(folder, other):
+    assert offenders(files(folder), lambda name: under(name, f"alignext.{other}", other)) == []
+
+
+@pytest.mark.parametrize("folder", ["pipelines", "trainers"])
+def test_imports_are_absolute_and_by_the_installed_name(folder):
+    """A pipeline folder is also a diffusers community pipeline: diffusers copies its file away from its neighbours."""
+    assert offenders(files(folder), lambda name: name.startswith(".") or under(name, "pipelines", "trainers")) == []
+
+
+def test_functional_imports_no_hugging_face_library():
+    assert offenders(files("alignext/functional"), lambda name: under(name, *HUGGING_FACE)) == []
+
+
+def test_functional_imports_only_torch_and_itself():
+    def foreign(name: str) -> bool:
+        return not (under(name, "torch", "alignext.functional") or name.split(".")[0] in sys.stdlib_module_names)
+
+    assert offenders(files("alignext/functional"), foreign) == []

@@ -1,0 +1,104 @@
+# Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""The documentation says what the code says."""
+
+import inspect
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import alignext
+from alignext.cli.methods import METHODS, as_markdown
+
+
+ROOT = Path(__file__).parents[1]
+PUBLIC = sorted(alignext._MODULES)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/methods.md"])
+def test_table_of_methods_is_the_one_of_the_command(page):
+    assert as_markdown() in (ROOT / page).read_text(), f"{page}: paste the output of `alignext methods --markdown`"
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_method_is_available_exactly_if_its_classes_are(method):
+    for name in method.classes:
+        assert (name in alignext.__all__) == method.available
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m.available], ids=lambda method: method.name)
+def test_available_method_is_what_the_table_says(method):
+    for name in method.classes:
+        value = getattr(alignext, name)
+        for parent in method.parents:
+            module, _, parent_name = parent.rpartition(".")
+            assert issubclass(value, getattr(import_module(module), parent_name))
+        assert value._paper["id"] == method.arxiv
+        assert value._paper["title"] == method.paper
+        assert method.arxiv in (ROOT / "README.md").read_text()
+
+
+def test_api_page_lists_everything_public():
+    page = (ROOT / "docs" / "api.md").read_text()
+    listed = set(re.findall(r"^::: (\S+)$", page, flags=re.MULTILINE))
+    names = {f"{alignext._MODULES[name]}.{name}" for name in PUBLIC}
+    functional = {f"alignext.functional.{f.stem}" for f in (ROOT / "alignext/functional").glob("[!_]*.py")}
+    assert names | functional <= listed
+
+
+def documented_callables():
+    """Public functions and methods of the public names and of `alignext.functional`, by name."""
+    values = [(name, getattr(alignext, name)) for name in PUBLIC]
+    for file in sorted((ROOT / "alignext/functional").glob("[!_]*.py")):
+        module = import_module(f"alignext.functional.{file.stem}")
+        values += [(n, v) for n, v in vars(module).items() if getattr(v, "__module__", "") == module.__name__]
+    for name, value in values:
+        own = [(name, value)]
+        if inspect.isclass(value):
+            ours = [c for c in value.__mro__ if c.__module__.startswith("alignext.")]
+            own = [
+                (f"{name}.{n}", v)
+                for c in ours
+                for n, v in vars(c).items()
+                if not n.startswith("_") or n == "__call__"
+            ]
+        yield from ((label, v) for label, v in own if inspect.isfunction(v) and v.__doc__)
+
+
+@pytest.mark.parametrize(
+    ("name", "function"), list(documented_callables()), ids=lambda v: v if isinstance(v, str) else ""
+)
+def test_documented_arguments_exist(name, function):
+    arguments = re.search(r"^( *)Args:\n(.*?)(?=^\1\w|\Z)", inspect.cleandoc(function.__doc__), flags=re.M | re.S)
+    if arguments is None:
+        return
+    entries = re.findall(r"^    (\*{0,2}\w+(?:, \w+)*)(?: \(|:)", arguments[2], flags=re.MULTILINE)
+    documented = {word.strip("* ") for entry in entries for word in entry.split(",")}
+    assert documented, f"no argument found in the docstring of {name}"
+    assert documented - set(inspect.signature(function).parameters) == set()
+
+
+def test_docs_build_without_a_warning(tmp_path):
+    make = shutil.which("make")
+    if make is None:
+        pytest.skip("needs make")
+    subprocess.run([make, "-s", "links"], cwd=ROOT, check=True)
+    # Without --quiet, which silences the counter of warnings, too.
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(tmp_path)]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    answer = subprocess.run(build, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    page = (tmp_path / "api.html").read_text()
+    assert all(name in page for name in PUBLIC)
+
+
+def test_relative_links_lead_to_files():
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+            if not re.match(r"https?://", link):
+                assert (page.parent / link).exists(), f"{page.name} links to {link}, which does not exist"
