@@ -271,7 +271,7 @@ def greedy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, start: s
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Half-precision weights whose config says float32: half the size on disk, full precision on the CPU."""
     model.generation_config = GenerationConfig(
-        bos_token_id=BOS, eos_token_id=BOS, pad_token_id=PAD, max_length=model.config.max_position_embeddings
+        bos_token_id=BOS, eos_token_id=BOS, pad_token_id=PAD, max_new_tokens=200
     )
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
