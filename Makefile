@@ -69,8 +69,8 @@ bench: $(VENV)/.installed
 	@ls benchmarks/*.py >/dev/null 2>&1 || { echo "There are no benchmarks yet."; exit 1; }
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
-mini: $(VENV)/.installed
-	@$(BIN)/python -m alignext.mini.recipe
+mini: $(VENV)/.tools
+	@$(BIN)/python -m alignext.mini.recipe.train vae sd judge-concept judge-style
 
 # Write constraints.txt from what is installed here. Local version labels go: a pin must hold on every machine.
 constraints: $(VENV)/.tools

@@ -4,6 +4,7 @@
 import ast
 import importlib
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -11,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import alignext
 
@@ -78,6 +80,17 @@ def test_every_package_folder_is_installed():
         for file in (ROOT / folder).rglob("__init__.py"):
             found.add(".".join([package, *file.parent.relative_to(ROOT / folder).parts]))
     assert set(settings["packages"]) == found
+
+
+def test_tools_have_one_version_each():
+    """The hooks format as CI does, and what is tested is what the ranges of the package allow."""
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    hooks = re.findall(r"(\w+)==([\d.]+)", (ROOT / ".pre-commit-config.yaml").read_text())
+    assert hooks and all(pins[name] == version for name, version in hooks)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for dependency in project["dependencies"]:
+        requirement = Requirement(dependency)
+        assert requirement.specifier.contains(pins[requirement.name]), f"constraints.txt is outside {dependency}"
 
 
 @pytest.mark.slow

@@ -1,0 +1,88 @@
+# Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""What a newcomer types first: the snippets of the README and the docs, their commands, the examples, the demo."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from alignext import cli
+
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+MAKEFILE = (ROOT / "Makefile").read_text()
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced blocks of a page in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def shell_lines() -> list[tuple[str, list[str]]]:
+    """(page, words) of every shell line that the pages show, without comments."""
+    found = []
+    for page in PAGES:
+        for block in blocks(page, "bash"):
+            lines = block.replace("\\\n", " ").splitlines()
+            found += [(page.name, words) for words in (shlex.split(line, comments=True) for line in lines) if words]
+    return found
+
+
+def test_the_readme_shows_code_and_commands():
+    assert blocks(ROOT / "README.md", "python")
+    assert {words[0] for page, words in shell_lines() if page == "README.md"} >= {"make", "alignext"}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+def test_python_snippets_run(page, tmp_path, monkeypatch):
+    """All ```python blocks of a page, one after the other, as someone who pastes them does."""
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    for number, block in enumerate(blocks(page, "python"), start=1):
+        exec(compile(block, f"{page.name}, block {number}", "exec"), namespace)
+    if page.name == "README.md":
+        assert len(namespace["images"]) == 4
+        assert (tmp_path / "variation.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("page", "words"), shell_lines(), ids=lambda value: value if isinstance(value, str) else value[0]
+)
+def test_commands_exist(page, words):
+    if words[0] == "alignext":
+        cli.make_parser().parse_args(words[1:])
+    elif words[0] == "make":
+        targets = [word for word in words[1:] if "=" not in word]
+        assert all(re.search(rf"^{re.escape(target)}:", MAKEFILE, flags=re.MULTILINE) for target in targets)
+    else:
+        assert words[0] in {"pip", "python", "accelerate"}, f"{page} shows {words[0]}, which nobody has checked"
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda script: script.name)
+def test_examples_run(script, tmp_path):
+    answer = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+
+
+def test_demo_writes_a_gallery(tmp_path, capsys):
+    """Few steps: what the pictures look like is tested elsewhere."""
+    threads = torch.get_num_threads()
+    assert cli.main(["demo", "--out", str(tmp_path / "gallery"), "--steps", "2"]) == 0, capsys.readouterr().err
+    assert torch.get_num_threads() == threads
+    page = tmp_path / "gallery" / "index.html"
+    assert str(page.resolve()) in capsys.readouterr().out
+    sources = re.findall(r'src="([^"]+)"', page.read_text())
+    assert sources and all((page.parent / source).is_file() for source in sources)
+    assert cli.main(["demo", "--out", str(tmp_path / "gallery"), "--steps", "2", "--seed", "1"]) == 0
+
+
+def test_demo_refuses_a_folder_of_others_before_it_starts(tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("precious")
+    assert cli.main(["demo", "--out", str(tmp_path)]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
