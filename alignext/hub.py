@@ -6,8 +6,9 @@ import sys
 from json import dumps, loads
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
-from diffusers import DiffusionPipeline
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import logging
 from huggingface_hub import CommitInfo, ModelCard, ModelCardData, create_repo, file_exists, upload_folder
 from huggingface_hub.utils import HFValidationError, validate_repo_id
@@ -18,7 +19,11 @@ import alignext
 logger = logging.get_logger(__name__)
 
 
-class HubMixin:
+# A mixin for pipelines: type checkers see what it is put before, `pipeline.py` files keep one pipeline class.
+_Pipeline = DiffusionPipeline if TYPE_CHECKING else object
+
+
+class HubMixin(_Pipeline):
     """
     Put before a stock pipeline class, makes `save_pretrained` write a folder that loads in three ways: as the stock
     class with `DiffusionPipeline.from_pretrained(folder)`, as ours with `custom_pipeline=folder,
@@ -99,7 +104,7 @@ class HubMixin:
         safe_serialization: bool = True,
         variant: str | None = None,
         subfolder: str | None = None,
-    ) -> CommitInfo:
+    ) -> CommitInfo | None:
         """As the stock method, whose arguments it takes: pushes what [`~HubMixin.save_pretrained`] writes."""
         with TemporaryDirectory() as folder:
             return self.save_pretrained(
@@ -116,7 +121,7 @@ class HubMixin:
             )
 
 
-def stock_class(pipe: DiffusionPipeline) -> type[DiffusionPipeline]:
+def stock_class(pipe: HubMixin) -> type[DiffusionPipeline]:
     """The diffusers pipeline class that `pipe` is a subclass of, the nearest one."""
     return next(c for c in type(pipe).__mro__ if issubclass(c, DiffusionPipeline) and _package(c) == "diffusers")
 
@@ -140,7 +145,7 @@ def model_card(
     )
 
 
-def pipeline_card(pipe: DiffusionPipeline, repo_id: str) -> ModelCard:
+def pipeline_card(pipe: HubMixin, repo_id: str) -> ModelCard:
     """The card of a pipeline with [`HubMixin`] that is, or will be, at `repo_id` (a Hub id or a folder)."""
     module, name = _import_of(pipe)
     text = f"""
@@ -157,7 +162,7 @@ pipe = {name}.from_pretrained("{repo_id}")
 The same through diffusers, which runs the one line of `pipeline.py` (needs alignext installed):
 
 ```python
-from diffusers import DiffusionPipeline
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 pipe = DiffusionPipeline.from_pretrained("{repo_id}", custom_pipeline="{repo_id}", trust_remote_code=True)
 ```
@@ -183,7 +188,7 @@ def _base_metadata(source: str | os.PathLike | None) -> dict[str, object]:
     return {"base_model": str(source)} if "/" in str(source) and not Path(source).exists() else {}
 
 
-def _import_of(pipe: DiffusionPipeline) -> tuple[str, str]:
+def _import_of(pipe: HubMixin) -> tuple[str, str]:
     """Module and name to import the class of `pipe` from, or the nearest parent that another process can import."""
     for cls in type(pipe).__mro__:
         # diffusers copies the files of `custom_pipeline` to modules of its own, which exist on this machine only.
