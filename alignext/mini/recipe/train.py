@@ -1,0 +1,297 @@
+# Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""Train the embedded models: `python -m alignext.mini.recipe.train vae sd judge-concept judge-style`.
+
+Each name is a file in `configs/` (a path to a YAML file works too). A run resumes from its last checkpoint in the cache, and
+all its randomness comes from (seed, step), so an interrupted run ends where the uninterrupted one would.
+"""
+
+import copy
+import json
+import math
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import yaml
+
+from alignext.mini.recipe import render
+
+
+Batch = Callable[[int, torch.Generator], torch.Tensor]  # (step, generator) -> loss
+MINUTES = 8  # between two checkpoints
+
+
+def pictures(*splits: str) -> tuple[torch.Tensor, list[dict]]:
+    """Pictures of these splits, uint8 (N, 3, 64, 64), and their rows."""
+    images, rows = render.load(*splits)
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))), rows
+
+
+def augment(
+    images: torch.Tensor, rng: torch.Generator, shift: float = 0.06, scale: float = 0.1, angle: float = 0.0
+) -> torch.Tensor:
+    """Random flips and small affine motions of pictures (B, 3, H, W) in [0, 1]; what moves in is white."""
+    n = len(images)
+    uniform = torch.rand(5, n, generator=rng) * 2 - 1
+    zoom, turn = torch.exp(uniform[0] * scale), uniform[1] * angle * math.pi / 180
+    flip = torch.where(uniform[2] < 0, -1.0, 1.0)
+    theta = torch.stack(
+        [flip * zoom * turn.cos(), -zoom * turn.sin(), uniform[3] * 2 * shift]
+        + [flip * zoom * turn.sin(), zoom * turn.cos(), uniform[4] * 2 * shift],
+        dim=1,
+    ).view(n, 2, 3)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    return 1 - F.grid_sample(1 - images, grid, align_corners=False)
+
+
+def fit(model: torch.nn.Module, loss_fn: Batch, config: dict, folder: Path, export: Callable) -> None:
+    """Minimise `loss_fn`; keep an average of the weights; call `export(average)` at the end and at `export_at` steps."""
+    average, start, spent = copy.deepcopy(model).requires_grad_(False), 0, 0.0
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=config["lr"], betas=(0.9, 0.99), weight_decay=0.01)
+    checkpoint = folder / "checkpoint.pt"
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
+        start, spent = state["step"], state["seconds"]
+    began, saved, losses = time.time() - spent, time.time(), []
+    for step in range(start, config["steps"]):
+        rng = torch.Generator().manual_seed(config["seed"] * 1_000_003 + step)
+        torch.manual_seed(config["seed"] * 1_000_003 + step)  # for noise drawn inside the models
+        warm = min(1.0, (step + 1) / config["warmup"])
+        optimizer.param_groups[0]["lr"] = (
+            config["lr"] * warm * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * step / config["steps"])))
+        )
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.get("bf16", False)):
+            loss = loss_fn(step, rng)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        decay = min(config["ema"], (1 + step) / (10 + step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+        losses.append(loss.item())
+        done = step + 1
+        if done % 50 == 0:
+            print(f"step {done} loss {sum(losses[-50:]) / 50:.4f} seconds {time.time() - began:.0f}", flush=True)
+        if time.time() - saved > MINUTES * 60 or done == config["steps"]:
+            state = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
+            torch.save(state | {"step": done, "seconds": time.time() - began}, checkpoint.with_suffix(".part"))
+            checkpoint.with_suffix(".part").rename(checkpoint)
+            saved = time.time()
+        if done in config.get("export_at", []) or done == config["steps"]:
+            for mine, theirs in zip(average.buffers(), model.buffers(), strict=True):
+                mine.copy_(theirs)
+            export(copy.deepcopy(average).eval())
+
+
+def train_vae(config: dict, folder: Path) -> None:
+    from diffusers import AutoencoderKL
+
+    if "start" in config:  # go on with the decoder alone: the latents stay what the denoiser learns
+        vae = AutoencoderKL.from_pretrained(render.CACHE / "train" / config["start"] / "vae")
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
+    else:
+        vae = AutoencoderKL(**config["model"])
+    images, _ = pictures("train", "extra")
+    full_from = config["steps"] * (1 - config["full_only"])
+
+    def reconstruct(x: torch.Tensor) -> torch.Tensor:
+        posterior = vae.encode(x).latent_dist
+        z = posterior.sample()
+        if "noise" in config:  # a denoiser's latents are not perfect either
+            z = z + config["noise"] / vae.config.scaling_factor * torch.randn_like(z) * torch.rand(len(z), 1, 1, 1)
+        y = vae.decode(z).sample.float()
+        error, edges = y - x, 0.0
+        for dim in (2, 3):
+            edges = edges + error.diff(dim=dim).abs().mean()
+        kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).float().mean()
+        return error.abs().mean() + edges + error.pow(2).mean() + config["kl"] * kl
+
+    def loss_fn(step: int, rng: torch.Generator) -> torch.Tensor:
+        whole = config["full"] if step < full_from else 16
+        crops = config["crops"] if step < full_from else 0
+        chosen = torch.randint(len(images), (crops + whole,), generator=rng)
+        batch = augment(images[chosen].float() / 255, rng) * 2 - 1
+        loss = reconstruct(batch[crops:])
+        if crops:
+            corners = torch.randint(33, (crops, 2), generator=rng).tolist()
+            small = torch.stack([x[:, i : i + 32, j : j + 32] for x, (i, j) in zip(batch, corners, strict=False)])
+            share = crops / (crops + 4 * whole)  # by pixels
+            loss = share * reconstruct(small) + (1 - share) * loss
+        return loss
+
+    def export(average: torch.nn.Module) -> None:
+        if "start" not in config:
+            standardize(average, images)
+        average.save_pretrained(folder / "vae")
+
+    fit(vae, loss_fn, config, folder, export)
+
+
+@torch.no_grad()
+def standardize(vae: torch.nn.Module, images: torch.Tensor) -> None:
+    """Move and scale the latent channels, inside the 1x1 convolutions around them, to mean 0 and std 1 / scaling_factor.
+
+    The decoder's picture stays the same. White paper alone would otherwise give the latents a mean far from 0, which a
+    denoiser that starts from plain noise has to recover.
+    """
+    latents = torch.cat([vae.encode(x.float() / 127.5 - 1).latent_dist.mean for x in images[::8].split(64)])
+    mean, std = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3)) * vae.config.scaling_factor
+    inside, outside = vae.quant_conv, vae.post_quant_conv
+    outside.bias += outside.weight[:, :, 0, 0] @ mean
+    outside.weight *= std[None, :, None, None]
+    n = len(mean)
+    inside.bias[:n] = (inside.bias[:n] - mean) / std
+    inside.weight[:n] /= std[:, None, None, None]
+    inside.bias[n:] -= 2 * std.log()  # log variances
+
+
+def make_tokenizer(captions: list[str], length: int):  # noqa: ANN201 (transformers is imported late)
+    """CLIP's byte-level BPE with `</w>`, its merges learned from the captions."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+    from transformers import CLIPTokenizer
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(r"[^\W\d_]+|\S"), "removed", invert=True), pre_tokenizers.ByteLevel(False, use_regex=False)]
+    )
+    trainer = trainers.BpeTrainer(vocab_size=4000, end_of_word_suffix="</w>", show_progress=False)
+    bpe.train_from_iterator(sorted(set(captions)), trainer)
+    merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
+    tokens = [*alphabet, *(a + "</w>" for a in alphabet), *(a + b for a, b in merges)]
+    tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer({token: i for i, token in enumerate(tokens)}, merges, model_max_length=length)
+
+
+def train_sd(config: dict, folder: Path) -> None:
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    vae = AutoencoderKL.from_pretrained(render.CACHE / "train" / config["vae"] / "vae")
+    images, rows = pictures("train")
+    others, _ = pictures("extra")
+    tokenizer = make_tokenizer([row["caption"] for row in rows], config["text_encoder"]["max_position_embeddings"])
+    text_config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **config["text_encoder"],
+    )
+    model = torch.nn.ModuleDict({"unet": UNet2DConditionModel(**config["unet"]), "text": CLIPTextModel(text_config)})
+    scheduler = DDIMScheduler(**config["scheduler"])
+    abar = scheduler.alphas_cumprod
+    weight = (config["min_snr"] * (1 - abar) / abar).clamp(max=1)  # min(SNR, gamma) / SNR
+
+    latents = encode(vae, images, config["versions"], config["seed"])  # (versions, N, 2, C, h, w)
+    loose = encode(vae, torch.cat([images, others]), 2, config["seed"] + 1)
+    # three captions for each picture: whole, without its style, and none
+    texts = [row["caption"] for row in rows] + [render.caption(row["concept"]) for row in rows] + [""]
+    tokens = tokenizer(texts, padding="max_length", return_tensors="pt").input_ids
+
+    def loss_fn(step: int, rng: torch.Generator) -> torch.Tensor:
+        n, batch = len(images), config["batch"]
+        free = round(batch * config["without_caption"])  # these learn from every drawing, so that unseen ones are not far
+        chosen = torch.randint(n, (batch - free,), generator=rng)
+        x = latents[torch.randint(len(latents), chosen.shape, generator=rng), chosen]
+        y = loose[torch.randint(2, (free,), generator=rng), torch.randint(loose.shape[1], (free,), generator=rng)]
+        mean, std = torch.cat([x, y]).float().unbind(1)
+        z = mean + std * torch.randn(mean.shape, generator=rng)
+        plain = torch.rand(len(chosen), generator=rng) < config["without_style"]
+        ids = torch.cat([chosen + n * plain, torch.full((free,), 2 * n)])
+        noise = torch.randn(z.shape, generator=rng)
+        t = torch.randint(len(abar), (batch,), generator=rng)
+        text = model["text"](tokens[ids]).last_hidden_state
+        prediction = model["unet"](scheduler.add_noise(z, noise, t), t, text).sample
+        return (weight[t] * (prediction - noise).pow(2).mean(dim=(1, 2, 3))).mean()
+
+    def export(average: torch.nn.Module) -> None:
+        parts = {"vae": copy.deepcopy(vae), "unet": average["unet"], "text_encoder": average["text"]}
+        pipe = StableDiffusionPipeline(
+            **parts, tokenizer=tokenizer, scheduler=scheduler, safety_checker=None, feature_extractor=None,
+            requires_safety_checker=False,
+        )  # fmt: skip
+        pipe.to(torch.float16).save_pretrained(folder / "sd")
+
+    fit(model, loss_fn, config, folder, export)
+
+
+@torch.no_grad()
+def encode(vae: torch.nn.Module, images: torch.Tensor, versions: int, seed: int) -> torch.Tensor:
+    """Scaled mean and standard deviation of the latents of augmented pictures, float16 (versions, N, 2, C, h, w)."""
+    rng, result = torch.Generator().manual_seed(seed), []
+    for _ in range(versions):
+        for x in images.split(64):
+            posterior = vae.encode(augment(x.float() / 255, rng, shift=0.03, scale=0.06) * 2 - 1).latent_dist
+            result.append((torch.stack([posterior.mean, posterior.std], 1) * vae.config.scaling_factor).half())
+    return torch.cat(result).unflatten(0, (versions, len(images)))
+
+
+def corrupt(images: torch.Tensor, rng: torch.Generator, colour: float) -> torch.Tensor:
+    """What a generated picture may suffer, in half of the pictures each: other colours, greyscale, blur, noise."""
+
+    def some(p: float) -> torch.Tensor:
+        return (torch.rand(len(images), 1, 1, 1, generator=rng) < p).float()
+
+    def uniform(*shape: int) -> torch.Tensor:
+        return torch.rand(len(images), *shape, generator=rng) * 2 - 1
+
+    tinted = (images - 0.5) * (1 + 0.4 * uniform(3, 1, 1)) + 0.5 + 0.15 * uniform(3, 1, 1)
+    images = torch.lerp(images, tinted, some(0.5 * colour))
+    images = torch.lerp(images, images.mean(dim=1, keepdim=True).expand_as(images), some(0.3 * colour))
+    size = int(torch.randint(20, 49, (), generator=rng))
+    soft = F.interpolate(F.interpolate(images, size=size, mode="area"), size=images.shape[-1], mode="bilinear")
+    images = torch.lerp(images, soft, some(0.5))
+    coarse = F.interpolate(torch.randn(len(images), 3, 16, 16, generator=rng), size=images.shape[-1], mode="bilinear")
+    images = images + 0.06 * some(0.5) * coarse + 0.04 * some(0.5) * torch.randn(images.shape, generator=rng)
+    return images.clamp(0, 1)
+
+
+def train_judge(config: dict, folder: Path) -> None:
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    images, rows = pictures(*config["splits"])
+    labels = sorted({row[config["label"]] for row in rows})
+    answers = torch.tensor([labels.index(row[config["label"]]) for row in rows])
+    names = dict(enumerate(labels))
+    model = ResNetForImageClassification(
+        ResNetConfig(**config["model"], id2label=names, label2id={name: i for i, name in names.items()})
+    )
+    # every label equally often
+    odds = (1 / answers.bincount().float())[answers]
+
+    def loss_fn(step: int, rng: torch.Generator) -> torch.Tensor:
+        chosen = torch.multinomial(odds, config["batch"], replacement=True, generator=rng)
+        x = augment(images[chosen].float() / 255, rng, **config["augment"])
+        x = corrupt(x, rng, config["colour"])
+        logits = model(x * 2 - 1).logits.float()
+        return F.cross_entropy(logits, answers[chosen], label_smoothing=0.1)
+
+    fit(model.train(), loss_fn, config, folder, lambda average: average.half().save_pretrained(folder / folder.name))
+
+
+def main(names: list[str]) -> None:
+    torch.set_num_threads(1)  # two single-thread runs beat one run with two threads
+    for name in names:
+        file = Path(name) if name.endswith(".yaml") else Path(__file__).parent / "configs" / f"{name}.yaml"
+        config = yaml.safe_load(file.read_text())
+        folder = render.CACHE / "train" / file.stem
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(config["seed"])
+        {"vae": train_vae, "sd": train_sd, "judge": train_judge}[config["kind"]](config, folder)
+        if (folder / file.stem).exists():
+            shutil.copytree(folder / file.stem, Path(__file__).parents[1] / file.stem, dirs_exist_ok=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
