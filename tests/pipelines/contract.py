@@ -1,0 +1,117 @@
+# Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""The pipelines under contract, a row each, and what `test_contract.py` needs to run and watch them.
+
+A new pipeline joins by adding a row.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
+
+from alignext import RIVALPipeline
+
+from . import tiny
+
+
+@dataclass(frozen=True)
+class Row:
+    """
+    Args:
+        name (`str`): Name of the row in test reports.
+        ours, stock (`type`): Our class, and the diffusers class it stands in for.
+        components (`Callable[[], dict]`): Fresh tiny components, the same weights each time.
+        active (`Callable[[], dict]`): Arguments of our call with which the method does something.
+        neutral (`Callable[[], dict]`): Arguments of our call with which the result is the stock one, bit for bit.
+        inputs (`Callable[[], dict]`): What both calls need beside a prompt, such as ControlNet's picture.
+        embeds (`tuple[str, ...]`): Call arguments that `encode_prompt` computes, in the order it returns them.
+        denoiser (`str`): Component the loop runs.
+    """
+
+    name: str
+    ours: type[DiffusionPipeline]
+    stock: type[DiffusionPipeline]
+    components: Callable[[], dict]
+    active: Callable[[], dict]
+    neutral: Callable[[], dict]
+    inputs: Callable[[], dict] = dict
+    embeds: tuple[str, ...] = ("prompt_embeds", "negative_prompt_embeds")
+    denoiser: str = "unet"
+
+    def build(self, ours: bool = True) -> DiffusionPipeline:
+        pipe = (self.ours if ours else self.stock)(**self.components())
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+
+def rival_active() -> dict:
+    return {"reference_image": torch.rand(3, tiny.SIZE, tiny.SIZE, generator=torch.Generator().manual_seed(5))}
+
+
+def rival_neutral() -> dict:
+    return rival_active() | {"t_inject": -1, "t_early": 1000, "t_align": -1, "init": "noise"}
+
+
+ROWS = [
+    Row("rival-sd", RIVALPipeline, StableDiffusionPipeline, tiny.sd_components, rival_active, rival_neutral),
+]
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def run(pipe: DiffusionPipeline, row: Row, mode: str = "active", **overrides):
+    """Images of one call as a tensor (or what `output_type` asks for). `mode`: "stock", "neutral" or "active"."""
+    arguments = {
+        "prompt": "a red fox",
+        "num_inference_steps": 4,
+        "guidance_scale": 5.0,
+        "generator": seeded(),
+        "output_type": "pt",
+        **row.inputs(),
+    }
+    if mode == "stock":
+        return row.stock.__call__(pipe, **arguments | overrides)[0]
+    return pipe(**arguments | getattr(row, mode)() | overrides)[0]
+
+
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
+def footprint(pipe: DiffusionPipeline) -> dict[str, object]:
+    """
+    Everything about the shared components that a call must leave as it was, by name: the components themselves, each
+    module's processor, hooks, own attributes and mode, each weight's value, dtype and device, and whatever was put on the
+    scheduler object in the place of a method.
+    """
+    found: dict[str, object] = dict(pipe.components)
+    for key, value in vars(pipe.scheduler).items():
+        if callable(value):
+            found[f"scheduler.{key}"] = value
+    for component, model in tiny.models(pipe.components).items():
+        for path, module in model.named_modules():
+            name = f"{component}.{path}"
+            found[f"{name} processor"] = vars(module).get("processor")
+            found[f"{name} forward"] = vars(module).get("forward")
+            found[f"{name} attributes"] = sorted(vars(module))
+            found[f"{name} training"] = module.training
+            for kind in HOOKS:
+                found |= {f"{name} {kind} {i}": hook for i, hook in enumerate(vars(module)[kind].values())}
+        for path, weight in (*model.named_parameters(), *model.named_buffers()):
+            found[f"{component}.{path}"] = weight.detach().clone()
+            found[f"{component}.{path} kind"] = (weight.dtype, weight.device, weight.requires_grad)
+    return found
+
+
+def changes(before: dict[str, object], after: dict[str, object]) -> list[str]:
+    """Names under which two footprints differ: objects by identity, weights and plain values by value."""
+
+    def same(a: object, b: object) -> bool:
+        if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+            return torch.equal(a, b)
+        return a is b or (isinstance(a, (bool, tuple, list)) and a == b)
+
+    missing = object()
+    return [key for key in before | after if not same(before.get(key, missing), after.get(key, missing))]

@@ -1,0 +1,550 @@
+# Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""What every pipeline of ours owes its user: all that the stock class does, the stock result when the method is off, and
+the shared components as they were. One suite, over the rows of `contract.py`."""
+
+import inspect
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from accelerate import cpu_offload
+from accelerate.hooks import remove_hook_from_submodules
+from diffusers import DiffusionPipeline, EulerDiscreteScheduler, PNDMScheduler
+from diffusers.callbacks import MultiPipelineCallbacks, SDCFGCutoffCallback
+from diffusers.utils import dynamic_modules_utils
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+
+from . import tiny
+from .contract import ROWS, changes, footprint, run, seeded
+
+
+pytestmark = pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
+
+BOTH = pytest.mark.parametrize("mode", ["neutral", "active"])
+CLOSE = {"atol": 1e-4, "rtol": 1e-4}  # batched against single rows: the same sums in another order
+
+
+@pytest.fixture
+def pipe(row):
+    return row.build()
+
+
+def latents_of(pipe, n, seed=3, size=tiny.SIZE):
+    side = size // pipe.vae_scale_factor
+    return torch.randn(n, 4, side, side, generator=seeded(seed))
+
+
+def embeds_of(pipe, row, prompts, negative=None):
+    encoded = pipe.encode_prompt(prompts, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True)
+    return {"prompt": None} | dict(zip(row.embeds, encoded, strict=True))
+
+
+# --------------------------------------------------------------------------------------------------- the class itself
+
+
+def test_adds_to_the_stock_class_and_takes_nothing_away(row):
+    assert issubclass(row.ours, row.stock)
+    assert row.ours.__init__ is row.stock.__init__
+    assert row.ours.model_cpu_offload_seq == row.stock.model_cpu_offload_seq
+    assert set(row.stock._optional_components) <= set(row.ours._optional_components)
+    assert set(row.stock._callback_tensor_inputs) <= set(row.ours._callback_tensor_inputs)
+
+
+def test_signature_begins_with_the_stock_arguments(row):
+    ours, stock = (inspect.signature(cls.__call__).parameters for cls in (row.ours, row.stock))
+    expected = [p for p in stock.values() if p.kind is not p.VAR_KEYWORD]
+    assert [(p.name, p.kind) for p in ours.values()][: len(expected)] == [(p.name, p.kind) for p in expected]
+    added = list(ours.values())[len(expected) :]
+    assert added and all(p.kind is p.KEYWORD_ONLY or p.kind is p.VAR_KEYWORD for p in added)
+    assert all(p.default is not p.empty for p in added if p.kind is p.KEYWORD_ONLY)
+
+
+def test_has_an_example_and_names_its_paper(row):
+    assert "```py" in row.ours.__call__.__doc__
+    assert row.ours._name and "alignext" in row.ours._tag_names
+    assert set(row.ours._paper) == {"title", "id", "citation"}
+
+
+# ------------------------------------------------------------------------------------------- neutral setting = stock
+
+SETTINGS = {
+    "plain": lambda pipe, row: {},
+    "given latents": lambda pipe, row: {"latents": latents_of(pipe, 1)},
+    "several images": lambda pipe, row: {"num_images_per_prompt": 3},
+    "several prompts": lambda pipe, row: {"prompt": ["a fox", "a dog"], "num_images_per_prompt": 2},
+    "negative prompt": lambda pipe, row: {"negative_prompt": "ugly"},
+    "list of generators": lambda pipe, row: {"num_images_per_prompt": 2, "generator": [seeded(1), seeded(2)]},
+    "no guidance": lambda pipe, row: {"guidance_scale": 1.0},
+    "rescaled guidance": lambda pipe, row: {"guidance_rescale": 0.7},
+    "stochastic steps": lambda pipe, row: {"eta": 0.8},
+    "clip skip": lambda pipe, row: {"clip_skip": 1},
+    "embeddings": lambda pipe, row: embeds_of(pipe, row, ["a fox"]),
+    "another size": lambda pipe, row: {"height": 24, "width": 16},
+    "latent output": lambda pipe, row: {"output_type": "latent"},
+    "guidance cut off": lambda pipe, row: {"callback_on_step_end": SDCFGCutoffCallback(cutoff_step_index=1)},
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_neutral_setting_is_the_stock_result_bit_for_bit(row, pipe, setting):
+    # Built twice, since generators and callbacks have state.
+    stock = run(row.build(ours=False), row, "stock", **SETTINGS[setting](pipe, row))
+    assert torch.equal(run(pipe, row, "neutral", **SETTINGS[setting](pipe, row)), stock)
+
+
+def test_active_setting_does_something(row, pipe):
+    difference = run(pipe, row, "active", latents=latents_of(pipe, 1)) - run(
+        pipe, row, "stock", latents=latents_of(pipe, 1)
+    )
+    assert difference.abs().max() > 1e-3
+
+
+@BOTH
+def test_calls_leave_no_trace_in_later_calls(row, pipe, mode):
+    first = run(pipe, row, mode)
+    run(pipe, row, "active", num_inference_steps=7, guidance_scale=1.0, num_images_per_prompt=2)
+    assert torch.equal(run(pipe, row, mode), first)
+
+
+# ------------------------------------------------------------------------------------- shared components stay as they are
+
+
+class Stop(BaseException):
+    """Not an `Exception`, like a keyboard interrupt."""
+
+
+def raise_after(calls):
+    """A forward hook or step callback that raises at the given call, counted from 0."""
+    count = iter(range(calls, -1, -1))
+
+    def hook(*args, **kwargs):
+        if next(count) == 0:
+            raise Stop
+
+    return hook
+
+
+def failure_in(part, calls):
+    def install(pipe, row):
+        module = pipe.get_submodule(part) if isinstance(pipe, torch.nn.Module) else pipe
+        for name in part.format(denoiser=row.denoiser).split("."):
+            module = getattr(module, name)
+        return module.register_forward_hook(raise_after(calls)).remove
+
+    return install
+
+
+def failing_step(pipe, row):
+    """A scheduler whose own `step` fails: put on the class, where a wrapper on the object must leave it."""
+    original = type(pipe.scheduler)
+
+    def step(self, *args, **kwargs):
+        raise Stop
+
+    pipe.scheduler.__class__ = type(original.__name__, (original,), {"step": step})
+    return lambda: setattr(pipe.scheduler, "__class__", original)
+
+
+FAILURES = {
+    "text encoder": failure_in("text_encoder", 0),
+    "first denoiser call": failure_in("{denoiser}", 0),
+    "later denoiser call": failure_in("{denoiser}", 5),
+    "inside an attention layer": failure_in("{denoiser}.mid_block.attentions.0.transformer_blocks.0.attn1.to_q", 6),
+    "scheduler": failing_step,
+    "decoder": failure_in("vae.decoder", 0),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("scheduler", [None, EulerDiscreteScheduler, PNDMScheduler])
+def test_components_are_untouched_after_a_call(row, pipe, mode, scheduler):
+    if scheduler is not None:
+        pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    before = footprint(pipe)
+    run(pipe, row, mode, num_images_per_prompt=2)
+    assert changes(before, footprint(pipe)) == []
+
+
+@pytest.mark.parametrize("where", FAILURES)
+@pytest.mark.parametrize("scheduler", [None, EulerDiscreteScheduler])
+def test_components_are_untouched_after_an_exception(row, pipe, where, scheduler):
+    stock = run(row.build(ours=False), row, "stock")
+    original = pipe.scheduler
+    if scheduler is not None:
+        if where == "scheduler":
+            pytest.skip("the failing `step` sits on the class the method may replace")
+        pipe.scheduler = scheduler.from_config(original.config)
+    before = footprint(pipe)
+    undo = FAILURES[where](pipe, row)
+    with pytest.raises(Stop):
+        run(pipe, row, "active")
+    undo()
+    assert changes(before, footprint(pipe)) == []
+    pipe.scheduler = original
+    assert torch.equal(run(pipe, row, "stock"), stock)
+
+
+def test_components_are_untouched_after_a_failing_callback(row, pipe):
+    before = footprint(pipe)
+    with pytest.raises(Stop):
+        run(pipe, row, "active", callback_on_step_end=raise_after(1))
+    assert changes(before, footprint(pipe)) == []
+
+
+@pytest.mark.parametrize("bad", [{"prompt": None}, {"height": 17}, {"callback_on_step_end_tensor_inputs": ["none"]}])
+def test_what_stock_refuses_is_refused_and_leaves_no_trace(row, pipe, bad):
+    with pytest.raises(ValueError):
+        run(pipe, row, "stock", **bad)
+    before = footprint(pipe)
+    with pytest.raises(ValueError):
+        run(pipe, row, "active", **bad)
+    assert changes(before, footprint(pipe)) == []
+
+
+def test_footprint_notices_each_kind_of_change(row, pipe):
+    """The watch itself can fail: one change of each kind is seen."""
+    denoiser = getattr(pipe, row.denoiser)
+    layer = denoiser.mid_block.attentions[0].transformer_blocks[0].attn1
+    for change in (
+        lambda: layer.set_processor(type(layer.processor)()),
+        lambda: denoiser.register_forward_pre_hook(lambda *args: None),
+        lambda: setattr(pipe.scheduler, "step", pipe.scheduler.step),
+        lambda: layer.train(),
+        lambda: layer.requires_grad_(False),
+        lambda: layer.to(torch.bfloat16),
+        lambda: layer.to_q.weight.data.add_(1),
+        lambda: setattr(pipe, "scheduler", tiny.scheduler()),
+    ):
+        before = footprint(pipe)
+        change()
+        assert changes(before, footprint(pipe))
+
+
+def test_hooks_of_the_user_stay_and_fire(row, pipe):
+    fired = []
+    denoiser = getattr(pipe, row.denoiser)
+    handle = denoiser.register_forward_pre_hook(lambda *args: fired.append(1))
+    run(pipe, row, "active")
+    assert len(fired) >= 4 and handle.id in denoiser._forward_pre_hooks
+
+
+# ------------------------------------------------------------------------------------------ from one class to the other
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_components_are_shared_without_a_cast(row, dtype):
+    stock = row.build(ours=False).to(dtype)
+    stock.vae.to(torch.float32)  # mixed precision, as users have it
+    before, images = footprint(stock), run(stock, row, "stock", output_type="latent")
+    ours = row.ours(**stock.components)
+    ours.set_progress_bar_config(disable=True)
+    assert changes(before, footprint(ours)) == []
+    assert torch.equal(run(ours, row, "neutral", output_type="latent"), images)
+    run(ours, row, "active", output_type="latent")
+    assert changes(before, footprint(stock)) == []
+    assert torch.equal(run(stock, row, "stock", output_type="latent"), images)
+
+
+def test_from_pipe_shares_and_casts_to_float32_unless_told(row):
+    """What diffusers does with any class, and why our pages show `Ours(**pipe.components)`."""
+    stock = row.build(ours=False).to(torch.bfloat16)
+    kept = row.ours.from_pipe(stock, dtype=torch.bfloat16)
+    assert type(kept) is row.ours and getattr(kept, row.denoiser) is getattr(stock, row.denoiser)
+    assert kept.dtype == stock.dtype == torch.bfloat16
+    cast = row.ours.from_pipe(stock)
+    assert cast.dtype == stock.dtype == torch.float32
+    back = row.stock.from_pipe(cast)
+    assert type(back) is row.stock and getattr(back, row.denoiser) is getattr(stock, row.denoiser)
+
+
+@pytest.mark.parametrize("way", ["stock", "custom_pipeline", "ours"])
+def test_saved_pipeline_gives_the_same_result_loaded_each_way(row, pipe, way, tmp_path, monkeypatch):
+    monkeypatch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = str(tmp_path / "model")
+    pipe.save_pretrained(folder)
+    loaded = {
+        "stock": lambda: DiffusionPipeline.from_pretrained(folder),
+        "custom_pipeline": lambda: DiffusionPipeline.from_pretrained(
+            folder, custom_pipeline=folder, trust_remote_code=True
+        ),
+        "ours": lambda: row.ours.from_pretrained(folder),
+    }[way]()
+    loaded.set_progress_bar_config(disable=True)
+    assert type(loaded) is (row.stock if way == "stock" else row.ours)
+    mode = "stock" if way == "stock" else "active"
+    assert torch.equal(run(loaded, row, mode), run(pipe, row, mode))
+    assert (
+        changes({k: type(v) for k, v in pipe.components.items()}, {k: type(v) for k, v in loaded.components.items()})
+        == []
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ callbacks
+
+
+@BOTH
+def test_callback_is_called_at_every_step_and_reads_every_tensor(row, pipe, mode):
+    seen = []
+
+    def callback(owner, i, t, tensors):
+        assert owner is pipe and owner.num_timesteps == 4
+        seen.append((i, int(t), sorted(tensors)))
+        assert all(isinstance(tensor, torch.Tensor) for tensor in tensors.values())
+        return tensors
+
+    names = sorted(pipe._callback_tensor_inputs)
+    images = run(pipe, row, mode, callback_on_step_end=callback, callback_on_step_end_tensor_inputs=names)
+    assert [i for i, _, _ in seen] == [0, 1, 2, 3]
+    assert [t for _, t, _ in seen] == sorted((t for _, t, _ in seen), reverse=True)
+    assert all(read == names for _, _, read in seen)
+    assert torch.equal(images, run(pipe, row, mode))
+
+
+@BOTH
+def test_callback_writes(row, pipe, mode):
+    def zero_at_the_end(owner, i, t, tensors):
+        return {"latents": torch.zeros_like(tensors["latents"])} if i == owner.num_timesteps - 1 else {}
+
+    assert not run(pipe, row, mode, callback_on_step_end=zero_at_the_end, output_type="latent").any()
+
+
+@BOTH
+def test_interrupt_ends_the_work(row, pipe, mode):
+    steps = []
+
+    def interrupt(owner, i, t, tensors):
+        steps.append((i, tensors["latents"].clone()))
+        owner._interrupt = True
+        return tensors
+
+    images = run(pipe, row, mode, callback_on_step_end=interrupt, output_type="latent")
+    assert len(steps) == 1 and torch.equal(images, steps[0][1])
+    assert torch.isfinite(run(pipe, row, mode)).all() and not pipe.interrupt  # the next call runs
+
+
+def test_pipeline_callbacks_are_accepted(row, pipe):
+    cut = SDCFGCutoffCallback(cutoff_step_index=2)
+    assert torch.equal(
+        run(pipe, row, "active", callback_on_step_end=cut),
+        run(pipe, row, "active", callback_on_step_end=MultiPipelineCallbacks([cut])),
+    )
+    assert (run(pipe, row, "active", callback_on_step_end=cut) - run(pipe, row, "active")).abs().max() > 1e-5
+
+
+# ---------------------------------------------------------------------------------------------- batches and generators
+
+
+@BOTH
+def test_same_seed_same_images_and_another_seed_others(row, pipe, mode):
+    assert torch.equal(run(pipe, row, mode, generator=seeded(1)), run(pipe, row, mode, generator=seeded(1)))
+    assert not torch.equal(run(pipe, row, mode, generator=seeded(1)), run(pipe, row, mode, generator=seeded(2)))
+
+
+@BOTH
+def test_global_seed_decides_without_a_generator(row, pipe, mode):
+    images = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        images.append(run(pipe, row, mode, generator=None))
+    assert torch.equal(*images)
+
+
+@BOTH
+def test_batch_equals_single_calls(row, pipe, mode):
+    """Two prompts, two images each, a generator per image: prompt-major, and each image what it is alone."""
+    prompts = ["a red fox", "two dogs"]
+    images = run(pipe, row, mode, prompt=prompts, num_images_per_prompt=2, generator=[seeded(s) for s in range(4)])
+    assert len(images) == 4
+    for k, image in enumerate(images):
+        single = run(pipe, row, mode, prompt=prompts[k // 2], generator=seeded(k))
+        torch.testing.assert_close(image, single[0], **CLOSE)
+
+
+@BOTH
+def test_list_with_one_prompt_equals_the_prompt(row, pipe, mode):
+    assert torch.equal(run(pipe, row, mode, prompt=["a red fox"]), run(pipe, row, mode, prompt="a red fox"))
+
+
+def test_generators_that_do_not_fit_are_refused(row, pipe):
+    with pytest.raises(ValueError, match="generator"):
+        run(pipe, row, "active", generator=[seeded(0), seeded(1), seeded(2)], num_images_per_prompt=2)
+
+
+@BOTH
+def test_negative_prompts_are_one_per_prompt(row, pipe, mode):
+    prompts, negatives = ["a fox", "a dog"], ["ugly", "grey"]
+    generators = [seeded(0), seeded(1)]
+    images = run(pipe, row, mode, prompt=prompts, negative_prompt=negatives, generator=generators)
+    for k, image in enumerate(images):
+        single = run(pipe, row, mode, prompt=prompts[k], negative_prompt=negatives[k], generator=seeded(k))
+        torch.testing.assert_close(image, single[0], **CLOSE)
+
+
+@BOTH
+def test_embeddings_stand_in_for_prompts(row, pipe, mode):
+    prompts = ["a fox", "a dog"]
+    expected = run(pipe, row, mode, prompt=prompts)
+    torch.testing.assert_close(run(pipe, row, mode, **embeds_of(pipe, row, prompts)), expected, **CLOSE)
+
+
+def test_embeddings_run_without_text_encoders(row, pipe):
+    embeds = embeds_of(pipe, row, ["a fox"])
+    for name in pipe.components:
+        if name.startswith(("text_encoder", "tokenizer")):
+            setattr(pipe, name, None)
+    assert torch.isfinite(run(pipe, row, "active", **embeds)).all()
+
+
+# --------------------------------------------------------------------------------------------------------------- output
+
+
+@BOTH
+def test_output_types_agree(row, pipe, mode):
+    tensor = run(pipe, row, mode, output_type="pt")
+    assert tensor.shape == (1, 3, tiny.SIZE, tiny.SIZE) and 0 <= tensor.min() and tensor.max() <= 1
+    array = run(pipe, row, mode, output_type="np")
+    np.testing.assert_array_equal(array, tensor.permute(0, 2, 3, 1).numpy())
+    (picture,) = run(pipe, row, mode, output_type="pil")
+    assert isinstance(picture, PIL.Image.Image) and picture.size == (tiny.SIZE, tiny.SIZE)
+    np.testing.assert_array_equal(np.asarray(picture), (array[0] * 255).round().astype(np.uint8))
+    latent = run(pipe, row, mode, output_type="latent")
+    decoded = pipe.vae.decode(latent / pipe.vae.config.scaling_factor).sample
+    torch.testing.assert_close(pipe.image_processor.postprocess(decoded.detach(), output_type="pt"), tensor)
+    assert not tensor.requires_grad and not latent.requires_grad
+
+
+@BOTH
+def test_return_dict_off_gives_a_tuple(row, pipe, mode):
+    def call(**kwargs):
+        return pipe("a fox", num_inference_steps=2, generator=seeded(), output_type="pt", **arguments, **kwargs)
+
+    arguments = row.inputs() | getattr(row, mode)()
+    plain = call(return_dict=False)
+    assert type(plain) is tuple and torch.equal(plain[0], call().images)
+
+
+@BOTH
+def test_positional_arguments_are_the_stock_ones(row, pipe, mode):
+    if row.inputs():
+        pytest.skip("stock takes another argument second")
+    arguments = getattr(row, mode)() | {"generator": seeded(), "output_type": "pt"}
+    named = pipe(prompt="a fox", height=24, width=16, num_inference_steps=2, **arguments).images
+    arguments["generator"] = seeded()
+    assert torch.equal(pipe("a fox", 24, 16, 2, **arguments).images, named)
+
+
+@BOTH
+def test_progress_bars_can_be_silenced(row, pipe, mode, capfd):
+    run(pipe, row, mode)
+    assert capfd.readouterr() == ("", "")
+    pipe.set_progress_bar_config(disable=False)
+    run(pipe, row, mode)
+    assert "it/s" in capfd.readouterr().err
+
+
+# ------------------------------------------------------------------------------------- what users do to their pipelines
+
+
+def slice_attention(pipe, row):
+    pipe.enable_attention_slicing(1)
+
+
+def fuse_projections(pipe, row):
+    pipe.fuse_qkv_projections()
+
+
+def channels_last(pipe, row):
+    getattr(pipe, row.denoiser).to(memory_format=torch.channels_last)
+
+
+def free_u(pipe, row):
+    pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+
+
+def offload(pipe, row):
+    """What sequential offloading installs, with the CPU as the device to run on: weights are absent between calls."""
+    for model in tiny.models(pipe.components).values():
+        cpu_offload(model, execution_device=torch.device("cpu"))
+
+
+CHANGES_NOTHING = {"attention slicing": slice_attention, "fused": fuse_projections, "channels last": channels_last}
+CHANGES_RESULT = {"FreeU": free_u}
+
+
+@pytest.mark.parametrize("treatment", CHANGES_NOTHING)
+def test_treatment_changes_nothing(row, pipe, treatment):
+    expected = run(pipe, row, "active")
+    CHANGES_NOTHING[treatment](pipe, row)
+    before = footprint(pipe)
+    torch.testing.assert_close(run(pipe, row, "active"), expected, **CLOSE)
+    assert changes(before, footprint(pipe)) == []
+
+
+@pytest.mark.parametrize("treatment", CHANGES_NOTHING | CHANGES_RESULT)
+def test_neutral_setting_is_stock_under_a_treatment(row, pipe, treatment):
+    (CHANGES_NOTHING | CHANGES_RESULT)[treatment](pipe, row)
+    assert torch.equal(run(pipe, row, "neutral"), run(pipe, row, "stock"))
+    assert torch.isfinite(run(pipe, row, "active")).all()
+
+
+@BOTH
+def test_offloaded_pipeline_gives_the_same_result(row, pipe, mode):
+    expected = run(pipe, row, mode, num_images_per_prompt=2)
+    offload(pipe, row)
+    denoiser = getattr(pipe, row.denoiser)
+    assert next(denoiser.parameters()).is_meta
+    for _ in range(2):
+        assert torch.equal(run(pipe, row, mode, num_images_per_prompt=2), expected)
+        assert next(denoiser.parameters()).is_meta
+    remove_hook_from_submodules(denoiser)
+
+
+def test_lora_is_used(row, pipe, tmp_path):
+    donor = getattr(row.build(ours=False), row.denoiser)
+    donor.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v", "to_out.0"], init_lora_weights=False))
+    row.stock.save_lora_weights(tmp_path, **{f"{row.denoiser}_lora_layers": get_peft_model_state_dict(donor)})
+
+    without = {mode: run(pipe, row, mode) for mode in ("neutral", "active")}
+    pipe.load_lora_weights(tmp_path, adapter_name="toy")
+    before = footprint(pipe)
+    assert torch.equal(run(pipe, row, "neutral"), run(pipe, row, "stock"))
+    for mode, images in without.items():
+        assert (run(pipe, row, mode) - images).abs().max() > 1e-3
+        scaled_off = run(pipe, row, mode, cross_attention_kwargs={"scale": 0.0})
+        torch.testing.assert_close(scaled_off, images, **CLOSE)
+    assert changes(before, footprint(pipe)) == []
+
+    adapted = run(pipe, row, "active")
+    pipe.fuse_lora()
+    torch.testing.assert_close(run(pipe, row, "active"), adapted, **CLOSE)
+    pipe.unfuse_lora()
+    pipe.unload_lora_weights()
+    torch.testing.assert_close(run(pipe, row, "active"), without["active"], **CLOSE)
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_runs_and_stays(row, pipe, mode, dtype):
+    pipe.to(dtype)
+    before = footprint(pipe)
+    latent = run(pipe, row, mode, output_type="latent")
+    assert latent.dtype == run(pipe, row, "stock", output_type="latent").dtype == dtype
+    assert torch.isfinite(latent).all() and torch.isfinite(run(pipe, row, mode)).all()
+    assert changes(before, footprint(pipe)) == []
+    if mode == "neutral":
+        assert torch.equal(latent, run(pipe, row, "stock", output_type="latent"))
+
+
+@BOTH
+def test_runs_in_inference_mode(row, pipe, mode):
+    with torch.inference_mode():
+        images = run(pipe, row, mode).clone()
+    assert torch.equal(images, run(pipe, row, mode))
+
+
+def test_textual_inversion_is_used(row, pipe):
+    pipe.load_textual_inversion(torch.ones(tiny.TEXT_DIM) * 0.3, token="<toy>")
+    toy, letters = (run(pipe, row, "active", prompt=f"a {word}") for word in ("<toy>", "toy"))
+    assert (toy - letters).abs().max() > 1e-4
