@@ -6,7 +6,7 @@ import sys
 from json import dumps, loads
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import logging
@@ -104,10 +104,10 @@ class HubMixin(_Pipeline):
         safe_serialization: bool = True,
         variant: str | None = None,
         subfolder: str | None = None,
-    ) -> CommitInfo | None:
+    ) -> CommitInfo:
         """As the stock method, whose arguments it takes: pushes what [`~HubMixin.save_pretrained`] writes."""
         with TemporaryDirectory() as folder:
-            return self.save_pretrained(
+            commit = self.save_pretrained(
                 folder,
                 safe_serialization=safe_serialization,
                 variant=variant,
@@ -119,6 +119,7 @@ class HubMixin(_Pipeline):
                 create_pr=create_pr,
                 subfolder=subfolder,
             )
+        return cast(CommitInfo, commit)
 
 
 def stock_class(pipe: HubMixin) -> type[DiffusionPipeline]:

@@ -22,8 +22,10 @@ class Row:
         name (`str`): Name of the row in test reports.
         ours, stock (`type`): Our class, and the diffusers class it stands in for.
         components (`Callable[[], dict]`): Fresh tiny components, the same weights each time.
-        active (`Callable[[], dict]`): Arguments of our call with which the method does something.
-        neutral (`Callable[[], dict]`): Arguments of our call with which the result is the stock one, bit for bit.
+        active (`Callable[[dict], dict]`): Our arguments with which the method does something, given the stock ones.
+        neutral (`Callable[[dict], dict]`): Our arguments with which the result is the stock one, bit for bit.
+        prepared (`Callable[[DiffusionPipeline, int], dict]`): Given the number of steps, arguments in the place of those
+            of `active` that need a text encoder, made while the pipeline has one.
         inputs (`Callable[[], dict]`): What both calls need beside a prompt, such as ControlNet's picture.
         embeds (`tuple[str, ...]`): Call arguments that `encode_prompt` computes, in the order it returns them.
         denoiser (`str`): Component the loop runs.
@@ -33,8 +35,9 @@ class Row:
     ours: type[DiffusionPipeline]
     stock: type[DiffusionPipeline]
     components: Callable[[], dict]
-    active: Callable[[], dict]
-    neutral: Callable[[], dict]
+    active: Callable[[dict], dict]
+    neutral: Callable[[dict], dict]
+    prepared: Callable[[DiffusionPipeline, int], dict] = lambda pipe, steps: {}
     inputs: Callable[[], dict] = dict
     embeds: tuple[str, ...] = ("prompt_embeds", "negative_prompt_embeds")
     denoiser: str = "unet"
@@ -45,21 +48,38 @@ class Row:
         return pipe
 
 
-def rival_active() -> dict:
-    return {"reference_image": torch.rand(3, tiny.SIZE, tiny.SIZE, generator=torch.Generator().manual_seed(5))}
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
-def rival_neutral() -> dict:
-    return rival_active() | {"t_inject": -1, "t_early": 1000, "t_align": -1, "init": "noise"}
+def rival_active(call: dict) -> dict:
+    # A reference prompt of its own lets several prompts share the picture.
+    picture = torch.rand(3, tiny.SIZE, tiny.SIZE, generator=seeded(5))
+    return {"reference_image": picture, "reference_prompt": "a drawing"}
+
+
+def rival_neutral(call: dict) -> dict:
+    init = {} if "latents" in call else {"init": "noise"}
+    return rival_active(call) | {"t_inject": -1, "t_early": 1000, "t_align": -1} | init
+
+
+def rival_prepared(pipe: DiffusionPipeline, steps: int) -> dict:
+    reference = rival_active({})
+    inversion = pipe.invert(reference["reference_image"], reference["reference_prompt"], num_inference_steps=steps)
+    return dict.fromkeys(reference) | {"inversion": inversion}
 
 
 ROWS = [
-    Row("rival-sd", RIVALPipeline, StableDiffusionPipeline, tiny.sd_components, rival_active, rival_neutral),
+    Row(
+        "rival-sd",
+        ours=RIVALPipeline,
+        stock=StableDiffusionPipeline,
+        components=tiny.sd_components,
+        active=rival_active,
+        neutral=rival_neutral,
+        prepared=rival_prepared,
+    ),
 ]
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def run(pipe: DiffusionPipeline, row: Row, mode: str = "active", **overrides):
@@ -71,10 +91,11 @@ def run(pipe: DiffusionPipeline, row: Row, mode: str = "active", **overrides):
         "generator": seeded(),
         "output_type": "pt",
         **row.inputs(),
+        **overrides,
     }
     if mode == "stock":
-        return row.stock.__call__(pipe, **arguments | overrides)[0]
-    return pipe(**arguments | getattr(row, mode)() | overrides)[0]
+        return row.stock.__call__(pipe, **arguments)[0]
+    return pipe(**getattr(row, mode)(arguments) | arguments)[0]
 
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
@@ -83,8 +104,8 @@ HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backwa
 def footprint(pipe: DiffusionPipeline) -> dict[str, object]:
     """
     Everything about the shared components that a call must leave as it was, by name: the components themselves, each
-    module's processor, hooks, own attributes and mode, each weight's value, dtype and device, and whatever was put on the
-    scheduler object in the place of a method.
+    module's processor, hooks, own attributes and mode, each weight's value, dtype and device, and whatever was put on
+    the scheduler object in the place of a method.
     """
     found: dict[str, object] = dict(pipe.components)
     for key, value in vars(pipe.scheduler).items():

@@ -122,7 +122,9 @@ def controlnet(unet: UNet2DConditionModel, seed: int = 0) -> ControlNetModel:
     """A ControlNet of that UNet whose outputs are not zero, as those of a new one are."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 8), load_weights_from_unet=False)
+        model = ControlNetModel.from_unet(
+            unet, conditioning_embedding_out_channels=(4, 8), load_weights_from_unet=False
+        )
         for parameter in model.parameters():
             if not parameter.any():
                 torch.nn.init.normal_(parameter, std=0.1)

@@ -1,0 +1,705 @@
+# Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""RIVAL on a tiny random Stable Diffusion: the traps of the method, each as the test that exposes it.
+
+The yardstick is `joint_batch`, a loop written out from the paper with the rows [R-uncond, G-uncond, R-cond, G-cond] in
+one batch. It shares no code with the package but the UNet and diffusers' DDIM.
+"""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import DDIMInverseScheduler, DDIMScheduler, StableDiffusionPipeline
+from diffusers.models.attention_processor import Attention
+
+from alignext.pipelines.rival import RIVALInversion, RIVALPipeline
+from alignext.pipelines.rival.alignment import Alignment, RIVALAttnProcessor
+from tests.pipelines.tiny import SIZE, sd_components
+
+
+T = 10
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def pipe():
+    pipe = RIVALPipeline(**sd_components())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def picture():
+    return torch.rand(3, SIZE, SIZE, generator=generator(7))
+
+
+def latents_for(pipe, n=1, seed=3):
+    side = SIZE // pipe.vae_scale_factor
+    return torch.randn(n, 4, side, side, generator=generator(seed))
+
+
+def run(pipe, prompt="a red fox", **kwargs):
+    kwargs = {"num_inference_steps": T, "output_type": "latent", "guidance_scale": 5.0} | kwargs
+    if "inversion" in kwargs:
+        kwargs.pop("num_inference_steps")
+    return pipe(prompt, **kwargs).images
+
+
+def embed(pipe, prompt):
+    return pipe.encode_prompt(prompt, pipe.device, 1, False)[0]
+
+
+class JointAttention:
+    """Self-attention over a joint batch of `branches` x [R, G_1 .. G_M] rows, written out."""
+
+    def __init__(self, rows_per_branch, mix_branches=False):
+        self.rows, self.mode, self.mix = rows_per_branch, "plain", mix_branches
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
+        q, k, v = (
+            layer(hidden_states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            for layer in (attn.to_q, attn.to_k, attn.to_v)
+        )
+        out = torch.empty_like(q)
+        for row in range(len(q)):
+            reference = row - row % self.rows
+            if self.mix:  # wrong on purpose: every row reads the conditional branch's reference
+                reference = len(q) - self.rows
+            keys, values = k[row], v[row]
+            if row % self.rows:
+                if self.mode == "replace":
+                    keys, values = k[reference], v[reference]
+                elif self.mode == "concat":
+                    keys, values = torch.cat([k[reference], keys], 1), torch.cat([v[reference], values], 1)
+            out[row] = (q[row] @ keys.transpose(1, 2) / math.sqrt(q.shape[-1])).softmax(-1) @ values
+        return attn.to_out[0](out.transpose(1, 2).flatten(2))
+
+
+def joint_batch(
+    pipe,
+    inversion,
+    prompt,
+    x_T,
+    *,
+    w=5.0,
+    t_align=600,
+    t_early=600,
+    t_inject=1000,
+    wrong=None,
+    keep=None,
+):
+    """The whole method for one reference and M images, in the plainest way. `wrong` names a deliberate mistake."""
+    unet, M, guided = pipe.unet, len(x_T), w > 1
+    scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    scheduler.set_timesteps(inversion.num_inference_steps)
+    text, null = embed(pipe, prompt), embed(pipe, "")
+    ref_text, ref_null = inversion.prompt_embeds, inversion.negative_prompt_embeds
+    embeds = torch.cat([ref_text, *[text] * M])
+    if guided:
+        embeds = torch.cat([ref_null, *[null] * M, embeds])
+    processor = JointAttention(1 + M, mix_branches=wrong == "mixed branches")
+    layers = [m for name, m in unet.named_modules() if isinstance(m, Attention) and name.endswith("attn1")]
+    kept = [layer.processor for layer in layers]
+    for layer in layers:
+        layer.set_processor(processor)
+
+    def adain(e, e_R):
+        dims = (1, 2, 3) if wrong == "global statistics" else (2, 3)
+        var, mu = torch.var_mean(e, dims, keepdim=True)
+        var_R, mu_R = torch.var_mean(e_R, dims, keepdim=True)
+        return (e - mu) / (var + 1e-5).sqrt() * (var_R + 1e-5).sqrt() + mu_R
+
+    x, steps = x_T, inversion.num_inference_steps
+    with torch.no_grad():
+        for i, t in enumerate(scheduler.timesteps):
+            k = steps - i - (wrong == "chain off by one")
+            gate = t - 1
+            processor.mode = "plain" if gate > t_inject else "concat" if gate <= t_align else "replace"
+            rows = torch.cat([inversion.latents[k], x])
+            e = unet(torch.cat([rows, rows]) if guided else rows, t, encoder_hidden_states=embeds).sample
+            cond = e[-(1 + M) :]
+            e_R, e_G = cond[:1], cond[1:]
+            if wrong == "alignment before guidance" and t > t_early:
+                e_G = adain(e_G, e_R)
+            if guided:
+                uncond = e[: 1 + M]
+                e_G = uncond[1:] + w * (e_G - uncond[1:])
+                if wrong == "guided reference noise":
+                    e_R = uncond[:1] + w * (e_R - uncond[:1])
+                if wrong == "unconditional reference noise":
+                    e_R = uncond[:1]
+            if t > t_early and wrong != "alignment before guidance":
+                e_G = adain(e_G, e_R)
+            x = scheduler.step(e_G, t, x).prev_sample
+            if keep is not None:
+                x = torch.where(keep, inversion.latents[steps - i - 1], x)
+    for layer, original in zip(layers, kept, strict=True):
+        layer.set_processor(original)
+    return x
+
+
+class Recorder:
+    """Every UNet call while active: timestep, input rows, keyword arguments, and the mode of the alignment."""
+
+    def __init__(self, pipe, monkeypatch):
+        self.calls, self.modes = [], []
+        pipe.unet.register_forward_pre_hook(self._record, with_kwargs=True)
+        original = Alignment._step
+
+        def step(alignment, *args, **kwargs):
+            self.modes.append((alignment.mode, alignment.reference_noise is not None))
+            return original(alignment, *args, **kwargs)
+
+        monkeypatch.setattr(Alignment, "_step", step)
+
+    def _record(self, module, args, kwargs):
+        self.calls.append((int(args[1]), args[0].clone(), kwargs))
+
+    def rows(self):
+        return [len(sample) for _, sample, _ in self.calls]
+
+
+# ------------------------------------------------------------------------------------------------- trap 1: off = stock
+
+
+@pytest.mark.parametrize("guidance_scale", [5.0, 1.0])
+def test_neutral_is_stock_bit_for_bit(pipe, picture, guidance_scale):
+    stock = StableDiffusionPipeline(**pipe.components)
+    stock.set_progress_bar_config(disable=True)
+    kwargs = dict(latents=latents_for(pipe, 2), num_images_per_prompt=2, guidance_scale=guidance_scale)
+    neutral = dict(reference_image=picture, t_inject=-1, t_align=-1, t_early=1000)
+    assert torch.equal(run(pipe, **kwargs, **neutral), run(stock, **kwargs))
+    assert not torch.equal(run(pipe, **kwargs, reference_image=picture), run(stock, **kwargs))
+
+
+def test_noise_init_and_neutral_thresholds_draw_what_stock_draws(pipe, picture):
+    stock = StableDiffusionPipeline(**pipe.components)
+    stock.set_progress_bar_config(disable=True)
+    neutral = dict(reference_image=picture, t_inject=-1, t_align=-1, t_early=1000, init="noise")
+    ours = run(pipe, generator=generator(5), num_images_per_prompt=2, **neutral)
+    assert torch.equal(ours, run(stock, generator=generator(5), num_images_per_prompt=2))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_stays_behind(pipe, picture, fails):
+    def callback(pipe, i, t, kwargs):
+        assert all(isinstance(p, RIVALAttnProcessor) for n, p in pipe.unet.attn_processors.items() if "attn1" in n)
+        if fails and i == 3:
+            raise RuntimeError("stop here")
+        return kwargs
+
+    processors, step, scheduler = pipe.unet.attn_processors, type(pipe.scheduler).step, pipe.scheduler
+    if fails:
+        with pytest.raises(RuntimeError, match="stop here"):
+            run(pipe, reference_image=picture, callback_on_step_end=callback)
+    else:
+        run(pipe, reference_image=picture, callback_on_step_end=callback)
+    after = pipe.unet.attn_processors
+    assert after.keys() == processors.keys() and all(after[name] is processors[name] for name in after)
+    assert not pipe.unet._forward_pre_hooks and not pipe.unet._forward_hooks
+    assert pipe.scheduler is scheduler and "step" not in vars(scheduler) and type(scheduler).step is step
+
+
+# ------------------------------------------------------------------------- traps 2, 5, 8: agreement with the joint batch
+
+SETTINGS = {
+    "variation": dict(t_inject=1000),
+    "all three gates": dict(t_align=300, t_inject=700),
+    "replace only": dict(t_align=-1, t_inject=1000, t_early=1000),
+    "concat only": dict(t_align=1000, t_early=1000),
+    "alignment only": dict(t_inject=-1, t_align=-1, t_early=400),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("reference_prompt", ["", "a blue bird"])
+@pytest.mark.parametrize("w", [5.0, 1.0])
+def test_agrees_with_the_joint_batch(pipe, picture, name, reference_prompt, w):
+    inversion = pipe.invert(picture, reference_prompt, T)
+    x_T = latents_for(pipe, 2)
+    ours = run(pipe, inversion=inversion, latents=x_T, num_images_per_prompt=2, guidance_scale=w, **SETTINGS[name])
+    expected = joint_batch(pipe, inversion, "a red fox", x_T, w=w, **SETTINGS[name])
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "mixed branches",
+        "chain off by one",
+        "alignment before guidance",
+        "guided reference noise",
+        "unconditional reference noise",
+        "global statistics",
+    ],
+)
+def test_the_joint_batch_tells_mistakes_apart(pipe, picture, wrong):
+    inversion = pipe.invert(picture, "a blue bird", T)
+    x_T = latents_for(pipe)
+    right = run(pipe, inversion=inversion, latents=x_T)
+    assert (joint_batch(pipe, inversion, "a red fox", x_T, wrong=wrong) - right).abs().max() > 0.05
+
+
+def test_reference_rows_are_the_chain_at_the_same_timestep(pipe, picture, monkeypatch):
+    inversion = pipe.invert(picture, "a blue bird", T)
+    recorder = Recorder(pipe, monkeypatch)
+    run(pipe, inversion=inversion)
+    reference_calls = recorder.calls[1::2]  # our recorder's hook comes first: loop call, then the pass it triggers
+    assert len(reference_calls) == T
+    for (t, sample, _), (t_loop, _, _) in zip(reference_calls, recorder.calls[::2], strict=True):
+        k = inversion.timesteps.tolist().index(t) + 1
+        assert t == t_loop
+        assert torch.equal(sample, torch.cat([inversion.latents[k]] * 2))
+
+
+# ------------------------------------------------------------------------------------------- trap 3: inversion arithmetic
+
+
+class ConstantUNet(torch.nn.Module):
+    """Predicts the same tensor whatever comes in, and counts."""
+
+    def __init__(self, unet):
+        super().__init__()
+        self.config, self.dtype, self.calls = unet.config, unet.dtype, []
+        self.noise = torch.randn(1, 4, 8, 8, generator=generator(9))
+
+    def forward(self, sample, t, **kwargs):
+        self.calls.append((len(sample), int(t)))
+        return (self.noise.expand_as(sample),)
+
+
+def test_constant_noise_comes_back_to_the_picture(pipe, monkeypatch):
+    stub = ConstantUNet(pipe.unet)
+    stub.conv_in = torch.nn.Conv2d(4, 4, 1)  # a parameter, for the fingerprint
+    pipe.register_modules(unet=stub)
+    z_0 = torch.cat([latents_for(pipe), latents_for(pipe, seed=4)])
+    inversion = pipe.invert(latents=z_0, num_inference_steps=T)
+    assert torch.equal(inversion.latents[0], z_0)
+    assert stub.calls == [(2, t) for t in inversion.timesteps.tolist()]  # T calls of R rows, no guidance
+    pipe.scheduler.set_timesteps(T)
+    x = inversion.latents[-1]
+    for t in pipe.scheduler.timesteps:
+        x = pipe.scheduler.step(stub.noise.expand_as(x), t, x).prev_sample
+    torch.testing.assert_close(x, z_0, rtol=0, atol=1e-4)
+
+
+def test_chain_is_the_written_out_ddim_inversion(pipe, picture):
+    inversion = pipe.invert(picture, "a blue bird", T)
+    abar, delta = pipe.scheduler.alphas_cumprod, 1000 // T
+    z = inversion.latents[0]
+    with torch.no_grad():
+        for k, tau in enumerate(range(1, 1000, delta), start=1):
+            a_s = abar[tau - delta] if tau >= delta else abar[0]
+            e = pipe.unet(z, tau, encoder_hidden_states=inversion.prompt_embeds).sample
+            z = abar[tau].sqrt() * (z - (1 - a_s).sqrt() * e) / a_s.sqrt() + (1 - abar[tau]).sqrt() * e
+            torch.testing.assert_close(inversion.latents[k], z, rtol=1e-5, atol=1e-5)
+    assert inversion.latents.dtype == torch.float32 and inversion.timesteps.tolist() == list(range(1, 1000, delta))
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+def test_diffusers_inverse_grid_is_ours(pipe, picture, spacing):
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing=spacing)
+    inversion = pipe.invert(picture, num_inference_steps=T)
+    pipe.scheduler.set_timesteps(T)
+    assert inversion.timesteps.tolist() == pipe.scheduler.timesteps.flip(0).tolist()
+    assert isinstance(DDIMInverseScheduler.from_config(pipe.scheduler.config), DDIMInverseScheduler)
+    run(pipe, inversion=inversion)  # and it runs on that grid
+
+
+# ------------------------------------------------------------------------------------------------------- trap 4: gates
+
+
+@pytest.mark.parametrize(
+    ("steps", "task", "plain", "replace", "concat", "aligned"),
+    [
+        (50, "variation", 0, 19, 31, 20),
+        (50, "text2image", 1, 18, 31, 20),
+        (20, "variation", 0, 7, 13, 8),
+        (10, "variation", 0, 3, 7, 4),
+        (30, "variation", 0, 11, 19, 11),
+    ],
+)
+def test_gates_per_step(pipe, picture, monkeypatch, steps, task, plain, replace, concat, aligned):
+    recorder = Recorder(pipe, monkeypatch)
+    first = run(pipe, reference_image=picture, num_inference_steps=steps, task=task, generator=generator())
+    modes = [mode for mode, _ in recorder.modes]
+    assert (modes.count("plain"), modes.count("replace"), modes.count("concat")) == (plain, replace, concat)
+    assert sum(active for _, active in recorder.modes) == aligned
+    # A counter that leaks into the next call (T = 30 does not divide 1000) would change the second result.
+    assert torch.equal(first, run(pipe, reference_image=picture, num_inference_steps=steps, task=task, generator=generator()))
+
+
+# ------------------------------------------------------------------------------------------- trap 6: self-reference
+
+
+def test_self_reference_is_the_identity(pipe, picture):
+    """Same latents, same prompt, no guidance: replace, concat and plain agree, and the alignment changes nothing."""
+    inversion = pipe.invert(picture, "a red fox", T)
+    one_step = {}
+    for mode, knobs in {
+        "plain": dict(t_align=-1, t_inject=-1, t_early=1000),
+        "replace": dict(t_align=-1, t_inject=1000, t_early=1000),
+        "concat": dict(t_align=1000, t_inject=1000, t_early=1000),
+        "alignment": dict(t_align=-1, t_inject=-1, t_early=-1),
+    }.items():
+        first = []
+        run(
+            pipe,
+            inversion=inversion,
+            latents=inversion.latents[-1],
+            guidance_scale=1.0,
+            callback_on_step_end=lambda pipe, i, t, kwargs, first=first: first.append(kwargs["latents"]) or kwargs,
+            **knobs,
+        )
+        one_step[mode] = first[0]
+    for mode, latents in one_step.items():
+        torch.testing.assert_close(latents, one_step["plain"], rtol=0, atol=1e-5, msg=mode)
+
+
+# ---------------------------------------------------------------------------------------- traps 9, 10: draws and batches
+
+
+def test_same_seed_same_images(pipe, picture):
+    a, b, c = (run(pipe, reference_image=picture, generator=generator(seed)) for seed in (0, 0, 1))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+@pytest.mark.parametrize("init", ["shuffle", "gaussian", "inverted", "noise"])
+def test_a_list_of_generators_is_one_per_image(pipe, picture, init):
+    batch = run(
+        pipe, reference_image=picture, init=init, num_images_per_prompt=2, generator=[generator(0), generator(1)]
+    )
+    for i, seed in enumerate((0, 1)):
+        single = run(pipe, reference_image=picture, init=init, generator=[generator(seed)])
+        torch.testing.assert_close(batch[i : i + 1], single, rtol=0, atol=1e-3)
+
+
+def test_several_images_equal_single_runs(pipe, picture):
+    x_T = latents_for(pipe, 3)
+    together = run(pipe, reference_image=picture, latents=x_T, num_images_per_prompt=3)
+    for i in range(3):
+        alone = run(pipe, reference_image=picture, latents=x_T[i : i + 1])
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("task", ["variation", "text2image"])
+def test_several_references_equal_separate_runs(pipe, task):
+    pictures = [torch.rand(3, SIZE, SIZE, generator=generator(s)) for s in (7, 8)]
+    prompts, x_T = ["a red fox", "a blue bird"], latents_for(pipe, 4)
+    together = run(pipe, prompts, reference_image=pictures, latents=x_T, num_images_per_prompt=2, task=task)
+    for i in range(2):
+        rows = slice(2 * i, 2 * i + 2)
+        alone = run(
+            pipe, prompts[i], reference_image=pictures[i], latents=x_T[rows], num_images_per_prompt=2, task=task
+        )
+        torch.testing.assert_close(together[rows], alone, rtol=0, atol=1e-3)
+    shared = run(pipe, "a red fox", reference_image=pictures, latents=x_T[:2], task=task)
+    alone = run(pipe, "a red fox", reference_image=pictures[1], latents=x_T[1:2], task=task)
+    torch.testing.assert_close(shared[1:], alone, rtol=0, atol=1e-3)
+
+
+def test_several_prompts_share_one_reference(pipe, picture):
+    x_T = latents_for(pipe, 2)
+    together = run(pipe, ["a red fox", "a blue bird"], reference_image=picture, reference_prompt="", latents=x_T)
+    alone = run(pipe, "a blue bird", reference_image=picture, reference_prompt="", latents=x_T[1:])
+    torch.testing.assert_close(together[1:], alone, rtol=0, atol=1e-3)
+    with pytest.raises(ValueError, match="reference_prompt"):
+        run(pipe, ["a red fox", "a blue bird"], reference_image=picture, latents=x_T)
+
+
+# ------------------------------------------------------------------------------------------------- trap 11: no guidance
+
+
+def test_injection_works_without_guidance(pipe, picture):
+    kwargs = dict(reference_image=picture, latents=latents_for(pipe), guidance_scale=1.0)
+    assert (run(pipe, **kwargs) - run(pipe, **kwargs, t_inject=-1, t_align=-1, t_early=1000)).abs().max() > 0.05
+
+
+def test_guidance_switched_off_half_way_keeps_working(pipe, picture, monkeypatch):
+    from diffusers.callbacks import SDCFGCutoffCallback
+
+    recorder = Recorder(pipe, monkeypatch)
+    run(pipe, reference_image=picture, callback_on_step_end=SDCFGCutoffCallback(cutoff_step_index=4))
+    assert recorder.rows()[T:] == [2, 2] * 5 + [1, 1] * 5
+
+
+# -------------------------------------------------------------------------------------------------- trap 12: inpainting
+
+
+@pytest.fixture
+def mask():
+    mask = torch.zeros(1, 1, SIZE, SIZE)
+    mask[..., 4:12, 2:10] = 1
+    return mask
+
+
+def test_inpainting_keeps_what_is_not_repainted(pipe, picture, mask):
+    inversion = pipe.invert(picture, num_inference_steps=T)
+    keep = torch.nn.functional.interpolate(mask, scale_factor=1 / pipe.vae_scale_factor)[0, 0] < 0.5
+    seen = []
+    run(
+        pipe,
+        inversion=inversion,
+        task="inpainting",
+        mask_image=mask,
+        generator=generator(),
+        callback_on_step_end=lambda pipe, i, t, kwargs: seen.append(kwargs["latents"].clone()) or kwargs,
+    )
+    for i, latents in enumerate(seen):
+        assert torch.equal(latents[0][:, keep], inversion.latents[T - i - 1, 0][:, keep])
+        assert not torch.equal(latents[0][:, ~keep], inversion.latents[T - i - 1, 0][:, ~keep])
+
+
+def test_inpainting_agrees_with_the_joint_batch(pipe, picture, mask):
+    inversion, x_T = pipe.invert(picture, num_inference_steps=T), latents_for(pipe)
+    ours = run(pipe, inversion=inversion, latents=x_T, task="inpainting", mask_image=mask)
+    keep = torch.nn.functional.interpolate(mask, scale_factor=1 / pipe.vae_scale_factor) < 0.5
+    torch.testing.assert_close(ours, joint_batch(pipe, inversion, "a red fox", x_T, keep=keep), rtol=0, atol=1e-3)
+
+
+def test_inverting_the_mask_changes_the_rest(pipe, picture, mask):
+    kwargs = dict(reference_image=picture, task="inpainting", latents=latents_for(pipe))
+    a, b = run(pipe, **kwargs, mask_image=mask), run(pipe, **kwargs, mask_image=1 - mask)
+    assert (a != b).any(1).all()
+
+
+def test_repainting_everything_is_a_variation(pipe, picture, mask):
+    kwargs = dict(reference_image=picture, latents=latents_for(pipe))
+    all_white = run(pipe, **kwargs, task="inpainting", mask_image=torch.ones_like(mask))
+    assert torch.equal(all_white, run(pipe, **kwargs, task="inpainting", mask_image=torch.ones_like(mask)))
+    variation = run(pipe, **kwargs, task="variation", guidance_scale=5.0, reference_prompt="")
+    torch.testing.assert_close(all_white, variation, rtol=0, atol=0)
+
+
+# ------------------------------------------------------------------------------- traps 14, 15: sharing and reuse, and cost
+
+
+def test_null_reference_needs_one_row(pipe, picture, monkeypatch):
+    inversion, x_T = pipe.invert(picture, "", T), latents_for(pipe)
+    assert inversion.is_null
+    recorder = Recorder(pipe, monkeypatch)
+    shared = run(pipe, inversion=inversion, latents=x_T)
+    assert recorder.rows() == [2, 1] * T
+    monkeypatch.setattr(RIVALInversion, "is_null", False)
+    recorder.calls.clear()
+    two_rows = run(pipe, inversion=inversion, latents=x_T)
+    assert recorder.rows() == [2, 2] * T
+    torch.testing.assert_close(shared, two_rows, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("N", [1, 3])
+@pytest.mark.parametrize(("reference_prompt", "reference_rows"), [("", 1), ("a blue bird", 2)])
+def test_unet_rows(pipe, picture, monkeypatch, N, reference_prompt, reference_rows):
+    recorder = Recorder(pipe, monkeypatch)
+    run(pipe, reference_image=picture, reference_prompt=reference_prompt, num_images_per_prompt=N)
+    assert sum(recorder.rows()) == T + (reference_rows + 2 * N) * T
+
+
+def test_reference_pass_is_skipped_or_halved_where_nothing_needs_it(pipe, picture, monkeypatch):
+    inversion = pipe.invert(picture, "a blue bird", T)
+    recorder = Recorder(pipe, monkeypatch)
+    run(pipe, inversion=inversion, t_align=-1, t_inject=400, t_early=700)
+    rows = dict.fromkeys(inversion.timesteps.tolist(), 0)
+    for t, sample, _ in recorder.calls:
+        rows[t] += len(sample)
+    for t, n in rows.items():
+        assert n == 2 + (2 if t - 1 <= 400 else 1 if t > 700 else 0)
+
+
+def test_reusing_an_inversion_changes_nothing(pipe, picture, tmp_path):
+    fresh = run(pipe, reference_image=picture, generator=generator())
+    inversion = pipe.invert(picture, "a red fox", T)
+    assert torch.equal(run(pipe, inversion=inversion, generator=generator()), fresh)
+    assert torch.equal(run(pipe, reference_image=inversion, num_inference_steps=T, generator=generator()), fresh)
+    inversion.save(tmp_path / "inversion.safetensors")
+    loaded = RIVALInversion.load(tmp_path / "inversion.safetensors")
+    assert torch.equal(run(pipe, inversion=loaded, generator=generator()), fresh)
+    assert [path.name for path in tmp_path.iterdir()] == ["inversion.safetensors"]
+
+
+def test_keys_recorded_during_inversion_are_not_equivalent(pipe, picture):
+    """(z_{k-1}, tau_k), as the inversion sees it, instead of (z_k, tau_k)."""
+    inversion, x_T = pipe.invert(picture, "a red fox", T), latents_for(pipe)
+    stale = joint_batch(pipe, inversion, "a red fox", x_T, wrong="chain off by one")
+    assert (run(pipe, inversion=inversion, latents=x_T) - stale).abs().max() > 0.05
+
+
+def test_an_unfinished_save_leaves_the_old_file(pipe, picture, tmp_path, monkeypatch):
+    path = tmp_path / "inversion.safetensors"
+    path.write_text("precious")
+
+    def fail(*args, **kwargs):
+        raise OSError("disk full")
+
+    inversion = pipe.invert(picture, num_inference_steps=2)
+    monkeypatch.setattr("alignext.pipelines.rival.inversion.save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        inversion.save(path)
+    assert path.read_text() == "precious"
+
+
+# -------------------------------------------------------------------------------------------- trap 16: other processors
+
+
+@pytest.mark.parametrize("how", ["sliced", "fused", "vanilla"])
+def test_other_attention_processors_give_the_same(pipe, picture, how):
+    from diffusers.models.attention_processor import AttnProcessor
+
+    x_T = latents_for(pipe, 2)
+    expected = run(pipe, reference_image=picture, latents=x_T, num_images_per_prompt=2, t_inject=800)
+    if how == "sliced":
+        pipe.enable_attention_slicing(1)
+    elif how == "fused":
+        pipe.fuse_qkv_projections()
+    else:
+        pipe.unet.set_attn_processor(AttnProcessor())
+    got = run(pipe, reference_image=picture, latents=x_T, num_images_per_prompt=2, t_inject=800)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-3)
+
+
+def test_lora_layers_are_used(pipe, picture):
+    from peft import LoraConfig
+
+    x_T = latents_for(pipe)
+    base = run(pipe, reference_image=picture, latents=x_T)
+    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v"]), "style")
+    assert torch.equal(run(pipe, reference_image=picture, latents=x_T), base)  # B = 0 at the start
+    for name, parameter in pipe.unet.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.5, generator=generator(1))
+    inversion = pipe.invert(picture, "a red fox", T)
+    adapted = run(pipe, inversion=inversion, latents=x_T)
+    assert (adapted - base).abs().max() > 0.05
+    torch.testing.assert_close(adapted, joint_batch(pipe, inversion, "a red fox", x_T), rtol=0, atol=1e-3)
+
+
+# ---------------------------------------------------------------------------------------------------- strengths (ours)
+
+
+def test_strengths_have_their_ends(pipe, picture):
+    kwargs = dict(reference_image=picture, latents=latents_for(pipe))
+    paper = run(pipe, **kwargs)
+    assert torch.equal(run(pipe, **kwargs, adain_strength=1.0, reference_weight=1.0), paper)
+    assert torch.equal(run(pipe, **kwargs, adain_strength=0), run(pipe, **kwargs, t_early=1000))
+    concat = dict(t_align=1000, t_early=1000)
+    dropped = run(pipe, **kwargs, **concat, reference_weight=0)
+    plain = run(pipe, **kwargs, t_align=-1, t_inject=-1, t_early=1000)
+    torch.testing.assert_close(dropped, plain, rtol=0, atol=1e-4)
+    assert (run(pipe, **kwargs, **concat, reference_weight=0.3) - dropped).abs().max() > 0.01
+
+
+# -------------------------------------------------------------------------------------------------------- v-prediction
+
+
+def test_v_prediction_aligns_the_noise_it_implies(pipe, picture):
+    """The same network read as v: one aligned step equals the step from epsilon computed by hand."""
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, prediction_type="v_prediction")
+    inversion, x_T = pipe.invert(picture, "", T), latents_for(pipe)
+    first = []
+    run(
+        pipe,
+        inversion=inversion,
+        latents=x_T,
+        guidance_scale=1.0,
+        t_align=-1,
+        t_inject=-1,
+        callback_on_step_end=lambda pipe, i, t, kwargs: first.append(kwargs["latents"]) or kwargs,
+    )
+    t = inversion.timesteps[-1]
+    a = pipe.scheduler.alphas_cumprod[t]
+    with torch.no_grad():
+        v_R = pipe.unet(inversion.latents[-1], t, encoder_hidden_states=inversion.prompt_embeds).sample
+        v_G = pipe.unet(x_T, t, encoder_hidden_states=embed(pipe, "a red fox")).sample
+    e_R, e_G = (a.sqrt() * v + (1 - a).sqrt() * x for v, x in ((v_R, inversion.latents[-1]), (v_G, x_T)))
+    var_R, mu_R = torch.var_mean(e_R, (2, 3), keepdim=True)
+    var_G, mu_G = torch.var_mean(e_G, (2, 3), keepdim=True)
+    e = (e_G - mu_G) * ((var_R + 1e-5) / (var_G + 1e-5)).sqrt() + mu_R
+    a_next = pipe.scheduler.alphas_cumprod[t - 1000 // T]
+    x_0 = (x_T - (1 - a).sqrt() * e) / a.sqrt()
+    expected = a_next.sqrt() * x_0 + (1 - a_next).sqrt() * e
+    torch.testing.assert_close(first[0], expected, rtol=1e-4, atol=1e-3)
+
+
+# ----------------------------------------------------------------------------------------------------- other schedulers
+
+
+@pytest.mark.parametrize("name", ["PNDMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
+def test_other_schedulers_are_swapped_and_put_back(pipe, picture, name):
+    import diffusers
+
+    config = {key: pipe.scheduler.config[key] for key in ("beta_start", "beta_end", "beta_schedule")}
+    x_T = latents_for(pipe)
+    expected = run(pipe, reference_image=picture, latents=x_T)
+    pipe.scheduler = other = getattr(diffusers, name)(**config)
+    assert torch.equal(run(pipe, reference_image=picture, latents=x_T), expected)
+    assert pipe.scheduler is other and pipe.config["scheduler"][1] == name
+
+
+# ------------------------------------------------------------------------------------------------------ kinds of picture
+
+
+def test_every_kind_of_picture_gives_the_same(pipe):
+    import numpy as np
+    import PIL.Image
+
+    array = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    tensor = torch.from_numpy(array).permute(2, 0, 1) / 255
+    pictures = [array, PIL.Image.fromarray(array), array / 255.0, tensor, tensor[None], [tensor], array[None]]
+    chains = [pipe.invert(p, num_inference_steps=2).latents for p in pictures]
+    for chain in chains[1:]:
+        torch.testing.assert_close(chain, chains[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1", "RGBA", "LA", "CMYK", "I;16"])
+def test_any_pil_mode_and_shape(pipe, mode):
+    import PIL.Image
+
+    image = PIL.Image.new(mode, (70, 45))
+    inversion = pipe.invert(image, num_inference_steps=2)
+    assert inversion.latents.shape == (3, 1, 4, 8, 8) and inversion.latents.isfinite().all()
+
+
+def test_transparent_areas_are_white():
+    import PIL.Image
+
+    from alignext.pipelines.rival.inputs import to_pil
+
+    assert to_pil(PIL.Image.new("RGBA", (4, 4), (0, 0, 0, 0))).getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 24), (32, 16)])
+def test_other_sizes(pipe, picture, height, width):
+    images = run(pipe, reference_image=picture, height=height, width=width)
+    scale = pipe.vae_scale_factor
+    assert images.shape[-2:] == (height // scale, width // scale)
+    inversion = pipe.invert(picture, num_inference_steps=T)
+    assert run(pipe, inversion=inversion, height=height, width=width).shape == images.shape
+
+
+def test_prompt_embeddings_replace_prompts(pipe, picture):
+    x_T, text = latents_for(pipe), embed(pipe, "a red fox")
+    expected = run(pipe, reference_image=picture, latents=x_T)
+    given = dict(prompt_embeds=text, negative_prompt_embeds=embed(pipe, ""))
+    assert torch.equal(run(pipe, None, reference_image=picture, latents=x_T, **given), expected)
+    inversion = pipe.invert(picture, None, T, **given)
+    assert torch.equal(run(pipe, None, inversion=inversion, latents=x_T, **given), expected)
+    from_latents = pipe.invert(None, None, T, latents=inversion.latents[0], **given)
+    assert torch.equal(from_latents.latents, inversion.latents)
+    pipe.register_modules(text_encoder=None, tokenizer=None)
+    assert torch.equal(run(pipe, None, inversion=inversion, latents=x_T, **given), expected)
+    with pytest.raises(ValueError, match="no text encoder"):
+        run(pipe, None, reference_image=picture, **given)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(pipe, picture, dtype):
+    pipe.to(dtype)
+    inversion = pipe.invert(picture, num_inference_steps=T)
+    assert inversion.latents.dtype == torch.float32
+    images = run(pipe, inversion=inversion, num_images_per_prompt=2)
+    assert images.dtype == dtype and F.relu(images.float()).isfinite().all()
+    assert {p.dtype for p in pipe.unet.parameters()} == {dtype} == {p.dtype for p in pipe.vae.parameters()}
