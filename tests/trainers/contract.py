@@ -1,0 +1,144 @@
+# Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""What the trainer contract suite runs on: a row per trainer, small data, a way to start it on the mini-LM."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import Trainer, TrainingArguments
+
+import alignext.mini
+
+
+MINI_LM = Path(alignext.mini.__file__).parent / "lm"
+
+STORIES = [
+    ("Once upon a time, there was a cat named Tom.", " Tom liked milk and was happy.", " Tom fell and was very sad."),
+    ("Lily went to the park with her mom.", " She played with a big red ball.", " It was closed, so she cried."),
+    ("Ben had a new toy car.", " He let his sister play with it too.", " He broke it and hid it under the bed."),
+    ("The little bird could not fly.", " Her friends helped her and she tried again.", " She gave up."),
+    ("One day, it started to rain.", " The kids jumped in the puddles and laughed.", " The kids went home."),
+    ("A bear lived in the forest.", " He shared his honey with the bees.", " He did not want to share."),
+    ("Mia found a shiny stone.", " She gave it to her grandma.", " She lost it in the river and was angry."),
+    ("Tim was scared of the dark.", " His dad gave him a small light.", " He did not sleep at all."),
+]
+
+
+def preference(conversational: bool = False) -> Dataset:
+    """Pairs: `prompt`, `chosen`, `rejected`."""
+    return Dataset.from_list(
+        [
+            {
+                "prompt": _user(prompt, conversational),
+                "chosen": _told(chosen, conversational),
+                "rejected": _told(rejected, conversational),
+            }
+            for prompt, chosen, rejected in STORIES
+        ]
+    )
+
+
+def unpaired(conversational: bool = False) -> Dataset:
+    """Single completions with a thumb up or down: `prompt`, `completion`, `label`."""
+    return Dataset.from_list(
+        [
+            {"prompt": _user(p, conversational), "completion": _told(text, conversational), "label": label}
+            for p, chosen, rejected in STORIES
+            for text, label in ((chosen, True), (rejected, False))
+        ]
+    )
+
+
+def prompts(conversational: bool = False) -> Dataset:
+    """Beginnings to go on from: `prompt`."""
+    return Dataset.from_list([{"prompt": _user(p, conversational)} for p, *_ in STORIES])
+
+
+def _user(text: str, conversational: bool) -> str | list[dict[str, str]]:
+    return [{"role": "user", "content": text}] if conversational else text
+
+
+def _told(text: str, conversational: bool) -> str | list[dict[str, str]]:
+    return [{"role": "assistant", "content": text.strip()}] if conversational else text
+
+
+def count_vowels(completions: list, **kwargs: object) -> list[float]:
+    """A reward that seldom ties, so that a group of two samples has something to learn from."""
+    texts = [text if isinstance(text, str) else text[0]["content"] for text in completions]
+    return [float(sum(letter in "aeiou" for letter in text)) for text in texts]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trainer under contract.
+
+    Args:
+        trainer (`type`): The class.
+        config (`type`): Its config class.
+        dataset (`Callable[[bool], Dataset]`): Builds its data; `True` asks for the conversational format.
+        settings (`dict`, *optional*): Config fields that the class needs beyond those every run gets.
+        arguments (`dict`, *optional*): Constructor arguments beyond model, config, data, tokenizer and adapter.
+        samples (`bool`, *optional*, defaults to `False`): Whether it generates: evaluation then draws random numbers.
+        ours (`bool`, *optional*, defaults to `False`): Whether the class is alignext's: a few clauses bind only those.
+    """
+
+    trainer: type[Trainer]
+    config: type[TrainingArguments]
+    dataset: Callable[[bool], Dataset]
+    settings: dict[str, Any] = field(default_factory=dict)
+    arguments: dict[str, Any] = field(default_factory=dict)
+    samples: bool = False
+    ours: bool = False
+
+    def __str__(self) -> str:
+        return self.trainer.__name__
+
+    def start(
+        self,
+        folder: Path,
+        *,
+        conversational: bool = False,
+        peft_config: object = None,
+        dataset: Dataset | None = None,
+        eval_dataset: Dataset | None = None,
+        model: object = str(MINI_LM),
+        trainer: type[Trainer] | None = None,
+        **settings: Any,
+    ) -> Trainer:
+        """The trainer on the mini-LM, ready for three steps of four rows; `settings` override the config."""
+        defaults = {
+            "output_dir": str(folder),
+            "max_steps": 3,
+            "per_device_train_batch_size": 4,
+            "per_device_eval_batch_size": 4,
+            "learning_rate": 1e-3,
+            "lr_scheduler_type": "constant",
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": "none",
+            "use_cpu": True,
+            "bf16": False,
+            "activation_checkpointing": False,
+            "disable_tqdm": True,
+        }
+        return (trainer or self.trainer)(
+            model=model,
+            args=self.config(**{**defaults, **self.settings, **settings}),
+            train_dataset=self.dataset(conversational) if dataset is None else dataset,
+            eval_dataset=eval_dataset,
+            peft_config=peft_config,
+            **self.arguments,
+        )
+
+
+def curve(trainer: Trainer) -> list[tuple[int, float, float]]:
+    """Step, loss and gradient norm of every logged training step."""
+    return [(log["step"], log["loss"], log["grad_norm"]) for log in trainer.state.log_history if "loss" in log]
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of every parameter by name."""
+    return {name: weight.detach().clone() for name, weight in model.named_parameters()}
