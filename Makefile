@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Two processes of one thread each: two cores are then used for four fifths of their worth. WORKERS=0 runs in one process.
+WORKERS ?= 2
 CODE := alignext pipelines trainers tests $(wildcard examples benchmarks)
 
 .PHONY: help demo test slow style check docs links bench mini constraints clean
@@ -40,7 +42,7 @@ demo: $(VENV)/.installed
 	@$(BIN)/alignext demo --out alignext-demo
 
 test: $(VENV)/.tools
-	@$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m "not slow" $(ARGS)
 
 slow: $(VENV)/.tools
 	@$(BIN)/python -m pytest -q -m slow $(ARGS)
