@@ -71,7 +71,7 @@ def count_vowels(completions: list, **kwargs: object) -> list[float]:
     return [float(sum(letter in "aeiou" for letter in text)) for text in texts]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared and hashed by identity: it holds dicts
 class Row:
     """One trainer under contract.
 
