@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers.callbacks import PipelineCallback, SDCFGCutoffCallback
 
 from alignext import RIVALPipeline
 
@@ -24,11 +25,12 @@ class Row:
         components (`Callable[[], dict]`): Fresh tiny components, the same weights each time.
         active (`Callable[[dict], dict]`): Our arguments with which the method does something, given the stock ones.
         neutral (`Callable[[dict], dict]`): Our arguments with which the result is the stock one, bit for bit.
-        prepared (`Callable[[DiffusionPipeline, int], dict]`): Given the number of steps, arguments in the place of those
-            of `active` that need a text encoder, made while the pipeline has one.
+        prepared (`Callable[[DiffusionPipeline, int], dict]`): For so many steps, arguments in the place of those of
+            `active` that need a text encoder, made while the pipeline has one.
         inputs (`Callable[[], dict]`): What both calls need beside a prompt, such as ControlNet's picture.
         embeds (`tuple[str, ...]`): Call arguments that `encode_prompt` computes, in the order it returns them.
         denoiser (`str`): Component the loop runs.
+        cutoff (`type`, *optional*): diffusers' callback that switches guidance off half-way, if it has one that works.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Row:
     inputs: Callable[[], dict] = dict
     embeds: tuple[str, ...] = ("prompt_embeds", "negative_prompt_embeds")
     denoiser: str = "unet"
+    cutoff: type[PipelineCallback] | None = SDCFGCutoffCallback
 
     def build(self, ours: bool = True) -> DiffusionPipeline:
         pipe = (self.ours if ours else self.stock)(**self.components())

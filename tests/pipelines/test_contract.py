@@ -11,7 +11,7 @@ import torch
 from accelerate import cpu_offload
 from accelerate.hooks import remove_hook_from_submodules
 from diffusers import DiffusionPipeline, EulerDiscreteScheduler, PNDMScheduler
-from diffusers.callbacks import MultiPipelineCallbacks, SDCFGCutoffCallback
+from diffusers.callbacks import MultiPipelineCallbacks
 from diffusers.utils import dynamic_modules_utils
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
@@ -28,12 +28,20 @@ CLOSE = {"atol": 1e-4, "rtol": 1e-4}  # batched against single rows: the same su
 
 @pytest.fixture
 def pipe(row):
-    return row.build()
+    pipe = row.build()
+    run(pipe, row, "stock", num_inference_steps=1)  # some text encoders install hooks of their own at the first call
+    return pipe
 
 
 def latents_of(pipe, n, seed=3, size=tiny.SIZE):
     side = size // pipe.vae_scale_factor
     return torch.randn(n, 4, side, side, generator=seeded(seed))
+
+
+def cutoff(row, step):
+    if row.cutoff is None:
+        pytest.skip("diffusers has no callback for this class")
+    return row.cutoff(cutoff_step_ratio=None, cutoff_step_index=step)
 
 
 def embeds_of(pipe, row, prompts):
@@ -82,9 +90,7 @@ SETTINGS = {
     "embeddings": lambda pipe, row: embeds_of(pipe, row, ["a fox"]),
     "another size": lambda pipe, row: {"height": 24, "width": 16},
     "latent output": lambda pipe, row: {"output_type": "latent"},
-    "guidance cut off": lambda pipe, row: {
-        "callback_on_step_end": SDCFGCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=1)
-    },
+    "guidance cut off": lambda pipe, row: {"callback_on_step_end": cutoff(row, 1)},
 }
 
 
@@ -200,7 +206,8 @@ def test_components_are_untouched_after_a_failing_callback(row, pipe):
 
 
 @pytest.mark.parametrize(
-    "bad", [{"prompt": None}, {"height": 17, "width": 16}, {"callback_on_step_end_tensor_inputs": ["none"]}]
+    "bad",
+    [{"prompt": None}, {"prompt_embeds": torch.zeros(1, 16, 16)}, {"callback_on_step_end_tensor_inputs": ["none"]}],
 )
 def test_what_stock_refuses_is_refused_and_leaves_no_trace(row, pipe, bad):
     with pytest.raises(ValueError):
@@ -245,7 +252,8 @@ def test_hooks_of_the_user_stay_and_fire(row, pipe):
 def test_components_are_shared_without_a_cast(row, dtype):
     stock = row.build(ours=False).to(dtype)
     stock.vae.to(torch.float32)  # mixed precision, as users have it
-    before, images = footprint(stock), run(stock, row, "stock", output_type="latent")
+    images = run(stock, row, "stock", output_type="latent")
+    before = footprint(stock)
     ours = row.ours(**stock.components)
     ours.set_progress_bar_config(disable=True)
     assert changes(before, footprint(ours)) == []
@@ -282,7 +290,8 @@ def test_saved_pipeline_gives_the_same_result_loaded_each_way(row, pipe, way, tm
     loaded.set_progress_bar_config(disable=True)
     assert type(loaded) is (row.stock if way == "stock" else row.ours)
     mode = "stock" if way == "stock" else "active"
-    assert torch.equal(run(loaded, row, mode), run(pipe, row, mode))
+    # Not bit for bit: weights mapped from a file sit at other addresses, where kernels may sum in another order.
+    torch.testing.assert_close(run(loaded, row, mode), run(pipe, row, mode), **CLOSE)
     assert (
         changes({k: type(v) for k, v in pipe.components.items()}, {k: type(v) for k, v in loaded.components.items()})
         == []
@@ -333,7 +342,7 @@ def test_interrupt_ends_the_work(row, pipe, mode):
 
 
 def test_pipeline_callbacks_are_accepted(row, pipe):
-    cut = SDCFGCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=2)
+    cut = cutoff(row, 2)
     assert torch.equal(
         run(pipe, row, "active", callback_on_step_end=cut),
         run(pipe, row, "active", callback_on_step_end=MultiPipelineCallbacks([cut])),
@@ -533,6 +542,7 @@ def test_lora_is_used(row, pipe, tmp_path):
     torch.testing.assert_close(run(pipe, row, "active"), without["active"], **CLOSE)
 
 
+@pytest.mark.filterwarnings("ignore:`upcast_vae` is deprecated:FutureWarning")  # called by stock Stable Diffusion XL
 @BOTH
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_runs_and_stays(row, pipe, mode, dtype):
