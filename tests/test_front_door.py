@@ -3,6 +3,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,36 @@ def test_commands_exist(page, words):
         assert all(re.search(rf"^{re.escape(target)}:", MAKEFILE, flags=re.MULTILINE) for target in targets)
     else:
         assert words[0] in {"pip", "python", "accelerate"}, f"{page} shows {words[0]}, which nobody has checked"
+
+
+def fake_python(folder: Path, script: str) -> Path:
+    """An executable that answers as the shell script does."""
+    python = folder / "python"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    return python
+
+
+@pytest.mark.parametrize(
+    ("script", "answer"),
+    [
+        (None, "needs Python 3.11 or newer, and there is no"),
+        ('[ "$1" = -V ] && echo Python 3.9.2 && exit; exit 1', "is Python 3.9.2"),
+        (f'case "$2" in *ensurepip*) exit 1;; esac; exec {sys.executable} "$@"', "apt install python3-venv"),
+    ],
+    ids=["missing", "old", "without venv"],
+)
+def test_make_says_what_python_lacks(script, answer, tmp_path):
+    make = shutil.which("make")
+    if make is None:
+        pytest.skip("needs make")
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    python = fake_python(tmp_path, script) if script else "no-such-python"
+    result = subprocess.run([make, f"PYTHON={python}", "demo"], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode != 0
+    assert answer in result.stdout
+    assert not (tmp_path / ".venv").exists()
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda script: script.name)
