@@ -4,7 +4,6 @@
 import logging
 import random
 import string
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from trl.chat_template_utils import has_generation_markers, is_chat_template_pre
 import alignext.mini
 
 
-FOLDER = Path(alignext.mini.__file__).parent / "lm"
+FOLDER = alignext.mini.path("lm")
 STORY = (
     "Sara had a small blue boat. She took it to the pond with her dad. The boat went far away and Sara could not "
     'reach it. "Oh no, my boat!" she said. A big frog jumped into the water and pushed the boat back. Sara clapped '
@@ -133,8 +132,8 @@ def test_greedy_text_is_a_story(model: LlamaForCausalLM, tokenizer: PreTrainedTo
 
 
 def test_sampled_stories_end_and_differ(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
-    stories = sampled_stories(model, tokenizer, seed=0, number=16)
-    assert stories == sampled_stories(model, tokenizer, seed=0, number=16)
+    stories = sampled_stories(model, tokenizer, seed=0, number=10)
+    assert stories == sampled_stories(model, tokenizer, seed=0, number=10)
     assert len(set(stories)) == len(stories)
     words = [words_of(story) for story in stories]
     assert all(distinct(story, 3) > 0.8 for story in words)

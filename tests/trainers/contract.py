@@ -13,7 +13,7 @@ from transformers import Trainer, TrainingArguments
 import alignext.mini
 
 
-MINI_LM = Path(alignext.mini.__file__).parent / "lm"
+MINI_LM = alignext.mini.path("lm")
 
 STORIES = [
     ("Once upon a time, there was a cat named Tom.", " Tom liked milk and was happy.", " Tom fell and was very sad."),
