@@ -23,12 +23,18 @@ class RIVALAttnProcessor:
         self.reference: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def __call__(
-        self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None, *args, **kwargs
+        self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None, **kwargs
     ):
         mode = self.alignment.mode
         if mode == "plain" or encoder_hidden_states is not None:
+            if temb is not None:  # not every processor takes it
+                kwargs["temb"] = temb
             return self.processor(
-                attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **kwargs
+                attn,
+                hidden_states,
+                encoder_hidden_states=encoder_hidden_states,
+                attention_mask=attention_mask,
+                **kwargs,
             )
         if attention_mask is not None:
             raise NotImplementedError("RIVAL does not support an `attention_mask` in self-attention.")
