@@ -71,9 +71,9 @@ def pictures(split: str | None = None) -> list[Picture]:
     """The embedded pictures, in a fixed order.
 
     Args:
-        split (`str`, *optional*): keep the pictures of one split: `"unseen_concept"` (no generative model saw the concept
-            in any style), `"unseen_drawing"` (no model saw this concept in this style), `"unseen_style"` (known concepts
-            in a style that no model saw), `"train"` (a few of the pictures the models were trained on).
+        split (`str`, *optional*): keep the pictures of one split: `"unseen_concept"` (no generative model saw the
+            concept in any style), `"unseen_drawing"` (no model saw this concept in this style), `"unseen_style"`
+            (known concepts in a style that no model saw), `"train"` (a few that the models were trained on).
 
     Raises:
         ValueError: there is no such split.
@@ -83,6 +83,4 @@ def pictures(split: str | None = None) -> list[Picture]:
     splits = sorted({row["split"] for row in rows})
     if split is not None and split not in splits:
         raise ValueError(f"`split` is {split!r}, expected one of {', '.join(splits)}.")
-    return [
-        Picture(folder / row.pop("file_name"), **row) for row in rows if split is None or row["split"] == split
-    ]
+    return [Picture(folder / row.pop("file_name"), **row) for row in rows if split is None or row["split"] == split]

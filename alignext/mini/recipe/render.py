@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+
 CACHE = Path(os.environ.get("ALIGNEXT_CACHE", "~/.cache/alignext")).expanduser()
 SIZE = 64
 SEED = 0
@@ -58,23 +59,27 @@ guitar key backpack trophy
 """.split()
 WORDS = {
     "fox": "red fox", "ewe": "sheep", "honeybee": "bee", "lady-beetle": "ladybug", "spouting-whale": "whale",
-    "blowfish": "pufferfish", "cooking": "fried egg", "grapes": "bunch of grapes", "cherries": "pair of cherries",
-    "pancakes": "stack of pancakes", "french-fries": "box of fries", "popcorn": "box of popcorn", "hot-beverage": "hot drink",
-    "bread": "loaf of bread", "cheese-wedge": "piece of cheese", "evergreen-tree": "fir tree", "deciduous-tree": "green tree",
-    "soft-ice-cream": "ice cream", "ear-of-corn": "corn cob", "automobile": "red car", "delivery-truck": "truck",
-    "motor-scooter": "scooter", "gem-stone": "diamond", "wrapped-gift": "gift", "running-shoe": "shoe", "locomotive": "train",
-    "closed-book": "red book", "jack-o-lantern": "pumpkin", "grinning-face": "smiling face",
-    "smiling-face-with-sunglasses": "face with sunglasses", "scissors": "pair of scissors",
+    "blowfish": "pufferfish", "cooking": "fried egg", "grapes": "bunch of grapes",
+    "cherries": "pair of cherries", "pancakes": "stack of pancakes", "french-fries": "box of fries",
+    "popcorn": "box of popcorn", "hot-beverage": "hot drink", "bread": "loaf of bread",
+    "cheese-wedge": "piece of cheese", "evergreen-tree": "fir tree", "deciduous-tree": "green tree",
+    "soft-ice-cream": "ice cream", "ear-of-corn": "corn cob", "automobile": "red car",
+    "delivery-truck": "truck", "motor-scooter": "scooter", "gem-stone": "diamond", "wrapped-gift": "gift",
+    "running-shoe": "shoe", "locomotive": "train", "closed-book": "red book", "jack-o-lantern": "pumpkin",
+    "grinning-face": "smiling face", "smiling-face-with-sunglasses": "face with sunglasses",
+    "scissors": "pair of scissors",
 }  # fmt: skip
 # the unseen set names its drawings in its own way
 FX_NAMES = {
-    "fox": "foxgrin", "wolf": "wolfface", "cat-face": "cat", "dog-face": "dog", "pig-face": "pig", "rabbit-face": "bunny",
-    "tiger-face": "tiger", "mouse-face": "mouse", "hamster": "hampster", "dragon-face": "dragonhead", "ewe": "sheep",
-    "spouting-whale": "spurtingwhale", "ear-of-corn": "earofmaize", "hot-pepper": "chilipepper", "eggplant": "aubergine",
-    "evergreen-tree": "evergreen", "soft-ice-cream": "softicecream", "gem-stone": "gem", "wrapped-gift": "present",
-    "soccer-ball": "soccerball", "basketball": "basketballandhoop", "locomotive": "steamlocomotive", "house": "housebuilding",
-    "closed-book": "closedbook", "castle": "europeancastle", "hot-beverage": "hotbeverage", "snowman": "snowmanwithoutsnow",
-    "t-shirt": "mansshirt", "camel": "bactriancamel", "grinning-face": "grin", "star": "whitemediumstar",
+    "fox": "foxgrin", "wolf": "wolfface", "cat-face": "cat", "dog-face": "dog", "pig-face": "pig",
+    "rabbit-face": "bunny", "tiger-face": "tiger", "mouse-face": "mouse", "hamster": "hampster",
+    "dragon-face": "dragonhead", "ewe": "sheep", "spouting-whale": "spurtingwhale", "ear-of-corn": "earofmaize",
+    "hot-pepper": "chilipepper", "eggplant": "aubergine", "evergreen-tree": "evergreen",
+    "soft-ice-cream": "softicecream", "gem-stone": "gem", "wrapped-gift": "present",
+    "soccer-ball": "soccerball", "basketball": "basketballandhoop", "locomotive": "steamlocomotive",
+    "house": "housebuilding", "closed-book": "closedbook", "castle": "europeancastle",
+    "hot-beverage": "hotbeverage", "snowman": "snowmanwithoutsnow", "t-shirt": "mansshirt",
+    "camel": "bactriancamel", "grinning-face": "grin", "star": "whitemediumstar",
     "smiling-face-with-sunglasses": "sunglasses", "crying-face": "crying", "deciduous-tree": "deciduoustree",
 }  # fmt: skip
 CELLS_HELD_OUT = 40
@@ -169,7 +174,7 @@ def load(*splits: str) -> tuple[np.ndarray, list[dict]]:
 
 
 def ship(folder: Path) -> None:
-    """Write the held-out pictures, and a few training pictures, as PNG files with `metadata.jsonl` (an image folder)."""
+    """Write the held-out pictures and a few training pictures as an image folder: PNG files and `metadata.jsonl`."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for image, row in zip(*load("train", "unseen_concept", "unseen_drawing", "unseen_style"), strict=True):

@@ -1,8 +1,8 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """Train the embedded models: `python -m alignext.mini.recipe.train vae sd judge-concept judge-style`.
 
-Each name is a file in `configs/` (a path to a YAML file works too). A run resumes from its last checkpoint in the cache, and
-all its randomness comes from (seed, step), so an interrupted run ends where the uninterrupted one would.
+Each name is a file in `configs/` (or a YAML file of your own). A run resumes from its last checkpoint in the cache.
+Its randomness comes from (seed, step), so an interrupted run ends where the uninterrupted one would.
 """
 
 import copy
@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ import yaml
 
 from alignext.mini.recipe import render
 
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
 
 Batch = Callable[[int, torch.Generator], torch.Tensor]  # (step, generator) -> loss
 MINUTES = 8  # between two checkpoints
@@ -40,19 +44,19 @@ def augment(
     uniform = torch.rand(5, n, generator=rng) * 2 - 1
     zoom, turn = torch.exp(uniform[0] * scale), uniform[1] * angle * math.pi / 180
     flip = torch.where(uniform[2] < 0, -1.0, 1.0)
-    theta = torch.stack(
-        [flip * zoom * turn.cos(), -zoom * turn.sin(), uniform[3] * 2 * shift]
-        + [flip * zoom * turn.sin(), zoom * turn.cos(), uniform[4] * 2 * shift],
-        dim=1,
-    ).view(n, 2, 3)
+    across = [flip * zoom * turn.cos(), -zoom * turn.sin(), uniform[3] * 2 * shift]
+    down = [flip * zoom * turn.sin(), zoom * turn.cos(), uniform[4] * 2 * shift]
+    theta = torch.stack([*across, *down], dim=1).view(n, 2, 3)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     return 1 - F.grid_sample(1 - images, grid, align_corners=False)
 
 
 def fit(model: torch.nn.Module, loss_fn: Batch, config: dict, folder: Path, export: Callable) -> None:
-    """Minimise `loss_fn`; keep an average of the weights; call `export(average)` at the end and at `export_at` steps."""
+    """Minimise `loss_fn`, keep an average of the weights, and `export` it at the end and at `export_at` steps."""
+    folder.mkdir(parents=True, exist_ok=True)
     average, start, spent = copy.deepcopy(model).requires_grad_(False), 0, 0.0
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=config["lr"], betas=(0.9, 0.99), weight_decay=0.01)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=config["lr"], betas=(0.9, 0.99), weight_decay=0.01)
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
@@ -71,7 +75,7 @@ def fit(model: torch.nn.Module, loss_fn: Batch, config: dict, folder: Path, expo
         with torch.autocast("cpu", torch.bfloat16, enabled=config.get("bf16", False)):
             loss = loss_fn(step, rng)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         decay = min(config["ema"], (1 + step) / (10 + step))
@@ -92,15 +96,20 @@ def fit(model: torch.nn.Module, loss_fn: Batch, config: dict, folder: Path, expo
             export(copy.deepcopy(average).eval())
 
 
+def load_in_float32(folder: Path) -> None:
+    """Let transformers, which opens a checkpoint in the dtype of its config, open float16 weights in float32."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n")
+
+
 def train_vae(config: dict, folder: Path) -> None:
     from diffusers import AutoencoderKL
 
+    vae = AutoencoderKL(**config["model"])
     if "start" in config:  # go on with the decoder alone: the latents stay what the denoiser learns
-        vae = AutoencoderKL.from_pretrained(render.CACHE / "train" / config["start"] / "vae")
+        vae = AutoencoderKL.from_pretrained(config["start"])
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
-    else:
-        vae = AutoencoderKL(**config["model"])
     images, _ = pictures("train", "extra")
     full_from = config["steps"] * (1 - config["full_only"])
 
@@ -135,11 +144,14 @@ def train_vae(config: dict, folder: Path) -> None:
         average.save_pretrained(folder / "vae")
 
     fit(vae, loss_fn, config, folder, export)
+    if "decoder" in config:
+        second = {key: value for key, value in config.items() if key != "decoder"} | config["decoder"]
+        train_vae(second | {"start": str(folder / "vae")}, folder / "decoder")
 
 
 @torch.no_grad()
 def standardize(vae: torch.nn.Module, images: torch.Tensor) -> None:
-    """Move and scale the latent channels, inside the 1x1 convolutions around them, to mean 0 and std 1 / scaling_factor.
+    """Give every latent channel mean 0 and std 1 / scaling_factor, inside the 1x1 convolutions around the latents.
 
     The decoder's picture stays the same. White paper alone would otherwise give the latents a mean far from 0, which a
     denoiser that starts from plain noise has to recover.
@@ -155,16 +167,15 @@ def standardize(vae: torch.nn.Module, images: torch.Tensor) -> None:
     inside.bias[n:] -= 2 * std.log()  # log variances
 
 
-def make_tokenizer(captions: list[str], length: int):  # noqa: ANN201 (transformers is imported late)
+def make_tokenizer(captions: list[str], length: int) -> "CLIPTokenizer":
     """CLIP's byte-level BPE with `</w>`, its merges learned from the captions."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(r"[^\W\d_]+|\S"), "removed", invert=True), pre_tokenizers.ByteLevel(False, use_regex=False)]
-    )
+    words = pre_tokenizers.Split(Regex(r"[^\W\d_]+|\S"), "removed", invert=True)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(False, use_regex=False)])
     trainer = trainers.BpeTrainer(vocab_size=4000, end_of_word_suffix="</w>", show_progress=False)
     bpe.train_from_iterator(sorted(set(captions)), trainer)
     merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
@@ -177,7 +188,7 @@ def train_sd(config: dict, folder: Path) -> None:
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    vae = AutoencoderKL.from_pretrained(render.CACHE / "train" / config["vae"] / "vae")
+    vae = AutoencoderKL.from_pretrained(render.CACHE / "train" / "vae" / "decoder" / "vae")
     images, rows = pictures("train")
     others, _ = pictures("extra")
     tokenizer = make_tokenizer([row["caption"] for row in rows], config["text_encoder"]["max_position_embeddings"])
@@ -201,7 +212,7 @@ def train_sd(config: dict, folder: Path) -> None:
 
     def loss_fn(step: int, rng: torch.Generator) -> torch.Tensor:
         n, batch = len(images), config["batch"]
-        free = round(batch * config["without_caption"])  # these learn from every drawing, so that unseen ones are not far
+        free = round(batch * config["without_caption"])  # of all drawings, so that unseen ones are not far
         chosen = torch.randint(n, (batch - free,), generator=rng)
         x = latents[torch.randint(len(latents), chosen.shape, generator=rng), chosen]
         y = loose[torch.randint(2, (free,), generator=rng), torch.randint(loose.shape[1], (free,), generator=rng)]
@@ -222,6 +233,7 @@ def train_sd(config: dict, folder: Path) -> None:
             requires_safety_checker=False,
         )  # fmt: skip
         pipe.to(torch.float16).save_pretrained(folder / "sd")
+        load_in_float32(folder / "sd" / "text_encoder")
 
     fit(model, loss_fn, config, folder, export)
 
@@ -277,7 +289,11 @@ def train_judge(config: dict, folder: Path) -> None:
         logits = model(x * 2 - 1).logits.float()
         return F.cross_entropy(logits, answers[chosen], label_smoothing=0.1)
 
-    fit(model.train(), loss_fn, config, folder, lambda average: average.half().save_pretrained(folder / folder.name))
+    def export(average: torch.nn.Module) -> None:
+        average.half().save_pretrained(folder / folder.name)
+        load_in_float32(folder / folder.name)
+
+    fit(model.train(), loss_fn, config, folder, export)
 
 
 def main(names: list[str]) -> None:
@@ -286,7 +302,6 @@ def main(names: list[str]) -> None:
         file = Path(name) if name.endswith(".yaml") else Path(__file__).parent / "configs" / f"{name}.yaml"
         config = yaml.safe_load(file.read_text())
         folder = render.CACHE / "train" / file.stem
-        folder.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(config["seed"])
         {"vae": train_vae, "sd": train_sd, "judge": train_judge}[config["kind"]](config, folder)
         if (folder / file.stem).exists():
