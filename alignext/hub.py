@@ -12,6 +12,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import logging
 from huggingface_hub import CommitInfo, ModelCard, ModelCardData, create_repo, file_exists, upload_folder
 from huggingface_hub.utils import HFValidationError, validate_repo_id
+from yaml import YAMLError
 
 import alignext
 
@@ -163,7 +164,7 @@ pipe = {name}.from_pretrained("{repo_id}")
 The same through diffusers, which runs the one line of `pipeline.py` (needs alignext installed):
 
 ```python
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers import DiffusionPipeline
 
 pipe = DiffusionPipeline.from_pretrained("{repo_id}", custom_pipeline="{repo_id}", trust_remote_code=True)
 ```
@@ -180,7 +181,10 @@ def _base_metadata(source: str | os.PathLike | None) -> dict[str, object]:
         return {}
     card = Path(source, "README.md")
     if card.is_file():
-        data = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
+        try:
+            data = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
+        except (ValueError, YAMLError):  # somebody's bad card is no reason not to save
+            return {}
         return {key: data[key] for key in ("base_model", "license", "license_name", "license_link") if key in data}
     try:
         validate_repo_id(str(source))

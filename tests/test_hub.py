@@ -265,6 +265,13 @@ def test_base_model_and_licence_come_from_the_card_of_a_local_base(toy, tmp_path
     assert data.tags == ["alignext", "toy"]
 
 
+@pytest.mark.parametrize("text", ["no metadata", "---\nkey: [1\n---\n", "---\n- a list\n---\n"])
+def test_bad_card_of_the_base_does_not_keep_from_saving(text, toy, tmp_path):
+    (tmp_path / "README.md").write_text(text)
+    toy.register_to_config(_name_or_path=str(tmp_path))
+    assert pipeline_card(toy, "a/b").data.get("base_model") is None
+
+
 def test_card_that_is_there_stays(toy, tmp_path):
     (tmp_path / "README.md").write_text("mine")
     toy.save_pretrained(tmp_path)
