@@ -378,10 +378,10 @@ class RIVALMixin(HubMixin):
         >>> from alignext import RIVALPipeline, mini
 
         >>> pipe = RIVALPipeline.from_pretrained(mini.path("sd"))
-        >>> picture = mini.pictures("unseen drawing")[0]
+        >>> picture = mini.pictures("unseen_drawing")[0]
         >>> images = pipe(
         ...     picture.caption,
-        ...     reference_image=picture.image(),
+        ...     reference_image=picture.image,
         ...     num_images_per_prompt=4,
         ...     generator=torch.Generator().manual_seed(0),
         ... ).images
