@@ -15,6 +15,8 @@ from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, Trainer, TrainerCallback
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RLOOConfig, RLOOTrainer
 
+from alignext.trainers.bco import BCOConfig, BCOTrainer
+
 from ..fake_hub import fake_hub
 from .contract import MINI_LM, Row, count_vowels, curve, preference, prompts, unpaired, weights
 
@@ -32,6 +34,7 @@ ROWS = [
         {"reward_funcs": count_vowels},
         samples=True,
     ),
+    Row(BCOTrainer, BCOConfig, unpaired, ours=True),
 ]
 OURS = [row for row in ROWS if row.ours]
 LORA = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"])

@@ -1,0 +1,320 @@
+# Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""`BCOTrainer`: TRL's KTO trainer with the loss of Binary Classifier Optimization."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.logging import get_logger
+from accelerate.utils import is_peft_model
+from datasets import Dataset, IterableDataset
+from transformers import DataCollator
+from trl import KTOTrainer
+from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer.utils import get_config_model_id, use_adapter
+
+from alignext.functional.bco import bco_loss
+
+from .config import BCOConfig
+from .matching import PromptWeights, embed_with_policy, prompt_text
+from .reward_shift import RewardShift
+
+
+logger = get_logger(__name__)
+
+_EXPECTED = (
+    "expected 'prompt', 'completion', 'label' (example row: {'prompt': 'The sky is', 'completion': ' blue.', 'label': "
+    "True}), or 'prompt', 'chosen', 'rejected'"
+)
+_NOT_FOR_THE_MODEL = {"completion_mask", "label", "ref_logps", "udm_weight"}
+
+
+def check_labels(labels: Sequence[Any]) -> None:
+    """Raise `ValueError` unless every label is True, False, 1 or 0: TRL would read 0.2 as True."""
+    wrong = next((label for label in labels if isinstance(label, str) or label not in (True, False)), None)
+    if wrong is not None or None in labels:
+        raise ValueError(
+            f"A `label` is {wrong!r}. Labels must be True or 1 for desirable, False or 0 for undesirable."
+        )
+
+
+@dataclass
+class WeightedCollator:
+    """Puts the labels and weights of the rows into the batch that another collator makes."""
+
+    collator: DataCollator
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        examples = [dict(example) for example in examples]  # TRL's vision collator writes into them
+        labels = [example.get("label") for example in examples]
+        check_labels(labels)
+        weighted = any("udm_weight" in example for example in examples)
+        weights = [1.0 if label else e.pop("udm_weight", None) for e, label in zip(examples, labels, strict=True)]
+        batch = self.collator(examples)
+        batch["label"] = torch.tensor(labels, dtype=torch.bool)
+        if weighted:
+            wrong = [w for w in weights if w is None or not (w > 0 and math.isfinite(w))]
+            if wrong:
+                raise ValueError(f"A `udm_weight` is {wrong[0]}, but on undesirable rows it must be positive.")
+            batch["udm_weight"] = torch.tensor(weights)
+        return batch
+
+
+class BCOTrainer(KTOTrainer):
+    """
+    Trainer for Binary Classifier Optimization (BCO): aligns a language model from single completions with a thumbs-up
+    or thumbs-down. All that [`~trl.KTOTrainer`] takes, this class takes, too: datasets (unpaired, or paired and then
+    unpaired), vision-language models, adapters, precomputed reference log-probabilities, streaming.
+
+    Example:
+
+    ```python
+    >>> from alignext import BCOTrainer
+
+    >>> trainer = BCOTrainer(model="Qwen/Qwen2.5-0.5B-Instruct", train_dataset=dataset)
+    >>> trainer.train()
+    ```
+
+    Args:
+        model (`str` or `PreTrainedModel` or `PeftModel`):
+            The policy, as for [`~trl.KTOTrainer`].
+        ref_model (`PreTrainedModel`, *optional*):
+            The reference. If not given: the initial policy.
+        args ([`BCOConfig`], *optional*):
+            The configuration. If not given: the defaults.
+        data_collator (`DataCollator`, *optional*):
+            As for [`~trl.KTOTrainer`].
+        train_dataset (`Dataset` or `IterableDataset`):
+            Columns `prompt`, `completion`, `label`, or `prompt`, `chosen`, `rejected`; text or conversations.
+        prompt_embedder (`Callable[[list[str]], torch.Tensor | numpy.ndarray]`, *optional*):
+            Turns `n` prompts into embeddings of shape `(n, d)`, for example `SentenceTransformer(...).encode`. Turns
+            underlying distribution matching on: undesirable rows are weighted to the prompts of desirable ones, once,
+            before training. A `udm_weight` column in the dataset takes its place.
+        *more, **kwargs:
+            All other arguments of [`~trl.KTOTrainer`], among them `eval_dataset`, `processing_class`, `peft_config`.
+    """
+
+    loss_is_scaled_for_ga = False
+    _tag_names = ["trl", "alignext", "bco"]
+    _name = "BCO"
+    _paper = {
+        "title": "Binary Classifier Optimization for Large Language Model Alignment",
+        "id": "2404.04656",
+        "citation": """\
+@inproceedings{jung2025binary,
+    title     = {{Binary Classifier Optimization for Large Language Model Alignment}},
+    author    = {Jung, Seungjae and Han, Gunsoo and Nam, Daniel Wontae and On, Kyoung-Woon},
+    booktitle = {Proceedings of the 63rd Annual Meeting of the Association for Computational Linguistics},
+    year      = {2025},
+}""",
+    }
+
+    def __init__(
+        self,
+        model: Any,
+        ref_model: Any = None,
+        args: BCOConfig | None = None,
+        data_collator: DataCollator | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        *more: Any,
+        prompt_embedder: Callable[[list[str]], Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if args is None:
+            name = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = BCOConfig(f"{name.split('/')[-1]}-BCO")
+        if not isinstance(args, BCOConfig):
+            raise ValueError(f"`args` is a {type(args).__name__}. Pass a `BCOConfig`.")
+        if prompt_embedder is not None and args.udm_embedding is not None:
+            raise ValueError("`prompt_embedder` and `udm_embedding` are both given. Pass one of them.")
+        self._prompt_weights: PromptWeights | None = None
+        if train_dataset is not None:
+            self._check_dataset(train_dataset)
+        # KTO's constructor leaves out all that has to do with its KL term under this name of a loss only.
+        args.loss_type = "apo_zero_unpaired"
+        try:
+            super().__init__(model, ref_model, args, data_collator, train_dataset, *more, **kwargs)
+        finally:
+            args.loss_type = "bco"
+        self.loss_type = args.loss_type
+        self.data_collator = WeightedCollator(self.data_collator)
+        self.add_callback(RewardShift())
+        if prompt_embedder is not None or args.udm_embedding is not None:
+            self._match_prompts(prompt_embedder)
+
+    # Data
+
+    @staticmethod
+    def _check_dataset(dataset: Dataset | IterableDataset) -> None:
+        """Name what is wrong with a dataset before anything is computed; a stream shows its columns only."""
+        columns = list(next(iter(dataset), {}))
+        if not ({"prompt", "completion", "label"} <= set(columns) or {"chosen", "rejected"} <= set(columns)):
+            raise ValueError(f"The dataset does not have the right columns: found {columns}, {_EXPECTED}.")
+        if isinstance(dataset, Dataset) and "label" in columns:
+            check_labels(dataset.unique("label"))
+
+    def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
+        self._check_dataset(dataset)
+        dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        if dataset_name == "train" and isinstance(dataset, Dataset) and len(dataset.unique("label")) == 1:
+            logger.warning(
+                "All labels of the training data are %s: there is nothing to separate.", dataset[0]["label"]
+            )
+        return self._with_weights(dataset)
+
+    def _match_prompts(self, prompt_embedder: Callable[[list[str]], Any] | None) -> None:
+        """Fit the density ratio to the training prompts and write the weights into the datasets."""
+        if "udm_weight" in next(iter(self.train_dataset)):
+            return
+        if isinstance(self.train_dataset, IterableDataset):
+            raise ValueError(
+                "Distribution matching needs the whole dataset, which a stream is not. Give the weights as a column "
+                "`udm_weight` instead."
+            )
+        if prompt_embedder is not None:
+
+            def key(row: dict) -> Any:
+                return prompt_text(row["prompt"])
+
+            embed = prompt_embedder
+        else:
+            if self.is_fsdp_enabled or getattr(self.args.deepspeed_plugin, "zero_stage", 0) == 3:
+                raise ValueError("`udm_embedding='policy'` needs a policy in one piece. Pass a `prompt_embedder`.")
+            if self._is_vision_dataset:
+                raise ValueError("`udm_embedding='policy'` reads text only. Pass a `prompt_embedder` for pictures.")
+
+            def key(row: dict) -> Any:
+                return tuple(row["prompt_ids"])
+
+            def embed(prompts: list) -> torch.Tensor:
+                return embed_with_policy(self.model, prompts, self.args.per_device_eval_batch_size)
+
+        self._prompt_weights = PromptWeights(embed, key, (self.args.min_density_ratio, self.args.max_density_ratio))
+        ratio = self._prompt_weights.fit(
+            self.train_dataset, self.args.prompt_sample_size, self.args.udm_regularization, self.args.seed
+        )
+        logger.info("Density ratio: held-out AUC %.3f, C = %g.", ratio.auc, ratio.regularization)
+        if ratio.auc < 0.55:
+            logger.warning(
+                "The prompts of desirable and undesirable completions look alike (held-out AUC %.3f): distribution "
+                "matching has nothing to correct, and the weights are about 1.",
+                ratio.auc,
+            )
+        self.train_dataset = self._with_weights(self.train_dataset)
+        if isinstance(self.eval_dataset, dict):
+            self.eval_dataset = {name: self._with_weights(dataset) for name, dataset in self.eval_dataset.items()}
+        elif self.eval_dataset is not None:
+            self.eval_dataset = self._with_weights(self.eval_dataset)
+
+    def _with_weights(self, dataset: Any) -> Any:
+        if self._prompt_weights is None or "udm_weight" in next(iter(dataset)) or isinstance(dataset, IterableDataset):
+            return dataset
+        return dataset.add_column("udm_weight", self._prompt_weights.of(dataset))
+
+    def _set_signature_columns_if_needed(self) -> None:
+        fresh = self._signature_columns is None
+        super()._set_signature_columns_if_needed()
+        if fresh:
+            self._signature_columns += ["udm_weight"]
+
+    # Loss
+
+    @property
+    def reward_shift(self) -> RewardShift:
+        """The state of the shift. Looked up, since resuming may replace the callback by a restored one."""
+        return next(c for c in self.callback_handler.callbacks if isinstance(c, RewardShift))
+
+    def losses(
+        self, rewards: torch.Tensor, labels: torch.Tensor, shift: float, density_ratio: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The loss of each row, see [`bco_loss`][alignext.functional.bco.bco_loss]; their mean is minimised."""
+        return bco_loss(
+            rewards,
+            labels,
+            shift,
+            desirable_weight=self.desirable_weight,
+            undesirable_weight=self.undesirable_weight,
+            density_ratio=density_ratio,
+        )
+
+    def _compute_loss(self, model, inputs, return_outputs):
+        training = self.model.training
+        batch = self._prepare_inputs(inputs)
+        labels, density_ratio = batch["label"], batch.get("udm_weight")
+        if density_ratio is None and self._prompt_weights is not None:
+            raise ValueError(
+                "The batch has no `udm_weight`, though distribution matching is on. Add such a column to the dataset."
+            )
+        outputs, logps = self._logps(model, batch, **({"output_router_logits": True} if self.aux_loss_enabled else {}))
+        ref_logps = batch["ref_logps"] if self.precompute_ref_logps else self._reference_logps(batch)
+        rewards = self.beta * (logps - ref_logps)
+        if training:
+            shift = self.reward_shift.step(rewards, labels, self.args, self.accelerator)
+        else:
+            shift = self.reward_shift.value(self.args)
+        loss = self.losses(rewards, labels, shift, density_ratio).mean()
+        aux_loss = outputs.aux_loss if self.aux_loss_enabled else None
+        if aux_loss is not None:
+            loss = loss + self.router_aux_loss_coef * aux_loss
+        self._note("train" if training else "eval", batch, outputs, logps.detach(), rewards.detach(), shift, aux_loss)
+        if return_outputs:  # for `compute_metrics`; the fused head gives no logits
+            with torch.no_grad():
+                outputs = model(**{k: v for k, v in batch.items() if k not in _NOT_FOR_THE_MODEL}, use_cache=False)
+        return (loss, outputs) if return_outputs else loss
+
+    def _logps(self, model: torch.nn.Module, batch: dict[str, Any], **kwargs: Any) -> tuple[Any, torch.Tensor]:
+        """The outputs and the log-probability of each completion, shape `(B,)`."""
+        kwargs |= {k: v for k, v in batch.items() if k not in _NOT_FOR_THE_MODEL}
+        labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+        outputs = model(**kwargs, use_cache=False, labels=labels, fused_lm_head=True)
+        # The virtual tokens of prompt-learning adapters stand in front.
+        return outputs, outputs.log_probs[:, -(labels.size(1) - 1) :].sum(-1)
+
+    def _reference_logps(self, batch: dict[str, Any]) -> torch.Tensor:
+        with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+            if self.ref_model is not None or not is_peft_model(self.model):
+                return self._logps(self.ref_model, batch)[1]
+            unwrapped = self.accelerator.unwrap_model(self.model)
+            with use_adapter(unwrapped, adapter_name="ref" if "ref" in unwrapped.peft_config else None):
+                return self._logps(self.model, batch)[1]
+
+    @torch.no_grad()
+    def _note(self, mode, batch, outputs, logps, rewards, shift, aux_loss) -> None:
+        """Add to the metrics, with one reduction over all processes for all of them."""
+        labels, mask = batch["label"], batch["completion_mask"][:, 1:]
+        length = mask.size(1)
+        right = torch.where(labels, rewards > shift, rewards < shift)
+        ratio = batch.get("udm_weight", torch.ones_like(rewards))
+        mean_logits, entropy = (value[:, -length:] * mask for value in (outputs.mean_logits, outputs.entropy))
+        rows = [torch.ones_like(rewards), rewards, logps, mean_logits.sum(1), mask.sum(1), right, ratio]
+        by_class = torch.stack([row.float() for row in rows]) @ torch.stack([labels, ~labels], dim=1).float()
+        aux = rewards.new_zeros(()) if aux_loss is None else aux_loss.detach()
+        totals = torch.stack([entropy.sum(), batch["attention_mask"].sum(), aux, torch.ones_like(aux)]).float()
+        *sums, entropy, tokens, aux, processes = self.accelerator.reduce(
+            torch.cat([by_class.flatten(), totals]), "sum"
+        ).tolist()
+        count, reward, logp, logit, length, right, ratio = zip(sums[::2], sums[1::2], strict=True)
+
+        metrics = {
+            "delta": shift,
+            "entropy": entropy / max(sum(length), 1),
+            "rewards/accuracies": sum(right) / sum(count),
+        }
+        for i, name in enumerate(("chosen", "rejected")):
+            if count[i]:
+                metrics |= {f"rewards/{name}": reward[i] / count[i], f"logps/{name}": logp[i] / count[i]}
+            if length[i]:
+                metrics[f"logits/{name}"] = logit[i] / length[i]
+        if all(count):
+            metrics["rewards/margins"] = metrics["rewards/chosen"] - metrics["rewards/rejected"]
+        if "udm_weight" in batch and count[1]:
+            metrics["udm_weight"] = ratio[1] / count[1]
+        if aux_loss is not None:
+            metrics["aux_loss"] = aux / processes
+        for name, value in metrics.items():
+            self._metrics[mode][name].append(value)
+        if mode == "train":
+            self._total_train_tokens += int(tokens) // self._tp_size
+        self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
