@@ -3,6 +3,8 @@
 
 import argparse
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
@@ -31,8 +33,9 @@ def run(args: argparse.Namespace) -> None:
     out = claim_folder(args.out, overwrite=args.overwrite)
     start = time.perf_counter()
     sections = []
-    for name in names:
-        sections += import_module(_DEMOS[name]).demo(out, seed=args.seed, steps=args.steps)
+    with _one_thread():
+        for name in names:
+            sections += import_module(_DEMOS[name]).demo(out, seed=args.seed, steps=args.steps)
     page = write_gallery(
         out,
         sections,
@@ -41,6 +44,19 @@ def run(args: argparse.Namespace) -> None:
         "its pictures are on a large model.",
     )
     print(f"Done in {time.perf_counter() - start:.0f} s. Open {page.resolve()}")
+
+
+@contextmanager
+def _one_thread() -> Generator[None]:
+    """The embedded models are too small to be shared out: on a busy machine threads spend their time on waiting."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _positive(text: str) -> int:
