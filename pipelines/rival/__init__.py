@@ -3,6 +3,15 @@
 
 from alignext.pipelines.rival.inversion import RIVALInversion
 from alignext.pipelines.rival.pipeline import RIVALPipeline
+from alignext.pipelines.rival.pipeline_controlnet import RIVALControlNetPipeline
+from alignext.pipelines.rival.pipeline_xl import RIVALXLPipeline
+from alignext.pipelines.rival.pipeline_xl_controlnet import RIVALXLControlNetPipeline
 
 
-__all__ = ["RIVALInversion", "RIVALPipeline"]
+__all__ = [
+    "RIVALControlNetPipeline",
+    "RIVALInversion",
+    "RIVALPipeline",
+    "RIVALXLControlNetPipeline",
+    "RIVALXLPipeline",
+]

@@ -10,7 +10,6 @@ import torch
 from diffusers.models.attention_processor import Attention
 
 from alignext.functional.rival import adain, attention_mode, cross_image_attention, epsilon_to_v, v_to_epsilon
-
 from alignext.pipelines.rival.inversion import RIVALInversion
 
 
@@ -22,9 +21,7 @@ class RIVALAttnProcessor:
         self.processor = processor
         self.reference: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def __call__(
-        self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None, **kwargs
-    ):
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None, **kwargs):
         mode = self.alignment.mode
         if mode == "plain" or encoder_hidden_states is not None:
             if temb is not None:  # not every processor takes it
@@ -160,7 +157,7 @@ class Alignment:
         self.reference_noise = noise[-self.inversion.num_references :] if align else None
 
     def _reference_pass(self, unet, sample: torch.Tensor, t: torch.Tensor, cross_attention_kwargs) -> torch.Tensor:
-        """Predict the reference's noise from its own latents `z_t`; without ControlNet residuals, whatever the loop has."""
+        """Predict the reference's noise from its own latents `z_t`, without ControlNet residuals."""
         inversion = self.inversion
         # The unconditional rows matter only to the unconditional branch's attention, and only if they differ.
         both = self.mode == "write" and self.branches == 2 and not inversion.is_null

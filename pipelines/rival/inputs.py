@@ -25,7 +25,9 @@ def to_pil(picture) -> PIL.Image.Image:
     """Any picture as an upright RGB image; transparent areas are laid on white."""
     if isinstance(picture, torch.Tensor) and picture.ndim == 3 and picture.shape[0] in (1, 3):
         picture = picture.detach().float().permute(1, 2, 0).cpu().numpy()
-    if isinstance(picture, np.ndarray) and (picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] in (1, 3, 4))):
+    if isinstance(picture, np.ndarray) and (
+        picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] in (1, 3, 4))
+    ):
         if picture.dtype != np.uint8:
             if not np.isfinite(picture).all() or picture.min() < 0 or picture.max() > 1:
                 raise ValueError(
@@ -47,24 +49,28 @@ def to_pil(picture) -> PIL.Image.Image:
     return picture.convert("RGB")
 
 
-def to_repaint(mask, size: tuple[int, int], scale: int, rows: int) -> torch.Tensor:
-    """Mask(s), white = repaint, to (rows, 1, h, w) bool at latent resolution, cropped and resized like the picture."""
+def binary_mask(mask, size: tuple[int, int], scale: int) -> torch.Tensor:
+    """Mask(s) of any kind to (n, 1, height, width) of zeros and ones, cropped and resized like the picture."""
     processor = VaeImageProcessor(
         vae_scale_factor=scale, do_normalize=False, do_binarize=True, do_convert_grayscale=True
     )
     if isinstance(mask, PIL.Image.Image):
-        mask = processor.preprocess(mask, *size, resize_mode="crop")
-    else:
-        mask = processor.preprocess(mask, *size)
+        return processor.preprocess(mask, *size, resize_mode="crop")
+    return processor.preprocess(mask, *size)
+
+
+def to_repaint(mask, size: tuple[int, int], scale: int, rows: int) -> torch.Tensor:
+    """Mask(s), white = repaint, to (rows, 1, h, w) bool at latent resolution, cropped and resized like the picture."""
+    mask = binary_mask(mask, size, scale)
     repaint = torch.nn.functional.interpolate(mask.float(), size=[side // scale for side in size]) > 0.5
     cells = repaint.flatten(1).sum(1)
     if cells.min() < 2:
         raise ValueError(
-            f"`mask_image` repaints {cells.min().item()} latent cells of {scale}x{scale} pixels; at least 2 are needed. "
-            "White marks what is repainted: enlarge the white area, or invert the mask if it marks what to keep."
+            f"`mask_image` repaints {cells.min().item()} latent cells of {scale}x{scale} pixels; 2 are needed. "
+            "White is repainted: enlarge the white area, or invert the mask if it marks what to keep."
         )
     if rows % len(repaint):
-        raise ValueError(f"{len(repaint)} masks do not divide the {rows} images to generate.")
+        raise ValueError(f"`mask_image` has {len(repaint)} masks for {rows} images. Pass one mask, or one per image.")
     return repaint.repeat_interleave(rows // len(repaint), dim=0)
 
 
@@ -80,8 +86,8 @@ def match_prompts(call: dict, references: int) -> None:
     prompts = batch_size(call)
     if max(prompts, references) % min(prompts, references):
         raise ValueError(
-            f"{prompts} prompts and {references} reference pictures do not divide each other. Pass one of either, as many "
-            "of both, or a multiple."
+            f"{prompts} prompts and {references} reference pictures do not divide each other. Pass one of either, as "
+            "many of both, or a multiple."
         )
     if prompts >= references:
         return
@@ -114,8 +120,17 @@ def own_prompts(call: dict, references: int) -> dict:
             for other in value[i * per_reference : (i + 1) * per_reference]:
                 if not (torch.equal(other, reference) if isinstance(other, torch.Tensor) else other == reference):
                     raise ValueError(
-                        "Several different prompts share one reference picture, so `reference_prompt` cannot default to "
-                        "`prompt`. Pass `reference_prompt` (what the picture shows, or \"\")."
+                        "Several different prompts share one reference picture, so `reference_prompt` cannot default "
+                        'to `prompt`. Pass `reference_prompt` (what the picture shows, or "").'
                     )
         own[name] = first
     return own
+
+
+def control_size(processor: VaeImageProcessor, control) -> tuple[int, int]:
+    """Height and width of a ControlNet picture, or the first of a list of them, as the stock pipeline reads them."""
+    while isinstance(control, (list, tuple)):
+        control = control[0]
+    if not isinstance(control, PIL.Image.Image) and control.ndim == 3:
+        control = control[None]
+    return processor.get_default_height_width(control)

@@ -26,12 +26,19 @@ SCHEDULER_KEYS = (
 )
 
 
+def scheduler_settings(scheduler) -> dict:
+    """The part of a scheduler's configuration that a chain depends on."""
+    settings = {key: scheduler.config.get(key) for key in SCHEDULER_KEYS}
+    betas = settings["trained_betas"]
+    return settings | {"trained_betas": None if betas is None else [float(beta) for beta in betas]}
+
+
 def model_fingerprint(model: torch.nn.Module) -> torch.Tensor:
     """
     The middle element of every parameter, float32: tells checkpoints of one architecture apart, in any precision.
 
-    Adapter weights are left out, so an inversion stays usable when a LoRA is switched on; parameters that are offloaded
-    to the meta device are NaN, which compares equal to anything.
+    Adapter weights are left out, so an inversion stays usable when a LoRA is switched on; parameters that are
+    offloaded to the meta device are NaN, which compares equal to anything.
     """
     values = [
         torch.full((), torch.nan) if p.is_meta else p.detach().flatten()[p.numel() // 2].float().cpu()
@@ -52,8 +59,8 @@ def same_model(a: torch.Tensor, b: torch.Tensor) -> bool:
 @dataclass(frozen=True)
 class RIVALInversion:
     """
-    The DDIM inversion chain of R reference pictures, as [`RIVALMixin.invert`] makes it. Reuse it for any number of calls;
-    keep it with [`~RIVALInversion.save`].
+    The DDIM inversion chain of R reference pictures, as [`RIVALMixin.invert`] makes it. Reuse it for any number of
+    calls; keep it with [`~RIVALInversion.save`].
 
     Args:
         latents (`torch.Tensor` of shape `(T + 1, R, C, h, w)`, float32):
@@ -116,6 +123,6 @@ class RIVALInversion:
             metadata = file.metadata() or {}
             if "scheduler" not in metadata:
                 raise ValueError(f"`path`: {os.fspath(path)!r} is not an inversion saved by `RIVALInversion.save`.")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
         pooled = {"pooled_prompt_embeds": None, "negative_pooled_prompt_embeds": None}
         return cls(**pooled | tensors, scheduler=json.loads(metadata["scheduler"]))

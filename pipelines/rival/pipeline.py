@@ -1,5 +1,5 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""RIVAL on Stable Diffusion 1 and 2. One pipeline class per file: the folder is also a diffusers community pipeline."""
+"""RIVAL on Stable Diffusion 1 and 2."""
 
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
