@@ -10,18 +10,39 @@ from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
-    from alignext.pipelines.rival import RIVALInversion, RIVALPipeline
+    from alignext.pipelines.rival import (
+        RIVALControlNetPipeline,
+        RIVALInversion,
+        RIVALPipeline,
+        RIVALXLControlNetPipeline,
+        RIVALXLPipeline,
+    )
+    from alignext.trainers.bco import BCOConfig, BCOTrainer
 
 
 __version__ = "0.1.0.dev0"
 
 # Public name -> the module that defines it. The only place where alignext points at pipelines and trainers.
 _MODULES = {
+    "BCOConfig": "alignext.trainers.bco",
+    "BCOTrainer": "alignext.trainers.bco",
+    "RIVALControlNetPipeline": "alignext.pipelines.rival",
     "RIVALInversion": "alignext.pipelines.rival",
     "RIVALPipeline": "alignext.pipelines.rival",
+    "RIVALXLControlNetPipeline": "alignext.pipelines.rival",
+    "RIVALXLPipeline": "alignext.pipelines.rival",
 }
 
-__all__ = ["RIVALInversion", "RIVALPipeline", "__version__"]
+__all__ = [
+    "BCOConfig",
+    "BCOTrainer",
+    "RIVALControlNetPipeline",
+    "RIVALInversion",
+    "RIVALPipeline",
+    "RIVALXLControlNetPipeline",
+    "RIVALXLPipeline",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -6,7 +6,10 @@ from typing import NamedTuple
 
 
 class Method(NamedTuple):
-    """One row of the table of methods. The README and the docs show the same rows."""
+    """One row of the table of methods. The README and the docs show the same rows.
+
+    `parents` are one per class, or one for all classes.
+    """
 
     name: str
     paper: str
@@ -24,8 +27,18 @@ METHODS = (
         paper="Real-World Image Variation by Aligning Diffusion Inversion Chain",
         arxiv="2305.18729",
         task="variations of a real picture, or new pictures in its style",
-        classes=("RIVALPipeline",),
-        parents=("diffusers.StableDiffusionPipeline",),
+        classes=(
+            "RIVALPipeline",
+            "RIVALXLPipeline",
+            "RIVALControlNetPipeline",
+            "RIVALXLControlNetPipeline",
+        ),
+        parents=(
+            "diffusers.StableDiffusionPipeline",
+            "diffusers.StableDiffusionXLPipeline",
+            "diffusers.StableDiffusionControlNetPipeline",
+            "diffusers.StableDiffusionXLControlNetPipeline",
+        ),
         needs="one picture; no training",
         available=True,
     ),
