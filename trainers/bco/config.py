@@ -34,8 +34,8 @@ class BCOConfig(KTOConfig):
         reward_shift_decay (`float`, *optional*, defaults to `0.99`):
             Factor of the past per optimizer step, for `reward_shift="ema"`.
         udm_embedding (`str`, *optional*):
-            `"policy"` turns underlying distribution matching on, with prompts embedded by the initial policy. The
-            trainer's `prompt_embedder` and a `udm_weight` column do so, too.
+            `"policy"` turns underlying distribution matching on, with prompts embedded by the initial policy (the
+            reference model, where one is given). The trainer's `prompt_embedder` and a `udm_weight` column do so, too.
         prompt_sample_size (`int`, *optional*, defaults to `1024`):
             At most as many prompts of each class are drawn to fit the density ratio.
         min_density_ratio (`float`, *optional*, defaults to `0.5`):
@@ -96,6 +96,11 @@ class BCOConfig(KTOConfig):
             raise ValueError(
                 f"`udm_embedding` is {self.udm_embedding!r}. Choose 'policy', or pass a function as the trainer's "
                 "`prompt_embedder`."
+            )
+        if self.udm_embedding == "policy" and self.sync_ref_model:
+            raise ValueError(
+                "`udm_embedding='policy'` needs a reference that stays, and `sync_ref_model=True` moves it. "
+                "Use a `prompt_embedder`."
             )
         if self.beta <= 0:
             raise ValueError(f"`beta` is {self.beta}, but it must be positive; the paper uses 0.1.")

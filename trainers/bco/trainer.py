@@ -189,7 +189,9 @@ class BCOTrainer(KTOTrainer):
                 return tuple(row["prompt_ids"])
 
             def embed(prompts: list) -> torch.Tensor:
-                return embed_with_policy(self.model, prompts, self.args.per_device_eval_batch_size)
+                # The reference stays what the policy is now: prompts seen after training are embedded alike.
+                model = self.accelerator.unwrap_model(self.ref_model or self.model)
+                return embed_with_policy(model, prompts, self.args.per_device_eval_batch_size)
 
         self._prompt_weights = PromptWeights(embed, key, (self.args.min_density_ratio, self.args.max_density_ratio))
         ratio = self._prompt_weights.fit(

@@ -378,6 +378,7 @@ def test_mixture_of_experts_adds_its_auxiliary_loss(tmp_path: Path) -> None:
         ({"udm_regularization": 0.0}, "udm_regularization"),
         ({"udm_embedding": "bert"}, "udm_embedding"),
         ({"loss_type": "kto"}, "loss_type"),
+        ({"sync_ref_model": True, "udm_embedding": "policy"}, "udm_embedding"),
         ({"sync_ref_model": True, "reward_shift": "running_mean"}, "sync_ref_model"),
     ],
     ids=str,
