@@ -8,10 +8,13 @@ Its randomness comes from (seed, step), so an interrupted run ends where the uni
 import copy
 import json
 import math
+import re
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -168,19 +171,23 @@ def standardize(vae: torch.nn.Module, images: torch.Tensor) -> None:
 
 
 def make_tokenizer(captions: list[str], length: int) -> "CLIPTokenizer":
-    """CLIP's byte-level BPE with `</w>`, its merges learned from the captions."""
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+    """CLIP's byte-level BPE with `</w>`, merged until every word of the captions is one token."""
+    from tokenizers import pre_tokenizers
     from transformers import CLIPTokenizer
 
+    words = Counter(re.findall(r"[a-z]+|[^a-z\s]", " ".join(captions)))
+    pieces = {word: (*word[:-1], word[-1] + "</w>") for word in sorted(words)}
+    merges: list[tuple[str, str]] = []
+    while pairs := Counter(p for word, parts in pieces.items() for p in pairwise(parts) for _ in range(words[word])):
+        merges.append(max(pairs, key=lambda pair: (pairs[pair], pair)))  # ties by name: the same on every machine
+        for word, parts in pieces.items():
+            merged = list(parts[:1])
+            for part in parts[1:]:
+                merged[-1:] = [merged[-1] + part] if (merged[-1], part) == merges[-1] else [merged[-1], part]
+            pieces[word] = tuple(merged)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    words = pre_tokenizers.Split(Regex(r"[^\W\d_]+|\S"), "removed", invert=True)
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(False, use_regex=False)])
-    trainer = trainers.BpeTrainer(vocab_size=4000, end_of_word_suffix="</w>", show_progress=False)
-    bpe.train_from_iterator(sorted(set(captions)), trainer)
-    merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
-    tokens = [*alphabet, *(a + "</w>" for a in alphabet), *(a + b for a, b in merges)]
-    tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
+    tokens = dict.fromkeys([*alphabet, *(a + "</w>" for a in alphabet), *(a + b for a, b in merges)])
+    tokens = [*tokens, "<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer({token: i for i, token in enumerate(tokens)}, merges, model_max_length=length)
 
 
