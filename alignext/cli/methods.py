@@ -70,7 +70,7 @@ METHODS = (
         classes=("BCOTrainer",),
         parents=("trl.KTOTrainer",),
         needs="single completions with a label",
-        available=False,
+        available=True,
     ),
     Method(
         name="f-DPG",

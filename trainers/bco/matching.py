@@ -38,10 +38,10 @@ def embed_with_policy(model: PreTrainedModel, prompt_ids: Iterable[Sequence[int]
     Returns:
         `torch.Tensor` of shape `(n, d)`, float32, on the CPU.
     """
-    prompts = [torch.as_tensor(ids) for ids in prompt_ids]
     if is_peft_model(model):
         with model.disable_adapter():
-            return embed_with_policy(model.get_base_model(), prompts, batch_size)
+            return embed_with_policy(model.get_base_model(), prompt_ids, batch_size)
+    prompts = [torch.tensor(ids) for ids in prompt_ids]
     training = model.training
     model.eval()
     embeddings = []

@@ -92,7 +92,7 @@ class BCOTrainer(KTOTrainer):
             Turns `n` prompts into embeddings of shape `(n, d)`, for example `SentenceTransformer(...).encode`. Turns
             underlying distribution matching on: undesirable rows are weighted to the prompts of desirable ones, once,
             before training. A `udm_weight` column in the dataset takes its place.
-        *more, **kwargs:
+        **kwargs:
             All other arguments of [`~trl.KTOTrainer`], among them `eval_dataset`, `processing_class`, `peft_config`.
     """
 
