@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 
+from alignext import mini
 from alignext.mini.recipe import render
 
 
@@ -311,7 +312,7 @@ def main(names: list[str]) -> None:
         folder = render.CACHE / "train" / file.stem
         torch.manual_seed(config["seed"])
         {"vae": train_vae, "sd": train_sd, "judge": train_judge}[config["kind"]](config, folder)
-        if (folder / file.stem).exists():
+        if file.stem in mini.NAMES:
             shutil.copytree(folder / file.stem, Path(__file__).parents[1] / file.stem, dirs_exist_ok=True)
 
 
