@@ -197,7 +197,8 @@ class InvertMixin(_Pipeline):
 
     def _pixels(self, picture, height: int, width: int) -> torch.Tensor:
         """One picture of any kind to (1, 3, height, width) in [-1, 1]."""
-        if isinstance(picture, torch.Tensor) and picture.shape == (3, height, width):
+        fits = isinstance(picture, torch.Tensor) and picture.shape == (3, height, width)
+        if fits and 0 <= picture.min() and picture.max() <= 1:  # without rounding to 8 bits
             return self.image_processor.preprocess(picture[None], height, width)
         return self.image_processor.preprocess(to_pil(picture), height, width, resize_mode="crop")
 

@@ -218,6 +218,10 @@ class RIVALMixin(InvertMixin, HubMixin):
         size = self._size(given.get("height") or default[0], given.get("width") or default[1])
         bound.apply_defaults()
         call = dict(bound.arguments) | {"height": size[0], "width": size[1]}
+        networks = getattr(getattr(self, "controlnet", None), "nets", [None])
+        for name in {"control_guidance_start", "control_guidance_end"} & call.keys():
+            if not isinstance(call[name], list):  # `check_inputs` wants one per ControlNet
+                call[name] = [call[name]] * len(networks)
         return call | call.pop("kwargs", {}), size
 
     def _paste_kept_pixels(self, images: list, reference_image, mask_image, size: tuple[int, int]) -> None:

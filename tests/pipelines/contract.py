@@ -8,10 +8,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline
-from diffusers.callbacks import PipelineCallback, SDCFGCutoffCallback
+from diffusers import (
+    DiffusionPipeline,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLControlNetPipeline,
+    StableDiffusionXLPipeline,
+)
+from diffusers.callbacks import (
+    PipelineCallback,
+    SDCFGCutoffCallback,
+    SDXLCFGCutoffCallback,
+    SDXLControlnetCFGCutoffCallback,
+)
 
-from alignext import RIVALPipeline
+from alignext import RIVALControlNetPipeline, RIVALPipeline, RIVALXLControlNetPipeline, RIVALXLPipeline
 
 from . import tiny
 
@@ -72,6 +83,12 @@ def rival_prepared(pipe: DiffusionPipeline, steps: int) -> dict:
     return dict.fromkeys(reference) | {"inversion": inversion}
 
 
+def control_picture() -> dict:
+    return {"image": torch.rand(1, 3, tiny.SIZE, tiny.SIZE, generator=seeded(6))}
+
+
+XL_EMBEDS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+
 ROWS = [
     Row(
         "rival-sd",
@@ -81,6 +98,40 @@ ROWS = [
         active=rival_active,
         neutral=rival_neutral,
         prepared=rival_prepared,
+    ),
+    Row(
+        "rival-sdxl",
+        ours=RIVALXLPipeline,
+        stock=StableDiffusionXLPipeline,
+        components=tiny.sdxl_components,
+        active=rival_active,
+        neutral=rival_neutral,
+        prepared=rival_prepared,
+        embeds=XL_EMBEDS,
+        cutoff=SDXLCFGCutoffCallback,
+    ),
+    Row(
+        "rival-sd-controlnet",
+        ours=RIVALControlNetPipeline,
+        stock=StableDiffusionControlNetPipeline,
+        components=lambda: tiny.with_controlnet(tiny.sd_components()),
+        active=rival_active,
+        neutral=rival_neutral,
+        prepared=rival_prepared,
+        inputs=control_picture,
+        cutoff=None,  # it leaves ControlNet with both branches
+    ),
+    Row(
+        "rival-sdxl-controlnet",
+        ours=RIVALXLControlNetPipeline,
+        stock=StableDiffusionXLControlNetPipeline,
+        components=lambda: tiny.with_controlnet(tiny.sdxl_components()),
+        active=rival_active,
+        neutral=rival_neutral,
+        prepared=rival_prepared,
+        inputs=control_picture,
+        embeds=XL_EMBEDS,
+        cutoff=SDXLControlnetCFGCutoffCallback,
     ),
 ]
 

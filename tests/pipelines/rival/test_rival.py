@@ -1,28 +1,18 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """RIVAL on a tiny random Stable Diffusion: the traps of the method, each as the test that exposes it.
 
-The yardstick is `joint_batch`, a loop written out from the paper with the rows [R-uncond, G-uncond, R-cond, G-cond] in
-one batch. It shares no code with the package but the UNet and diffusers' DDIM.
+The yardstick is `joint_batch`, the method written out from the paper.
 """
-
-import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMInverseScheduler, DDIMScheduler, StableDiffusionPipeline
-from diffusers.models.attention_processor import Attention
 
 from alignext.pipelines.rival import RIVALInversion, RIVALPipeline
-from alignext.pipelines.rival.alignment import Alignment, RIVALAttnProcessor
+from alignext.pipelines.rival.alignment import RIVALAttnProcessor
+from tests.pipelines.rival.joint import Recorder, T, generator, joint_batch, latents_for, run
 from tests.pipelines.tiny import SIZE, sd_components
-
-
-T = 10
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture
@@ -37,130 +27,8 @@ def picture():
     return torch.rand(3, SIZE, SIZE, generator=generator(7))
 
 
-def latents_for(pipe, n=1, seed=3):
-    side = SIZE // pipe.vae_scale_factor
-    return torch.randn(n, 4, side, side, generator=generator(seed))
-
-
-def run(pipe, prompt="a red fox", **kwargs):
-    kwargs = {"num_inference_steps": T, "output_type": "latent", "guidance_scale": 5.0} | kwargs
-    if "inversion" in kwargs:
-        kwargs.pop("num_inference_steps")
-    return pipe(prompt, **kwargs).images
-
-
 def embed(pipe, prompt):
     return pipe.encode_prompt(prompt, pipe.device, 1, False)[0]
-
-
-class JointAttention:
-    """Self-attention over a joint batch of `branches` x [R, G_1 .. G_M] rows, written out."""
-
-    def __init__(self, rows_per_branch, mix_branches=False):
-        self.rows, self.mode, self.mix = rows_per_branch, "plain", mix_branches
-
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
-        q, k, v = (
-            layer(hidden_states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-            for layer in (attn.to_q, attn.to_k, attn.to_v)
-        )
-        out = torch.empty_like(q)
-        for row in range(len(q)):
-            reference = row - row % self.rows
-            if self.mix:  # wrong on purpose: every row reads the conditional branch's reference
-                reference = len(q) - self.rows
-            keys, values = k[row], v[row]
-            if row % self.rows:
-                if self.mode == "replace":
-                    keys, values = k[reference], v[reference]
-                elif self.mode == "concat":
-                    keys, values = torch.cat([k[reference], keys], 1), torch.cat([v[reference], values], 1)
-            out[row] = (q[row] @ keys.transpose(1, 2) / math.sqrt(q.shape[-1])).softmax(-1) @ values
-        return attn.to_out[0](out.transpose(1, 2).flatten(2))
-
-
-def joint_batch(
-    pipe,
-    inversion,
-    prompt,
-    x_T,
-    *,
-    w=5.0,
-    t_align=600,
-    t_early=600,
-    t_inject=1000,
-    wrong=None,
-    keep=None,
-):
-    """The whole method for one reference and M images, in the plainest way. `wrong` names a deliberate mistake."""
-    unet, M, guided = pipe.unet, len(x_T), w > 1
-    scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
-    scheduler.set_timesteps(inversion.num_inference_steps)
-    text, null = embed(pipe, prompt), embed(pipe, "")
-    ref_text, ref_null = inversion.prompt_embeds, inversion.negative_prompt_embeds
-    embeds = torch.cat([ref_text, *[text] * M])
-    if guided:
-        embeds = torch.cat([ref_null, *[null] * M, embeds])
-    processor = JointAttention(1 + M, mix_branches=wrong == "mixed branches")
-    layers = [m for name, m in unet.named_modules() if isinstance(m, Attention) and name.endswith("attn1")]
-    kept = [layer.processor for layer in layers]
-    for layer in layers:
-        layer.set_processor(processor)
-
-    def adain(e, e_R):
-        dims = (1, 2, 3) if wrong == "global statistics" else (2, 3)
-        var, mu = torch.var_mean(e, dims, keepdim=True)
-        var_R, mu_R = torch.var_mean(e_R, dims, keepdim=True)
-        return (e - mu) / (var + 1e-5).sqrt() * (var_R + 1e-5).sqrt() + mu_R
-
-    x, steps = x_T, inversion.num_inference_steps
-    with torch.no_grad():
-        for i, t in enumerate(scheduler.timesteps):
-            k = steps - i - (wrong == "chain off by one")
-            gate = t - 1
-            processor.mode = "plain" if gate > t_inject else "concat" if gate <= t_align else "replace"
-            rows = torch.cat([inversion.latents[k], x])
-            e = unet(torch.cat([rows, rows]) if guided else rows, t, encoder_hidden_states=embeds).sample
-            cond = e[-(1 + M) :]
-            e_R, e_G = cond[:1], cond[1:]
-            if wrong == "alignment before guidance" and t > t_early:
-                e_G = adain(e_G, e_R)
-            if guided:
-                uncond = e[: 1 + M]
-                e_G = uncond[1:] + w * (e_G - uncond[1:])
-                if wrong == "guided reference noise":
-                    e_R = uncond[:1] + w * (e_R - uncond[:1])
-                if wrong == "unconditional reference noise":
-                    e_R = uncond[:1]
-            if t > t_early and wrong != "alignment before guidance":
-                e_G = adain(e_G, e_R)
-            x = scheduler.step(e_G, t, x).prev_sample
-            if keep is not None:
-                x = torch.where(keep, inversion.latents[steps - i - 1], x)
-    for layer, original in zip(layers, kept, strict=True):
-        layer.set_processor(original)
-    return x
-
-
-class Recorder:
-    """Every UNet call while active: timestep, input rows, keyword arguments, and the mode of the alignment."""
-
-    def __init__(self, pipe, monkeypatch):
-        self.calls, self.modes = [], []
-        pipe.unet.register_forward_pre_hook(self._record, with_kwargs=True)
-        original = Alignment._step
-
-        def step(alignment, *args, **kwargs):
-            self.modes.append((alignment.mode, alignment.reference_noise is not None))
-            return original(alignment, *args, **kwargs)
-
-        monkeypatch.setattr(Alignment, "_step", step)
-
-    def _record(self, module, args, kwargs):
-        self.calls.append((int(args[1]), args[0].clone(), kwargs))
-
-    def rows(self):
-        return [len(sample) for _, sample, _ in self.calls]
 
 
 # ------------------------------------------------------------------------------------------------- trap 1: off = stock
@@ -204,7 +72,7 @@ def test_nothing_stays_behind(pipe, picture, fails):
     assert pipe.scheduler is scheduler and "step" not in vars(scheduler) and type(scheduler).step is step
 
 
-# ------------------------------------------------------------------------- traps 2, 5, 8: agreement with the joint batch
+# ----------------------------------------------------------------------- traps 2, 5, 8: agreement with the joint batch
 
 SETTINGS = {
     "variation": dict(t_inject=1000),
@@ -256,7 +124,7 @@ def test_reference_rows_are_the_chain_at_the_same_timestep(pipe, picture, monkey
         assert torch.equal(sample, torch.cat([inversion.latents[k]] * 2))
 
 
-# ------------------------------------------------------------------------------------------- trap 3: inversion arithmetic
+# ---------------------------------------------------------------------------------------- trap 3: inversion arithmetic
 
 
 def test_constant_noise_comes_back_to_the_picture(pipe, monkeypatch):
@@ -321,7 +189,9 @@ def test_gates_per_step(pipe, picture, monkeypatch, steps, task, plain, replace,
     assert (modes.count("plain"), modes.count("replace"), modes.count("concat")) == (plain, replace, concat)
     assert sum(active for _, active in recorder.modes) == aligned
     # A counter that leaks into the next call (T = 30 does not divide 1000) would change the second result.
-    assert torch.equal(first, run(pipe, reference_image=picture, num_inference_steps=steps, task=task, generator=generator()))
+    assert torch.equal(
+        first, run(pipe, reference_image=picture, num_inference_steps=steps, task=task, generator=generator())
+    )
 
 
 # ------------------------------------------------------------------------------------------- trap 6: self-reference
@@ -351,7 +221,7 @@ def test_self_reference_is_the_identity(pipe, picture):
         torch.testing.assert_close(latents, one_step["plain"], rtol=0, atol=1e-5, msg=mode)
 
 
-# ---------------------------------------------------------------------------------------- traps 9, 10: draws and batches
+# -------------------------------------------------------------------------------------- traps 9, 10: draws and batches
 
 
 def test_same_seed_same_images(pipe, picture):
@@ -402,7 +272,7 @@ def test_several_prompts_share_one_reference(pipe, picture):
         run(pipe, ["a red fox", "a blue bird"], reference_image=picture, latents=x_T)
 
 
-# ------------------------------------------------------------------------------------------------- trap 11: no guidance
+# ------------------------------------------------------------------------------------------------ trap 11: no guidance
 
 
 def test_injection_works_without_guidance(pipe, picture):
@@ -414,11 +284,15 @@ def test_guidance_switched_off_half_way_keeps_working(pipe, picture, monkeypatch
     from diffusers.callbacks import SDCFGCutoffCallback
 
     recorder = Recorder(pipe, monkeypatch)
-    run(pipe, reference_image=picture, callback_on_step_end=SDCFGCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=4))
+    run(
+        pipe,
+        reference_image=picture,
+        callback_on_step_end=SDCFGCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=4),
+    )
     assert recorder.rows()[T:] == [2, 2] * 5 + [1, 1] * 5
 
 
-# -------------------------------------------------------------------------------------------------- trap 12: inpainting
+# ------------------------------------------------------------------------------------------------- trap 12: inpainting
 
 
 @pytest.fixture
@@ -466,7 +340,7 @@ def test_repainting_everything_is_a_variation(pipe, picture, mask):
     torch.testing.assert_close(all_white, variation, rtol=0, atol=0)
 
 
-# ------------------------------------------------------------------------------- traps 14, 15: sharing and reuse, and cost
+# --------------------------------------------------------------------------- traps 14, 15: sharing and reuse, and cost
 
 
 def test_null_reference_needs_one_row(pipe, picture, monkeypatch):
@@ -533,7 +407,7 @@ def test_an_unfinished_save_leaves_the_old_file(pipe, picture, tmp_path, monkeyp
     assert path.read_text() == "precious"
 
 
-# -------------------------------------------------------------------------------------------- trap 16: other processors
+# ------------------------------------------------------------------------------------------- trap 16: other processors
 
 
 @pytest.mark.parametrize("how", ["sliced", "fused", "vanilla"])
@@ -615,7 +489,7 @@ def test_v_prediction_aligns_the_noise_it_implies(pipe, picture):
     torch.testing.assert_close(first[0], expected, rtol=1e-4, atol=1e-3)
 
 
-# ----------------------------------------------------------------------------------------------------- other schedulers
+# ---------------------------------------------------------------------------------------------------- other schedulers
 
 
 @pytest.mark.parametrize("name", ["PNDMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
@@ -630,7 +504,7 @@ def test_other_schedulers_are_swapped_and_put_back(pipe, picture, name):
     assert pipe.scheduler is other and pipe.config["scheduler"][1] == name
 
 
-# ------------------------------------------------------------------------------------------------------ kinds of picture
+# ---------------------------------------------------------------------------------------------------- kinds of picture
 
 
 def test_every_kind_of_picture_gives_the_same(pipe):
