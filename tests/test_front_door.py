@@ -39,6 +39,8 @@ def test_the_readme_shows_code_and_commands():
     assert {words[0] for page, words in shell_lines() if page == "README.md"} >= {"make", "alignext"}
 
 
+# TRL reads and sets `gradient_checkpointing`, which transformers has renamed.
+@pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing(_\\w+)?` is deprecated:FutureWarning")
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
 def test_python_snippets_run(page, tmp_path, monkeypatch):
     """All ```python blocks of a page, one after the other, as someone who pastes them does."""
