@@ -68,7 +68,7 @@ from . import h
 from alignext import RIVALPipeline, mini
 """
     package = "alignext.trainers.x"
-    expected = {"a.b", "d.e.g", "alignext.trainers.h", "alignext.pipelines.rival", "alignext.mini"}
+    expected = {"a.b", "d.e.g", "alignext.trainers.x.h", "alignext.pipelines.rival", "alignext.mini"}
     assert imports_of(source, package=package) == expected
     assert imports_of(source, package=package, resolve=False) >= {"alignext.RIVALPipeline", "alignext.mini"}
     assert package_of(ROOT / "trainers" / "x" / "y.py") == package
@@ -103,7 +103,7 @@ def test_imports_are_by_the_installed_name(folder):
 
 
 def test_pipelines_import_absolutely():
-    """A folder of pipelines is also a diffusers community pipeline: diffusers copies the file away from its neighbours."""
+    """A folder of pipelines is also a diffusers community pipeline, whose file diffusers copies away from its folder."""
     relative = [
         path.relative_to(ROOT)
         for path in files("pipelines")
