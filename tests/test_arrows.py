@@ -103,7 +103,7 @@ def test_imports_are_by_the_installed_name(folder):
 
 
 def test_pipelines_import_absolutely():
-    """A folder of pipelines is also a diffusers community pipeline, whose file diffusers copies away from its folder."""
+    """A folder of pipelines is also a diffusers community pipeline, and diffusers copies its file elsewhere."""
     relative = [
         path.relative_to(ROOT)
         for path in files("pipelines")
