@@ -81,8 +81,8 @@ def accuracy(rewards: torch.Tensor, labels: list[bool]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(mini.path("lm")), help="any causal language model with a tokenizer")
-    parser.add_argument("--steps", type=int, default=40, help="optimizer steps of 16 completions")
-    parser.add_argument("--learning-rate", type=float, default=5e-5)
+    parser.add_argument("--steps", type=int, default=24, help="optimizer steps of 16 completions")
+    parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--out", default="bco-stories", help="folder of the trained model")
     args = parser.parse_args()
 
@@ -91,7 +91,8 @@ def main() -> None:
     train = thumbs(model, tokenizer, 4 * beginnings("Tom Lily Ben Mia Sam Anna Max Sue Jack Sara Tim Lucy"), seed=0)
     held_out = thumbs(model, tokenizer, 3 * beginnings("Amy Bob Jane Leo"), seed=1)
     train.to_json("thumbs.jsonl")
-    print(f"{sum(train['label'])} of {len(train)} completions have a thumb up; they are in thumbs.jsonl.")
+    up = sum(train["label"])
+    print(f"{up} of {len(train)} completions have a thumb up; they are in thumbs.jsonl.")
 
     on_cpu = not torch.cuda.is_available()
     trainer = BCOTrainer(
@@ -101,6 +102,8 @@ def main() -> None:
             max_steps=args.steps,
             per_device_train_batch_size=16,
             learning_rate=args.learning_rate,
+            desirable_weight=(len(train) - up) / up,  # both classes weigh the same
+            activation_checkpointing=False,  # a small model fits without
             use_cpu=on_cpu,
             bf16=not on_cpu,
             report_to="none",
