@@ -234,7 +234,7 @@ def _fit_logistic(
     x: torch.Tensor, y: torch.Tensor, s: torch.Tensor, c: float, start: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, float]:
     """Weight and bias of the weighted, penalised logistic regression."""
-    w = (torch.zeros_like(x[0]) if start is None else start.clone()).requires_grad_()
+    w = (x.new_zeros(x.shape[1]) if start is None else start.clone()).requires_grad_()
     b = x.new_zeros(()).requires_grad_()
     optimizer = torch.optim.LBFGS(
         [w, b], max_iter=1000, tolerance_grad=1e-9, tolerance_change=1e-16, line_search_fn="strong_wolfe"
@@ -243,7 +243,7 @@ def _fit_logistic(
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
         bce = F.binary_cross_entropy_with_logits(x @ w + b, y, weight=s, reduction="sum")
-        loss = (bce + w.square().sum() / (2 * c)) / len(y)
+        loss = (bce + w.square().sum() / (2 * c)) / max(len(y), 1)
         loss.backward()
         return loss
 

@@ -215,6 +215,11 @@ class TestDensityRatio:
         assert fit_density_ratio(x, y).auc > 0.9
         assert fit_density_ratio(x, y, groups=groups).auc < 0.7
 
+    def test_of_one_prompt_is_one(self):
+        x, y = torch.ones(20, 3), torch.arange(20) < 5
+        fit = fit_density_ratio(x, y, groups=torch.zeros(20, dtype=torch.long))
+        torch.testing.assert_close(fit.weights(x), torch.ones(20, dtype=torch.float64), rtol=1e-6, atol=0)
+
     def test_is_clipped(self):
         x, y, bad = prompts(2, 500, shift=3.0)
         weights = fit_density_ratio(x, y).weights(bad, 0.9, 1.1)
