@@ -36,7 +36,7 @@ def make_parser() -> "TrlParser":
         prog="alignext bco",
         description="Train a language model on single completions with a thumb up or down. --dataset_name is a "
         "JSON, CSV or Parquet file, a folder or a Hub id with columns prompt, completion, label; the model is the "
-        "embedded one unless --model_name_or_path names another.",
+        "embedded one unless --model_name_or_path names another. --config FILE reads the same names from YAML.",
         epilog="Example: alignext bco --dataset_name thumbs.jsonl --output_dir trained --use_cpu",
     )
 
