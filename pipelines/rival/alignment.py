@@ -2,7 +2,7 @@
 """What RIVAL hooks into one stock denoising loop: self-attention processors, a UNet pre-hook, and `scheduler.step`."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ class RIVALAttnProcessor:
     def __init__(self, alignment: "Alignment", processor):
         self.alignment = alignment
         self.processor = processor
-        self.reference: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.reference: list[torch.Tensor] = []
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None, **kwargs):
         mode = self.alignment.mode
@@ -46,14 +46,17 @@ class RIVALAttnProcessor:
             hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
 
         query = self._heads(attn, attn.to_q(hidden_states), attn.norm_q)
-        key = value = None
+        own: list[torch.Tensor] = []
         if mode != "replace":
-            key = self._heads(attn, attn.to_k(hidden_states), attn.norm_k)
-            value = self._heads(attn, attn.to_v(hidden_states))
+            own = [
+                self._heads(attn, attn.to_k(hidden_states), attn.norm_k),
+                self._heads(attn, attn.to_v(hidden_states)),
+            ]
         if mode == "write":
-            self.reference = (key, value)
-            out = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+            self.reference = own
+            out = torch.nn.functional.scaled_dot_product_attention(query, own[0], own[1])
         else:
+            key, value = own or (None, None)
             # A reference pass of R rows serves every branch of guidance when the reference prompt is the null prompt.
             references = self.alignment.branches * self.alignment.inversion.num_references
             copies = references // self.reference[0].shape[0]
@@ -113,7 +116,7 @@ class Alignment:
         self.processors: list[RIVALAttnProcessor] = []
 
     @contextmanager
-    def installed(self, unet: torch.nn.Module, scheduler) -> Iterator[None]:
+    def installed(self, unet: torch.nn.Module, scheduler) -> Generator[None]:
         """Install the three hooks on `unet` and `scheduler`; whatever happens inside, remove every one of them."""
         layers = [
             module
@@ -176,19 +179,19 @@ class Alignment:
     def _step(self, scheduler, step, model_output, timestep, sample, *args, **kwargs):
         k = self.chain_index[int(timestep)]
         if self.reference_noise is not None:
-            model_output = self._aligned(scheduler, model_output, timestep, sample, self.inversion.latents[k])
+            noise = self._per_image(self.reference_noise)
+            model_output = self._aligned(scheduler, model_output, timestep, sample, noise, self.inversion.latents[k])
         output = step(model_output, timestep, sample, *args, **kwargs)
         self.reference_noise = None
         for processor in self.processors:
-            processor.reference = None
+            processor.reference = []
         if self.repaint is not None:
             kept = self._per_image(self.inversion.latents[k - 1].to(output[0]))
             output = (torch.where(self.repaint, output[0], kept), *output[1:])
         return output
 
-    def _aligned(self, scheduler, model_output, timestep, sample, latents) -> torch.Tensor:
+    def _aligned(self, scheduler, model_output, timestep, sample, reference_noise, latents) -> torch.Tensor:
         strength = self.settings.adain_strength
-        reference_noise = self._per_image(self.reference_noise)
         alpha_bar = scheduler.alphas_cumprod[int(timestep)].to(sample.device)
         # At zero terminal SNR epsilon cannot be recovered from v, which there is the (negative) picture itself.
         if scheduler.config.prediction_type == "epsilon" or alpha_bar < 1e-4:

@@ -5,6 +5,7 @@ import json
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -99,10 +100,11 @@ class RIVALInversion:
     @property
     def is_null(self) -> bool:
         """Whether the reference prompt is the null prompt, so that one reference row serves both guidance branches."""
-        pooled = self.pooled_prompt_embeds is None or torch.equal(
-            self.pooled_prompt_embeds, self.negative_pooled_prompt_embeds
-        )
-        return pooled and torch.equal(self.prompt_embeds, self.negative_prompt_embeds)
+        pairs = [
+            (self.prompt_embeds, self.negative_prompt_embeds),
+            (self.pooled_prompt_embeds, self.negative_pooled_prompt_embeds),
+        ]
+        return all(torch.equal(a, b) for a, b in pairs if a is not None and b is not None)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write one safetensors file. An existing file is replaced only when the new one is complete."""
@@ -125,4 +127,5 @@ class RIVALInversion:
                 raise ValueError(f"`path`: {os.fspath(path)!r} is not an inversion saved by `RIVALInversion.save`.")
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         pooled = {"pooled_prompt_embeds": None, "negative_pooled_prompt_embeds": None}
-        return cls(**pooled | tensors, scheduler=json.loads(metadata["scheduler"]))
+        found: dict[str, Any] = pooled | tensors
+        return cls(**found, scheduler=json.loads(metadata["scheduler"]))

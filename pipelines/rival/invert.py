@@ -1,9 +1,9 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """Walking a picture up the DDIM chain with any stock Stable Diffusion pipeline."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
@@ -116,11 +116,12 @@ class InvertMixin(_Pipeline):
                 )[0]
                 chain.append(inverse.step(noise.float(), t, chain[-1], return_dict=False)[0])
             settings = scheduler_settings(self.scheduler)
+            kept: dict[str, Any] = {name: embeds.get(name) for name in EMBEDDINGS}
         self.maybe_free_model_hooks()
         return RIVALInversion(
             latents=torch.stack(chain),
             timesteps=inverse.timesteps.cpu(),
-            **{name: embeds.get(name) for name in EMBEDDINGS},
+            **kept,
             scheduler=settings,
             fingerprint=model_fingerprint(self.unet),
         )
@@ -211,7 +212,7 @@ class InvertMixin(_Pipeline):
         return size
 
     @contextmanager
-    def _ddim_scheduler(self) -> Iterator[None]:
+    def _ddim_scheduler(self) -> Generator[None]:
         """Run on DDIM: swap any other scheduler for one made from its config, and put it back whatever happens."""
         original = self.scheduler
         if not isinstance(original, DDIMScheduler):

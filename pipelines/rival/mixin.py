@@ -3,6 +3,7 @@
 
 import functools
 import inspect
+from typing import Any
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
@@ -59,8 +60,8 @@ class RIVALMixin(InvertMixin, HubMixin):
             return RIVALMixin.__call__(self, *args, **kwargs)
 
         shown = [p for p in stock if p.kind is not p.VAR_KEYWORD] + [p for p in ours if p.kind is p.KEYWORD_ONLY]
-        call.__signature__ = inspect.Signature(shown)
-        cls.__call__ = call
+        call.__signature__ = inspect.Signature(shown)  # ty: ignore[missing-attribute]
+        cls.__call__ = call  # ty: ignore[invalid-assignment]
 
     # ----------------------------------------------------------------------------------------------- generation
 
@@ -158,7 +159,7 @@ class RIVALMixin(InvertMixin, HubMixin):
         task = task or self.default_task
         check_call(self, bound.arguments, reference_image, inversion, reference_prompt, task, mask_image, keep_pixels)
         given = {"t_align": t_align, "t_early": t_early, "t_inject": t_inject, "init": init}
-        preset = PRESETS[task] | {name: value for name, value in given.items() if value is not None}
+        preset: dict[str, Any] = PRESETS[task] | {name: value for name, value in given.items() if value is not None}
         settings = make_settings(preset, adain_strength, reference_weight)
         call, size = self._stock_call(bound, preset, inversion)
         references = inversion.num_references if inversion is not None else len(as_list(reference_image))
@@ -217,7 +218,7 @@ class RIVALMixin(InvertMixin, HubMixin):
             default = (None, None)
         size = self._size(given.get("height") or default[0], given.get("width") or default[1])
         bound.apply_defaults()
-        call = dict(bound.arguments) | {"height": size[0], "width": size[1]}
+        call: dict[str, Any] = dict(bound.arguments) | {"height": size[0], "width": size[1]}
         networks = getattr(getattr(self, "controlnet", None), "nets", [None])
         for name in {"control_guidance_start", "control_guidance_end"} & call.keys():
             if not isinstance(call[name], list):  # `check_inputs` wants one per ControlNet

@@ -1,0 +1,484 @@
+# Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""RIVAL: what it costs, and what it does to held-out drawings on the embedded model.
+
+    python benchmarks/rival.py                    # both parts, about 20 minutes on one CPU core
+    python benchmarks/rival.py --part cost
+    python benchmarks/rival.py --part cost --device cuda --model-shape sdxl --dtype float16
+
+The shapes `sd15` and `sdxl` are U-Nets of those architectures with random weights: they tell the cost, not the effect.
+Results go to `results/rival-cost*` and `results/rival-effect*`, as JSON with a Markdown table beside it.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import PIL.Image
+import torch
+import torch.nn.functional as F
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.models.attention_processor import Attention
+
+import alignext
+from alignext import RIVALPipeline, RIVALXLPipeline, hub, mini
+from alignext.cli.gallery import contact_sheet
+from alignext.mini.judges import Judge
+
+
+RESULTS = Path(__file__).parent / "results"
+GUIDANCE = 5.0
+
+
+def about(args: argparse.Namespace) -> dict:
+    device = torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.machine()} CPU, 1 thread"
+    return {
+        "date": date.today().isoformat(),
+        "device": device,
+        "dtype": args.dtype,
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "alignext": alignext.__version__,
+    }
+
+
+# -------------------------------------------------------------------------------------------------------------- cost
+
+SDXL = dict(
+    sample_size=128,
+    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    block_out_channels=(320, 640, 1280),
+    transformer_layers_per_block=(1, 2, 10),
+    attention_head_dim=(5, 10, 20),
+    cross_attention_dim=2048,
+    use_linear_projection=True,
+    addition_embed_type="text_time",
+    addition_time_embed_dim=256,
+    projection_class_embeddings_input_dim=2816,
+)
+SD15 = dict(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+
+
+def random_pipeline(shape: str, dtype: torch.dtype) -> RIVALPipeline | RIVALXLPipeline:
+    """A pipeline without text encoders around a U-Net of that architecture; the VAE is never run."""
+    torch.manual_seed(0)
+    torch.set_default_dtype(dtype)
+    unet = UNet2DConditionModel(**(SDXL if shape == "sdxl" else SD15))
+    torch.set_default_dtype(torch.float32)
+    vae = AutoencoderKL(
+        block_out_channels=(32,) * 4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+    )
+    scheduler = DDIMScheduler.from_config(
+        {
+            "beta_start": 0.00085,
+            "beta_end": 0.012,
+            "beta_schedule": "scaled_linear",
+            "clip_sample": False,
+            "set_alpha_to_one": False,
+            "steps_offset": 1,
+        }
+    )
+    parts = {"vae": vae, "text_encoder": None, "tokenizer": None, "unet": unet, "scheduler": scheduler}
+    if shape == "sdxl":
+        return RIVALXLPipeline(**parts, text_encoder_2=None, tokenizer_2=None)
+    return RIVALPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+
+
+class Workload:
+    """Embeddings and a clean latent, so that what is timed is the U-Net's loop and nothing else."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        dtype = getattr(torch, args.dtype)
+        if args.model_shape == "mini":
+            self.pipe = RIVALPipeline.from_pretrained(mini.path("sd"), dtype=dtype)
+        else:
+            self.pipe = random_pipeline(args.model_shape, dtype)
+        self.pipe.to(args.device)
+        self.pipe.set_progress_bar_config(disable=True)
+        self.stock = hub.stock_class(self.pipe)(**self.pipe.components, **self._flags())
+        self.stock.set_progress_bar_config(disable=True)
+        config, self.steps = self.pipe.unet.config, args.steps
+        generator = torch.Generator().manual_seed(0)
+
+        def randn(*shape: int) -> torch.Tensor:
+            return torch.randn(*shape, generator=generator).to(args.device, dtype)
+
+        side = (args.size or config.sample_size * self.pipe.vae_scale_factor) // self.pipe.vae_scale_factor
+        self.clean = randn(1, config.in_channels, side, side)
+        length = 77 if args.model_shape != "mini" else self.pipe.tokenizer.model_max_length
+        names = ["prompt_embeds", "negative_prompt_embeds"]
+        self.embeds = {name: randn(1, length, config.cross_attention_dim) for name in names}
+        if args.model_shape == "sdxl":
+            self.embeds |= {f"{name.replace('prompt', 'pooled_prompt')}": randn(1, 1280) for name in names}
+        self.rows = 0
+        self.pipe.unet.register_forward_pre_hook(self._count, with_kwargs=True)
+
+    def _flags(self) -> dict:
+        return {} if isinstance(self.pipe, RIVALXLPipeline) else {"requires_safety_checker": False}
+
+    def _count(self, unet: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+        self.rows += len(args[0])
+
+    def null(self) -> dict:
+        """Embeddings with which the reference's prompt is the null prompt."""
+        names = {name: f"negative_{name}" for name in self.embeds if not name.startswith("negative")}
+        return self.embeds | {name: self.embeds[negative] for name, negative in names.items()}
+
+    def invert(self, embeds: dict) -> alignext.RIVALInversion:
+        return self.pipe.invert(None, None, self.steps, latents=self.clean, **embeds)
+
+    def call(self, n: int) -> dict:
+        return dict(
+            prompt=None,
+            num_images_per_prompt=n,
+            num_inference_steps=self.steps,
+            guidance_scale=GUIDANCE,
+            height=self.clean.shape[-2] * self.pipe.vae_scale_factor,
+            width=self.clean.shape[-1] * self.pipe.vae_scale_factor,
+            output_type="latent",
+            generator=torch.Generator().manual_seed(0),
+            **self.embeds,
+        )
+
+    def contenders(self, n: int) -> dict[str, Callable[[], object]]:
+        ready = self.invert(self.null())
+        return {
+            "stock text-to-image": lambda: self.stock(**self.call(n)),
+            "ours, null reference prompt": lambda: self.pipe(inversion=self.invert(self.null()), **self.call(n)),
+            "ours, reference prompt": lambda: self.pipe(inversion=self.invert(self.embeds), **self.call(n)),
+            "ours, inversion reused": lambda: self.pipe(inversion=ready, **self.call(n)),
+            "joint batch": lambda: joint_batch(self, self.invert(self.embeds), n),
+        }
+
+    def expected_rows(self, name: str, n: int) -> int:
+        t = self.steps
+        return {
+            "stock text-to-image": 2 * n * t,
+            "ours, null reference prompt": t + (1 + 2 * n) * t,
+            "ours, reference prompt": t + (2 + 2 * n) * t,
+            "ours, inversion reused": (1 + 2 * n) * t,
+            "joint batch": t + (2 + 2 * n) * t,
+        }[name]
+
+
+class JointAttention:
+    """The straightforward way: rows [R, G_1 .. G_N] per branch in one batch, every key and value of it computed."""
+
+    def __init__(self, branch: int) -> None:
+        self.branch, self.mode = branch, "plain"
+
+    def __call__(self, attn: Attention, hidden_states: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+        q, k, v = (
+            layer(hidden_states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            for layer in (attn.to_q, attn.to_k, attn.to_v)
+        )
+        reference = torch.arange(len(q), device=q.device) // self.branch * self.branch
+        k_R, v_R = k[reference], v[reference]
+        if self.mode == "concat":
+            k, v = torch.cat([k_R, k], 2), torch.cat([v_R, v], 2)
+        elif self.mode == "replace":
+            k, v = k_R, v_R
+        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return attn.to_out[1](attn.to_out[0](out))
+
+
+@torch.no_grad()
+def joint_batch(work: Workload, inversion: alignext.RIVALInversion, n: int) -> torch.Tensor:
+    """RIVAL as one would write it down: its own loop over a joint batch."""
+    pipe, embeds = work.pipe, work.embeds
+    scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    scheduler.set_timesteps(work.steps)
+    generator = torch.Generator().manual_seed(0)
+    z_T = inversion.latents[-1]
+    side = z_T.shape[-2:]
+    x = [z_T[0].flatten(1)[:, torch.randperm(side[0] * side[1], generator=generator).to(z_T.device)] for _ in range(n)]
+    x = torch.stack(x).view(n, -1, *side).to(pipe.unet.dtype)
+
+    def rows(name: str) -> torch.Tensor:
+        return torch.cat([embeds[f"negative_{name}"]] * (1 + n) + [embeds[name]] * (1 + n))
+
+    conditions = {"encoder_hidden_states": rows("prompt_embeds")}
+    if "pooled_prompt_embeds" in embeds:
+        pixels = [s * pipe.vae_scale_factor for s in side]
+        ids = torch.tensor([[*pixels, 0, 0, *pixels]], device=x.device, dtype=x.dtype).repeat(2 * (1 + n), 1)
+        conditions["added_cond_kwargs"] = {"text_embeds": rows("pooled_prompt_embeds"), "time_ids": ids}
+    processor = JointAttention(1 + n)
+    layers = {m: m.processor for name, m in pipe.unet.named_modules() if name.endswith("attn1")}
+    for layer in layers:
+        layer.set_processor(processor)
+    for i, t in enumerate(scheduler.timesteps):
+        processor.mode = "concat" if t - 1 <= 600 else "replace"
+        batch = torch.cat([inversion.latents[work.steps - i].to(x.dtype), x])
+        uncond, cond = pipe.unet(torch.cat([batch, batch]), t, **conditions).sample.chunk(2)
+        e_R, e_G = cond[:1].float(), (uncond + GUIDANCE * (cond - uncond))[1:].float()
+        if t > 600:
+            var_G, mu_G = torch.var_mean(e_G, (2, 3), keepdim=True)
+            var_R, mu_R = torch.var_mean(e_R, (2, 3), keepdim=True)
+            e_G = (e_G - mu_G) * ((var_R + 1e-5) / (var_G + 1e-5)).sqrt() + mu_R
+        x = scheduler.step(e_G.to(x.dtype), t, x).prev_sample
+    for layer, kept in layers.items():
+        layer.set_processor(kept)
+    return x
+
+
+def seconds(work: Workload, run: Callable[[], object], device: str) -> float:
+    """Of a GPU the wall time; of one CPU thread its own time, in which other processes on the machine do not count."""
+    clock = time.perf_counter if device == "cuda" else time.process_time
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = clock()
+    run()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return clock() - start
+
+
+def cost(args: argparse.Namespace) -> None:
+    """Counted rows of the U-Net, and seconds, by turns: ours, stock, and the joint batch."""
+    work, rows = Workload(args), []
+    for n in args.images:
+        contenders = work.contenders(n)
+        counted, agreement = {}, None
+        for name, run in contenders.items():  # which also warms up
+            work.rows = 0
+            result = run()
+            counted[name] = work.rows
+            assert work.rows == work.expected_rows(name, n), f"{name}, N = {n}: {work.rows} rows"
+            if name == "ours, reference prompt":
+                agreement = result.images
+        difference = (result - agreement).abs().max().item()  # the joint batch came last
+        times: dict[str, list[float]] = {name: [] for name in contenders}
+        for _ in range(args.repeats):
+            for name, run in contenders.items():
+                times[name].append(seconds(work, run, args.device))
+        medians = {name: statistics.median(values) for name, values in times.items()}
+        for name, values in times.items():
+            rows.append(
+                {
+                    "images": n,
+                    "what": name,
+                    "unet_rows": counted[name],
+                    "seconds": values,
+                    "median": medians[name],
+                    "over_stock": medians[name] / medians["stock text-to-image"],
+                    "over_joint_batch": medians[name] / medians["joint batch"],
+                }
+            )
+            print(f"N={n} {name}: {counted[name]} rows, {medians[name]:.2f} s", flush=True)
+        rows[-1]["largest_difference_to_ours"] = difference
+    name = "rival-cost" + ("" if args.model_shape == "mini" else f"-{args.model_shape}-{args.device}")
+    document = about(args) | {"model": args.model_shape, "steps": args.steps, "rows": rows}
+    table = [
+        "| images | what runs | U-Net rows | median s | of stock | of joint batch |",
+        "|---|---|---|---|---|---|",
+        *(
+            f"| {r['images']} | {r['what']} | {r['unet_rows']} | {r['median']:.2f} | {r['over_stock']:.2f} | "
+            f"{r['over_joint_batch']:.2f} |"
+            for r in rows
+        ),
+    ]
+    clock = "wall time" if args.device == "cuda" else "processor time of one thread"
+    note = (
+        f"Model: {args.model_shape}; {args.steps} steps; {clock}, the median of {args.repeats} runs taken by turns, "
+        "from latents and embeddings to latents. Ours and the joint batch invert the picture first, unless the "
+        "inversion is reused. "
+    )
+    write(name, "RIVAL: cost", document, note, table)
+
+
+# ------------------------------------------------------------------------------------------------------------ effect
+
+PER_SPLIT = {"unseen_drawing": 6, "unseen_concept": 6, "unseen_style": 6}
+SPLITS = {
+    "unseen_drawing": "known concept, known style",
+    "unseen_concept": "unknown concept",
+    "unseen_style": "unknown style",
+}
+METRICS = {
+    "concept": "similar, concept judge",
+    "style": "similar, style judge",
+    "palette": "same palette",
+    "adherence": "is the concept",
+    "diversity": "diversity",
+}
+
+
+def exemplars(per_split: int | None) -> list[mini.Picture]:
+    """Held-out drawings, spread evenly over each split's fixed order."""
+    chosen = []
+    for split, count in PER_SPLIT.items():
+        pictures, count = mini.pictures(split), per_split or count
+        chosen += [pictures[(2 * i + 1) * len(pictures) // (2 * count)] for i in range(count)]
+    return chosen
+
+
+def methods(steps: int) -> dict[str, Callable[[mini.Picture, list[torch.Generator]], list]]:
+    pipe = RIVALPipeline.from_pretrained(mini.path("sd"))
+    parts = pipe.components | {"requires_safety_checker": False}
+    stock, img2img = StableDiffusionPipeline(**parts), StableDiffusionImg2ImgPipeline(**parts)
+    for each in (pipe, stock, img2img):
+        each.set_progress_bar_config(disable=True)
+
+    def common(generators: list[torch.Generator]) -> dict:
+        return dict(
+            generator=generators,
+            num_images_per_prompt=len(generators),
+            num_inference_steps=steps,
+            guidance_scale=GUIDANCE,
+        )
+
+    def rival(**knobs: float) -> Callable:
+        return lambda picture, g: pipe(picture.caption, reference_image=picture.image, **knobs, **common(g)).images
+
+    def from_picture(strength: float) -> Callable:
+        return lambda p, g: img2img(p.caption, image=p.image, strength=strength, **common(g)).images
+
+    return {
+        "RIVAL": rival(),
+        "RIVAL without attention injection": rival(t_inject=-1, t_align=-1),
+        "RIVAL without noise alignment": rival(t_early=1000),
+        "text-to-image": lambda picture, g: stock(picture.caption, **common(g)).images,
+        "img2img 0.4": from_picture(0.4),
+        "img2img 0.6": from_picture(0.6),
+        "img2img 0.8": from_picture(0.8),
+    }
+
+
+def palette_overlap(a: PIL.Image.Image, b: PIL.Image.Image) -> float:
+    """Intersection of the two colour histograms, 4 x 4 x 4 bins, without the white paper; in [0, 1]."""
+    shares = []
+    for image in (a, b):
+        pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
+        pixels = pixels[(pixels < 240).any(axis=1)]
+        counts = np.bincount(pixels // 64 @ np.array([16, 4, 1]), minlength=64)
+        shares.append(counts / max(counts.sum(), 1))
+    return float(np.minimum(*shares).sum())
+
+
+@torch.no_grad()
+def judged(picture: mini.Picture, images: list, judges: dict[str, Judge]) -> dict[str, float]:
+    """Of the images made from one picture: similarity to it, share that is the concept, and how they differ."""
+    scores = {}
+    for name, judge in judges.items():
+        features = judge([picture.image, *images]).features
+        scores[name] = (features[1:] @ features[0]).mean().item()
+        if name == "concept":
+            alike = features[1:] @ features[1:].T
+            pairs = alike[~torch.eye(len(images), dtype=torch.bool)]
+            scores["diversity"] = 1 - pairs.mean().item()
+    scores["palette"] = np.mean([palette_overlap(picture.image, image) for image in images]).item()
+    scores["adherence"] = np.mean([name == picture.concept for name in judges["concept"].name(images)]).item()
+    return scores
+
+
+def interval(values: np.ndarray, draws: int = 10_000) -> tuple[float, float, float]:
+    """Mean and 95 % interval of a bootstrap over pictures."""
+    picks = np.random.default_rng(0).integers(0, len(values), (draws, len(values)))
+    low, high = np.percentile(values[picks].mean(1), [2.5, 97.5])
+    return values.mean().item(), low.item(), high.item()
+
+
+def effect(args: argparse.Namespace) -> None:
+    """Variations of held-out drawings by RIVAL, its two ablations, text-to-image and img2img."""
+    pictures, judges = exemplars(args.per_split), {name: Judge(name) for name in ("concept", "style")}
+    scores: list[dict] = []
+    sheet: list[list] = [[picture.image] for picture in pictures]
+    names = list(made_by := methods(args.steps))
+    for name, make in made_by.items():
+        start = time.perf_counter()
+        for row, picture in zip(sheet, pictures, strict=True):
+            images = make(picture, [torch.Generator().manual_seed(seed) for seed in range(args.seeds)])
+            row += images[:2] if name == "RIVAL" else images[:1]
+            about_it = {"method": name, "picture": picture.path.name, "split": picture.split}
+            scores.append(about_it | judged(picture, images, judges))
+        print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
+
+    def mean(method: str, metric: str, split: str | None = None) -> tuple[float, float, float]:
+        rows = [s for s in scores if s["method"] == method and split in (None, s["split"])]
+        return interval(np.array([row[metric] for row in rows]))
+
+    def differences(method: str, metric: str) -> tuple[float, float, float]:
+        ours, theirs = ([s[metric] for s in scores if s["method"] == m] for m in ("RIVAL", method))
+        return interval(np.array(ours) - np.array(theirs))
+
+    def shown(values: tuple[float, float, float]) -> str:
+        return f"{values[0]:.2f} ({values[1]:.2f} to {values[2]:.2f})"
+
+    head = ["| made by | " + " | ".join(METRICS.values()) + " |", "|---|" + "---|" * len(METRICS)]
+    summary = {m: {metric: mean(m, metric) for metric in METRICS} for m in names}
+    against = {m: {metric: differences(m, metric) for metric in METRICS} for m in names if m != "RIVAL"}
+    table = [*head, *(f"| {m} | " + " | ".join(map(shown, summary[m].values())) + " |" for m in names)]
+    table += ["", "RIVAL minus each, paired by picture:", "", *head]
+    table += [f"| {m} | " + " | ".join(map(shown, against[m].values())) + " |" for m in against]
+    by_split = {}
+    for split, label in SPLITS.items():
+        by_split[split] = {m: {metric: mean(m, metric, split) for metric in METRICS} for m in names}
+        table += ["", f"`{split}` ({label}) alone:", "", *head]
+        table += [f"| {m} | " + " | ".join(map(shown, by_split[split][m].values())) + " |" for m in names]
+    note = (
+        f"{len(pictures)} held-out drawings x {args.seeds} seeds, {args.steps} steps, guidance {GUIDANCE:g}, the "
+        "prompt is the drawing's caption; mean and 95 % interval of a bootstrap over drawings. Similar: cosine to the "
+        "drawing in the features of the two embedded judges. Same palette: overlap of the colour histograms, white "
+        "left out. Is the concept: share of images in which the concept judge's first guess is what the prompt names. "
+        "Diversity: 1 minus the mean cosine between images of one drawing, concept features. "
+    )
+    document = about(args) | {
+        "steps": args.steps,
+        "seeds": args.seeds,
+        "summary": summary,
+        "rival_minus": against,
+        "by_split": by_split,
+        "scores": scores,
+    }
+    write("rival-effect", "RIVAL: effect", document, note, table)
+    labels = ["drawing", "RIVAL", "RIVAL", *(name.replace("RIVAL ", "") for name in names[1:])]
+    picture = contact_sheet(sheet, row_labels=[p.caption for p in pictures], col_labels=labels, cell=96)
+    picture.save(RESULTS / "rival-effect.png", optimize=True)
+
+
+def write(name: str, title: str, document: dict, note: str, table: list[str]) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
+    made = ", ".join(f"{key} {document[key]}" for key in ("device", "dtype", "torch", "diffusers", "alignext", "date"))
+    text = "\n".join([f"# {title}", "", note + made + ".", "", *table, ""])
+    (RESULTS / f"{name}.md").write_text(text)
+    print(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=("cost", "effect"), help="default: both")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
+    parser.add_argument("--model-shape", choices=("mini", "sd15", "sdxl"), default="mini", help="cost only")
+    parser.add_argument("--size", type=int, help="cost only: pixels (default: the architecture's own)")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--images", type=int, nargs="+", default=[1, 8], help="cost only: N")
+    parser.add_argument("--repeats", type=int, default=5, help="cost only")
+    parser.add_argument("--seeds", type=int, default=4, help="effect only: images per drawing")
+    parser.add_argument("--per-split", type=int, help="effect only: drawings of each of the three held-out splits")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.part != "effect":
+        cost(args)
+    if args.part != "cost" and args.model_shape == "mini":
+        effect(args)
+
+
+if __name__ == "__main__":
+    main()
