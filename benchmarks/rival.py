@@ -3,6 +3,7 @@
 
     python benchmarks/rival.py                    # both parts, about 20 minutes on one CPU core
     python benchmarks/rival.py --part cost
+    python benchmarks/rival.py --part effect --guidance 2
     python benchmarks/rival.py --part cost --device cuda --model-shape sdxl --dtype float16
 
 The shapes `sd15` and `sdxl` are U-Nets of those architectures with random weights: they tell the cost, not the effect.
@@ -39,7 +40,7 @@ from alignext.mini.judges import Judge
 
 
 RESULTS = Path(__file__).parent / "results"
-GUIDANCE = 5.0
+GUIDANCE = 5.0  # the preset's
 
 
 def about(args: argparse.Namespace) -> dict:
@@ -327,7 +328,7 @@ def exemplars(per_split: int | None) -> list[mini.Picture]:
     return chosen
 
 
-def methods(steps: int) -> dict[str, Callable[[mini.Picture, list[torch.Generator]], list]]:
+def methods(steps: int, guidance: float) -> dict[str, Callable[[mini.Picture, list[torch.Generator]], list]]:
     pipe = RIVALPipeline.from_pretrained(mini.path("sd"))
     parts = pipe.components | {"requires_safety_checker": False}
     stock, img2img = StableDiffusionPipeline(**parts), StableDiffusionImg2ImgPipeline(**parts)
@@ -339,7 +340,7 @@ def methods(steps: int) -> dict[str, Callable[[mini.Picture, list[torch.Generato
             generator=generators,
             num_images_per_prompt=len(generators),
             num_inference_steps=steps,
-            guidance_scale=GUIDANCE,
+            guidance_scale=guidance,
         )
 
     def rival(**knobs: float) -> Callable:
@@ -398,7 +399,7 @@ def effect(args: argparse.Namespace) -> None:
     pictures, judges = exemplars(args.per_split), {name: Judge(name) for name in ("concept", "style")}
     scores: list[dict] = []
     sheet: list[list] = [[picture.image] for picture in pictures]
-    names = list(made_by := methods(args.steps))
+    names = list(made_by := methods(args.steps, args.guidance))
     for name, make in made_by.items():
         start = time.perf_counter()
         for row, picture in zip(sheet, pictures, strict=True):
@@ -431,7 +432,7 @@ def effect(args: argparse.Namespace) -> None:
         table += ["", f"`{split}` ({label}) alone:", "", *head]
         table += [f"| {m} | " + " | ".join(map(shown, by_split[split][m].values())) + " |" for m in names]
     note = (
-        f"{len(pictures)} held-out drawings x {args.seeds} seeds, {args.steps} steps, guidance {GUIDANCE:g}, the "
+        f"{len(pictures)} held-out drawings x {args.seeds} seeds, {args.steps} steps, guidance {args.guidance:g}, the "
         "prompt is the drawing's caption; mean and 95 % interval of a bootstrap over drawings. Similar: cosine to the "
         "drawing in the features of the two embedded judges. Same palette: overlap of the colour histograms, white "
         "left out. Is the concept: share of images in which the concept judge's first guess is what the prompt names. "
@@ -440,15 +441,17 @@ def effect(args: argparse.Namespace) -> None:
     document = about(args) | {
         "steps": args.steps,
         "seeds": args.seeds,
+        "guidance": args.guidance,
         "summary": summary,
         "rival_minus": against,
         "by_split": by_split,
         "scores": scores,
     }
-    write("rival-effect", "RIVAL: effect", document, note, table)
+    name = "rival-effect" if args.guidance == GUIDANCE else f"rival-effect-guidance-{args.guidance:g}"
+    write(name, "RIVAL: effect", document, note, table)
     labels = ["drawing", "RIVAL", "RIVAL", *(name.replace("RIVAL ", "") for name in names[1:])]
     picture = contact_sheet(sheet, row_labels=[p.caption for p in pictures], col_labels=labels, cell=96)
-    picture.save(RESULTS / "rival-effect.png", optimize=True)
+    picture.quantize(128).save(RESULTS / f"{name}.png", optimize=True)
 
 
 def write(name: str, title: str, document: dict, note: str, table: list[str]) -> None:
@@ -470,6 +473,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--images", type=int, nargs="+", default=[1, 8], help="cost only: N")
     parser.add_argument("--repeats", type=int, default=5, help="cost only")
+    parser.add_argument("--guidance", type=float, default=GUIDANCE, help="effect only")
     parser.add_argument("--seeds", type=int, default=4, help="effect only: images per drawing")
     parser.add_argument("--per-split", type=int, help="effect only: drawings of each of the three held-out splits")
     args = parser.parse_args()
