@@ -1,8 +1,8 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """RIVAL in three uses: variations of a picture, another subject in its look, and an edit. Runs offline as it is.
 
-    python examples/rival.py
-    python examples/rival.py --model stable-diffusion-v1-5/stable-diffusion-v1-5 --picture cat.png --prompt "a cat"
+python examples/rival.py
+python examples/rival.py --model stable-diffusion-v1-5/stable-diffusion-v1-5 --picture cat.png --prompt "a cat"
 """
 
 import argparse

@@ -1,5 +1,5 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""`alignext rival`: variations of a picture, pictures in its look, edits and inpainting. And RIVAL's part of the demo."""
+"""`alignext rival`: variations of a picture, pictures in its look, edits, inpainting. And RIVAL's part of the demo."""
 
 import argparse
 from pathlib import Path
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from alignext.cli.gallery import Section
     from alignext.mini import Picture
 
-_TASKS = ("variation", "text2image", "editing", "inpainting")
+_TASKS = ("variation", "text2image", "editing", "inpainting", "dreambooth")
 _INITS = ("shuffle", "gaussian", "inverted", "noise")
 
 
@@ -28,13 +28,21 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("picture", type=Path, nargs="+", help="the reference picture(s)")
     parser.add_argument("--prompt", required=True, help="what to draw")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the images, a contact sheet and index.html")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for the images, a contact sheet and index.html"
+    )
     parser.add_argument("--model", help="a Stable Diffusion 1 or 2 checkpoint: folder or Hub id (default: embedded)")
     parser.add_argument("--task", choices=_TASKS, default="variation", help="what to make (default: %(default)s)")
-    parser.add_argument("--reference-prompt", help="what the picture shows (default: --prompt for variation, else none)")
+    parser.add_argument(
+        "--reference-prompt", help="what the picture shows (default: --prompt for variation, else none)"
+    )
     parser.add_argument("--negative-prompt", help="what not to draw")
-    parser.add_argument("-n", "--images", type=_at_least_one, default=4, help="images per picture (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="image k of a picture uses seed + k (default: %(default)s)")
+    parser.add_argument(
+        "-n", "--images", type=_at_least_one, default=4, help="images per picture (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="image k of a picture uses seed + k (default: %(default)s)"
+    )
     parser.add_argument("--steps", type=_at_least_one, default=50, help="denoising steps (default: %(default)s)")
     parser.add_argument("--guidance-scale", type=float, help="default: 5 for variation, else 7")
     parser.add_argument("--t-align", type=float, help="smaller is closer to the picture's content (default: 600)")
@@ -89,7 +97,9 @@ def run(args: argparse.Namespace) -> None:
         rows.append([picture, *mine])
         for k, image in enumerate(mine):
             name = f"{i:02d}-{k:02d}"
-            figures.append(Figure(name, image, alt=f"{args.task} of {path.name}: {args.prompt}", caption=f"seed {args.seed + k}"))
+            figures.append(
+                Figure(name, image, alt=f"{args.task} of {path.name}: {args.prompt}", caption=f"seed {args.seed + k}")
+            )
     sheet = contact_sheet(
         rows,
         row_labels=[path.stem for path in args.picture],
@@ -124,8 +134,8 @@ def _at_least_one(text: str) -> int:
 
 # ------------------------------------------------------------------------------------------------------------- demo
 
-# Drawings that the embedded model has never seen: known things in a known style, in an unknown style, unknown things.
-_EXEMPLARS = {"unseen_drawing": ("frog", "house", "robot"), "unseen_style": ("balloon",), "unseen_concept": ()}
+# Drawings that the embedded model has never seen: known things in a known style, and in an unknown one.
+_EXEMPLARS = {"unseen_drawing": ("frog", "house"), "unseen_style": ("box of fries", "rose")}
 _IMAGES = 4
 
 
@@ -181,18 +191,20 @@ def demo(out: Path, *, seed: int, steps: int | None) -> "list[Section]":
     table = Table(
         ["made by", "concept features", "style features", "palette", "is the concept"],
         [[name, *_measure(pictures, images)] for name, images in made.items()],
-        caption=f"Means over {len(pictures)} pictures x {_IMAGES} images. Concept and style features: cosine similarity to "
-        "the picture under the two embedded judges. Palette: overlap of the colour histograms. The last column: share "
-        "of images in which the concept judge sees the concept that the prompt names.",
+        caption=f"Means over {len(pictures)} pictures x {_IMAGES} images. Concept and style features: cosine to "
+        "the picture under the two embedded judges. Palette: overlap of the colour histograms, white left out. The "
+        "last column: share of images in which the concept judge sees the concept that the prompt names.",
     )
     _print_table(table)
     return [
         Section(
             "RIVAL: variations of a picture",
-            "Each drawing on the left was held out: the model never saw it. It is inverted once; the variations read its "
-            "self-attention keys and take over the statistics of its noise. Beside them is what stock diffusers makes "
-            "with the same seeds.",
-            figures=[Figure("rival-variations", sheet, alt="Held-out drawings, four variations of each, and stock results.")],
+            "Each drawing on the left was held out: the model never saw it. It is inverted once; the variations read "
+            "its self-attention keys and take over the statistics of its noise. Beside them is what stock diffusers "
+            "makes with the same seeds.",
+            figures=[
+                Figure("rival-variations", sheet, alt="Held-out drawings, four variations of each, and stock results.")
+            ],
             tables=[table],
             commands=[f"alignext demo rival --seed {seed} --steps {steps}"],
         ),
@@ -207,16 +219,15 @@ def demo(out: Path, *, seed: int, steps: int | None) -> "list[Section]":
 def _exemplars() -> "list[Picture]":
     from alignext import mini
 
-    chosen = [
+    return [
         next(p for p in mini.pictures(split) if p.concept == concept)
         for split, concepts in _EXEMPLARS.items()
         for concept in concepts
     ]
-    return chosen
 
 
 def _measure(pictures: "list[Picture]", made: "list[list[Image]]") -> list[float]:
-    """Similarity of images to their picture: concept features, style features, palette; and share that is the concept."""
+    """Mean similarity to the picture (concept features, style features, palette), and the share that is the concept."""
     import torch
 
     from alignext.mini.judges import Judge

@@ -98,7 +98,7 @@ def cross_image_attention(
     """
     rows, (groups, _, n_ref, _) = query.shape[0], reference_key.shape
     images = rows // groups
-    if key is None:
+    if key is None or value is None:
         folded = query.unflatten(0, (groups, images)).transpose(1, 2).flatten(2, 3)  # (G, heads, M * n, d)
         out = F.scaled_dot_product_attention(folded, reference_key, reference_value)
         return out.unflatten(2, (images, -1)).transpose(1, 2).flatten(0, 1)
@@ -194,7 +194,7 @@ def match_gaussian(
 
 
 def v_to_epsilon(v: torch.Tensor, x: torch.Tensor, alpha_bar: torch.Tensor) -> torch.Tensor:
-    """`e = sqrt(abar) v + sqrt(1 - abar) x`: noise from a v-prediction at `x` (all of one shape, `alpha_bar` scalar)."""
+    """`e = sqrt(abar) v + sqrt(1 - abar) x`: noise from a v-prediction at `x`; `alpha_bar` is a scalar tensor."""
     return alpha_bar.sqrt() * v + (1 - alpha_bar).sqrt() * x
 
 

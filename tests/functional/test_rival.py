@@ -58,7 +58,9 @@ class TestAdain:
         batch = adain(self.e_G, self.e_R)
         for i in range(3):
             assert torch.equal(batch[i : i + 1], adain(self.e_G[i : i + 1], self.e_R[i : i + 1]))
-        by_channel = torch.cat([adain(g, r) for g, r in zip(self.e_G.split(1, 1), self.e_R.split(1, 1), strict=True)], 1)
+        by_channel = torch.cat(
+            [adain(g, r) for g, r in zip(self.e_G.split(1, 1), self.e_R.split(1, 1), strict=True)], 1
+        )
         assert torch.equal(batch, by_channel)
         # Statistics over all channels together give something else: the test above can fail.
         joint = adain(self.e_G.flatten(1)[:, None, None], self.e_R.flatten(1)[:, None, None]).view_as(batch)

@@ -7,13 +7,12 @@ from diffusers import StableDiffusionPipeline
 
 from alignext import RIVALPipeline, mini
 from alignext.cli.rival import _palette_overlap
-from alignext.mini.judges import Judge
 
 
 pytestmark = pytest.mark.effect
 
-T, N = 25, 2
-CONCEPTS = ("frog", "house", "robot", "snowman", "crab", "red heart")
+T, N = 50, 2
+CONCEPTS = ("beer mug", "crescent moon", "box of fries", "train", "rose", "top hat")
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +24,8 @@ def pipe():
 
 @pytest.fixture(scope="module")
 def exemplars():
-    return [p for p in mini.pictures("unseen_drawing") if p.concept in CONCEPTS]
+    """Known things in a style that no model knows, where copying the colours from memory does not help."""
+    return [p for p in mini.pictures("unseen_style") if p.concept in CONCEPTS]
 
 
 def seeds():
@@ -34,19 +34,16 @@ def seeds():
 
 @pytest.fixture(scope="module")
 def made(pipe, exemplars):
-    """Images of each exemplar's own caption, by RIVAL, by its two ablations and by the stock pipeline, same seeds."""
+    """Images of each exemplar's own caption, by RIVAL, also without its attention, and by stock."""
     stock = StableDiffusionPipeline(**pipe.components, requires_safety_checker=False)
     stock.set_progress_bar_config(disable=True)
     kwargs = dict(num_images_per_prompt=N, num_inference_steps=T, guidance_scale=5.0)
-    images = {name: [] for name in ("rival", "no attention", "no noise alignment", "stock")}
+    images = {name: [] for name in ("rival", "no attention", "stock")}
     for p in exemplars:
         inversion = pipe.invert(p.image, p.caption, T)
         images["rival"].append(pipe(p.caption, inversion=inversion, generator=seeds(), **kwargs).images)
         off = dict(t_inject=-1, t_align=-1)
         images["no attention"].append(pipe(p.caption, inversion=inversion, generator=seeds(), **off, **kwargs).images)
-        images["no noise alignment"].append(
-            pipe(p.caption, inversion=inversion, generator=seeds(), t_early=1000, **kwargs).images
-        )
         images["stock"].append(stock(p.caption, generator=seeds(), **kwargs).images)
     return images
 
@@ -54,12 +51,6 @@ def made(pipe, exemplars):
 def mean_palette(exemplars, images):
     overlaps = [_palette_overlap(p.image, image) for p, row in zip(exemplars, images, strict=True) for image in row]
     return sum(overlaps) / len(overlaps)
-
-
-def mean_similarity(judge, exemplars, images):
-    with torch.no_grad():
-        scores = [judge([p.image, *row]).features for p, row in zip(exemplars, images, strict=True)]
-    return torch.stack([f[1:] @ f[0] for f in scores]).mean().item()
 
 
 def test_the_inversion_holds_the_picture(pipe, exemplars):
@@ -80,19 +71,14 @@ def test_the_inversion_holds_the_picture(pipe, exemplars):
         assert error < 0.1 * inversion.latents[0].var(), p.caption
 
 
-def test_variations_are_closer_to_the_picture_than_stock_images(exemplars, made):
-    assert mean_palette(exemplars, made["rival"]) > mean_palette(exemplars, made["stock"]) + 0.05
-    for name in ("concept", "style"):
-        judge = Judge(name)
-        rival, stock = (mean_similarity(judge, exemplars, made[key]) for key in ("rival", "stock"))
-        assert rival > stock + 0.02, name
+def test_variations_have_the_palette_of_the_picture(exemplars, made):
+    """Against stock, and against the method without its attention: half of what `benchmarks/rival.py` measures.
 
-
-def test_each_alignment_contributes_to_the_palette(exemplars, made):
-    """The paper's ablation: without either alignment, colours are further from the picture's."""
+    What the noise alignment alone adds there is too small beside its interval to be held by a test.
+    """
     rival = mean_palette(exemplars, made["rival"])
-    assert rival > mean_palette(exemplars, made["no attention"])
-    assert rival > mean_palette(exemplars, made["no noise alignment"])
+    assert rival > mean_palette(exemplars, made["stock"]) + 0.08
+    assert rival > mean_palette(exemplars, made["no attention"]) + 0.05
 
 
 def test_variations_differ_from_each_other_and_from_the_picture(exemplars, made):
