@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from alignext.functional.bco import class_mean_shift
-
 
 SCRIPT = """
 import json, sys
@@ -80,10 +78,3 @@ def test_two_processes_are_one_larger_batch(tmp_path: Path, mode: str) -> None:
         )
     assert first["log"][-1]["delta"] != 0
     assert first["eval"]["eval_delta"] == pytest.approx(alone["eval"]["eval_delta"], rel=1e-4)
-    assert (mode == "ema") == (abs(first["eval"]["eval_delta"] - class_mean_shift_of(first["stats"])) < 1e-9)
-
-
-def class_mean_shift_of(stats: list[float]) -> float:
-    import torch
-
-    return class_mean_shift(torch.tensor(stats, dtype=torch.float64))
