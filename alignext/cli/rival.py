@@ -227,7 +227,7 @@ def _exemplars() -> "list[Picture]":
 
 
 def _measure(pictures: "list[Picture]", made: "list[list[Image]]") -> list[float]:
-    """Mean similarity to the picture (concept features, style features, palette), and the share that is the concept."""
+    """Similarity to the picture (concept features, style features, palette), and the share that is the concept."""
     import torch
 
     from alignext.mini.judges import Judge
