@@ -73,7 +73,7 @@ class InvertMixin(_Pipeline):
 
         Raises:
             `ValueError`: Neither or both of `image` and `latents`; sizes or numbers of prompts that do not fit; a
-            model or scheduler RIVAL cannot run on.
+                model or scheduler RIVAL cannot run on.
         """
         check_model(self)
         if (image is None) == (latents is None):
