@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from alignext.cli.gallery import Section
     from alignext.mini import Picture
 
-_TASKS = ("variation", "text2image", "editing", "inpainting", "dreambooth")
+_TASKS = ("variation", "text2image", "editing", "inpainting", "dreambooth", "controlnet")
 _INITS = ("shuffle", "gaussian", "inverted", "noise")
 
 
@@ -31,8 +31,14 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for the images, a contact sheet and index.html"
     )
-    parser.add_argument("--model", help="a Stable Diffusion 1 or 2 checkpoint: folder or Hub id (default: embedded)")
-    parser.add_argument("--task", choices=_TASKS, default="variation", help="what to make (default: %(default)s)")
+    parser.add_argument(
+        "--model", help="a Stable Diffusion 1, 2 or XL checkpoint: folder or Hub id (default: embedded)"
+    )
+    parser.add_argument(
+        "--task", choices=_TASKS, help="what to make (default: variation; controlnet with --controlnet)"
+    )
+    parser.add_argument("--controlnet", help="a ControlNet for that checkpoint: folder or Hub id")
+    parser.add_argument("--control-image", type=Path, help="what the ControlNet follows, for example an edge map")
     parser.add_argument(
         "--reference-prompt", help="what the picture shows (default: --prompt for variation, else none)"
     )
@@ -50,6 +56,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--t-inject", type=float, help="smaller couples layout and content less (default: by task)")
     parser.add_argument("--init", choices=_INITS, help="where generation starts (default: by task)")
     parser.add_argument("--mask", type=Path, help="inpainting: white is repainted, black kept")
+    parser.add_argument("--keep-pixels", action="store_true", help="inpainting: paste the kept pixels over the result")
     parser.add_argument("--height", type=_at_least_one, help="pixels (default: as the model was trained)")
     parser.add_argument("--width", type=_at_least_one, help="pixels (default: as the model was trained)")
     parser.add_argument("--device", help="for example cuda (default: cuda where there is one, else cpu)")
@@ -60,20 +67,21 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Make the images and their gallery."""
-    from PIL import Image
-
-    for path in [*args.picture, *([args.mask] if args.mask else [])]:
-        if not path.is_file():
+    for path in (*args.picture, args.mask, args.control_image):
+        if path is not None and not path.is_file():
             raise FileNotFoundError(f"{path} is no file: pass the path of a picture.")
+    if (args.controlnet is None) != (args.control_image is None):
+        raise ValueError("--controlnet and --control-image belong together: pass both, or none.")
     from alignext.cli.gallery import Figure, Section, claim_folder, contact_sheet, write_gallery
 
     out = claim_folder(args.out, overwrite=args.overwrite)
-    pictures = [Image.open(path) for path in args.picture]
+    pictures = [_open(path) for path in args.picture]
     import torch
 
-    pipe = _load(args.model, args.device, args.dtype)
+    pipe = _load(args.model, args.controlnet, args.device, args.dtype)
+    task = args.task or pipe.default_task
     settings = {
-        "task": args.task,
+        "task": task,
         "reference_prompt": args.reference_prompt,
         "negative_prompt": args.negative_prompt,
         "num_images_per_prompt": args.images,
@@ -82,12 +90,15 @@ def run(args: argparse.Namespace) -> None:
         "t_early": args.t_early,
         "t_inject": args.t_inject,
         "init": args.init,
-        "mask_image": Image.open(args.mask) if args.mask else None,
+        "mask_image": _open(args.mask) if args.mask else None,
+        "keep_pixels": args.keep_pixels,
         "height": args.height,
         "width": args.width,
     }
     if args.guidance_scale is not None:
         settings["guidance_scale"] = args.guidance_scale
+    if args.control_image:
+        settings["image"] = _open(args.control_image).convert("RGB")
     generators = [torch.Generator().manual_seed(args.seed + k) for _ in pictures for k in range(args.images)]
     images = pipe(args.prompt, reference_image=pictures, generator=generators, **settings).images
 
@@ -98,7 +109,7 @@ def run(args: argparse.Namespace) -> None:
         for k, image in enumerate(mine):
             name = f"{i:02d}-{k:02d}"
             figures.append(
-                Figure(name, image, alt=f"{args.task} of {path.name}: {args.prompt}", caption=f"seed {args.seed + k}")
+                Figure(name, image, alt=f"{task} of {path.name}: {args.prompt}", caption=f"seed {args.seed + k}")
             )
     sheet = contact_sheet(
         rows,
@@ -109,20 +120,36 @@ def run(args: argparse.Namespace) -> None:
     page = write_gallery(
         out,
         [Section("All of it", figures=[first]), Section("One by one", figures=figures)],
-        title=f"RIVAL {args.task}: {args.prompt}",
+        title=f"RIVAL {task}: {args.prompt}",
     )
     print(f"{len(images)} images. Open {page.resolve()}")
 
 
-def _load(model: str | None = None, device: str | None = None, dtype: str | None = None):
-    """The pipeline on its device: the embedded model where none is named."""
+def _open(path: Path) -> "Image":
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        picture.load()
+    return picture
+
+
+def _load(
+    model: str | None = None, controlnet: str | None = None, device: str | None = None, dtype: str | None = None
+):
+    """The pipeline that fits the checkpoint, on its device: the embedded model where none is named."""
     import torch
+    from diffusers import ControlNetModel, DiffusionPipeline
 
-    from alignext import RIVALPipeline, mini
+    import alignext
+    from alignext import mini
 
+    model = model or str(mini.path("sd"))
+    xl = "StableDiffusionXL" in DiffusionPipeline.load_config(model)["_class_name"]
+    name = f"RIVAL{'XL' if xl else ''}{'ControlNet' if controlnet else ''}Pipeline"
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, dtype or ("float16" if device.startswith("cuda") else "float32"))
-    return RIVALPipeline.from_pretrained(model or mini.path("sd"), dtype=dtype).to(device)
+    parts = {"controlnet": ControlNetModel.from_pretrained(controlnet, dtype=dtype)} if controlnet else {}
+    return getattr(alignext, name).from_pretrained(model, dtype=dtype, **parts).to(device)
 
 
 def _at_least_one(text: str) -> int:

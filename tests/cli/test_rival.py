@@ -1,0 +1,71 @@
+# Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""`alignext rival` as a person types it."""
+
+import pytest
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from PIL import Image
+
+from alignext import cli, mini
+from tests.pipelines import tiny
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "frog.png"
+    next(p for p in mini.pictures("unseen_drawing") if p.concept == "frog").image.save(path)
+    return path
+
+
+def call(picture, out, *more):
+    return cli.main(["rival", str(picture), "--prompt", "a frog", "--out", str(out), "--steps", "2", "-n", "2", *more])
+
+
+def test_embedded_model(picture, tmp_path, capsys):
+    assert call(picture, tmp_path / "out") == 0
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"index.html", "contact-sheet.png", "00-00.png", "00-01.png"} <= names
+    assert str((tmp_path / "out" / "index.html").resolve()) in capsys.readouterr().out
+    first = (tmp_path / "out" / "00-00.png").read_bytes()
+    assert call(picture, tmp_path / "again") == 0
+    assert (tmp_path / "again" / "00-00.png").read_bytes() == first
+
+
+@pytest.mark.parametrize("task", ["text2image", "editing", "dreambooth"])
+def test_tasks(picture, tmp_path, task):
+    assert call(picture, tmp_path / "out", "--task", task) == 0
+
+
+def test_inpainting(picture, tmp_path):
+    mask = Image.new("L", (64, 64), 0)
+    mask.paste(255, (0, 0, 64, 32))
+    mask.save(tmp_path / "mask.png")
+    more = ("--task", "inpainting", "--mask", str(tmp_path / "mask.png"), "--keep-pixels")
+    assert call(picture, tmp_path / "out", *more) == 0
+    made, original = (Image.open(path).convert("RGB") for path in (tmp_path / "out" / "00-00.png", picture))
+    assert made.crop((0, 40, 64, 64)).tobytes() == original.crop((0, 40, 64, 64)).tobytes()
+
+
+def test_xl_and_controlnet(picture, tmp_path):
+    sd, xl = tiny.sd_components(), tiny.sdxl_components()
+    StableDiffusionPipeline(**sd).save_pretrained(tmp_path / "sd")
+    StableDiffusionXLPipeline(**xl).save_pretrained(tmp_path / "xl")
+    tiny.controlnet(sd["unet"]).save_pretrained(tmp_path / "controlnet")
+    assert call(picture, tmp_path / "a", "--model", str(tmp_path / "xl")) == 0
+    control = ("--controlnet", str(tmp_path / "controlnet"), "--control-image", str(picture))
+    assert call(picture, tmp_path / "b", "--model", str(tmp_path / "sd"), *control) == 0
+    assert "controlnet" in (tmp_path / "b" / "index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        (("--task", "inpainting"), "mask_image"),
+        (("--controlnet", "folder"), "--control-image"),
+        (("--mask", "no-such-file.png"), "no-such-file.png"),
+        (("--model", "no/such/model"), "no/such/model"),
+    ],
+)
+def test_bad_input_is_one_line(picture, tmp_path, capsys, more, text):
+    assert call(picture, tmp_path / "out", *more) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("alignext rival: error:") and text in error
