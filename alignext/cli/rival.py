@@ -228,7 +228,9 @@ def demo(out: Path, *, seed: int, steps: int | None) -> "list[Section]":
             "RIVAL: variations of a picture",
             "Each drawing on the left was held out: the model never saw it. It is inverted once; the variations read "
             "its self-attention keys and take over the statistics of its noise. Beside them is what stock diffusers "
-            "makes with the same seeds.",
+            "makes with the same seeds.\n\n"
+            "These four drawings were picked to show the method at work, so the table flatters it: the documentation "
+            "has figures for 18 drawings, where img2img at low strength is closer to the picture.",
             figures=[
                 Figure("rival-variations", sheet, alt="Held-out drawings, four variations of each, and stock results.")
             ],
