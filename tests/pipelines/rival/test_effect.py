@@ -74,8 +74,8 @@ def test_the_inversion_holds_the_picture(pipe, exemplars):
 def test_variations_have_the_palette_of_the_picture(exemplars, made):
     """Against stock, and against the method without its attention: half of what `benchmarks/rival.py` measures.
 
-    The drawings are the group in which that benchmark finds the effect largest. On a set of eight, half of them in styles
-    the model knows, with 25 steps, it was not 0.03 above stock's, nor above the one without the noise alignment.
+    The drawings are the group in which that benchmark finds the effect largest. On a set of eight, half of them in
+    styles the model knows, with 25 steps, it was not 0.03 above stock's, nor above the one without noise alignment.
     """
     rival = mean_palette(exemplars, made["rival"])
     assert rival > mean_palette(exemplars, made["stock"]) + 0.08
