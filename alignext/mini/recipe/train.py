@@ -1,5 +1,5 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""Train the embedded models: `python -m alignext.mini.recipe.train vae sd judge-concept judge-style`.
+"""Train the embedded models: `python -m alignext.mini.recipe.train vae sd flux judge-concept judge-style`.
 
 Each name is a file in `configs/` (or a YAML file of your own). A run resumes from its last checkpoint in the cache.
 Its randomness comes from (seed, step), so an interrupted run ends where the uninterrupted one would.
@@ -8,6 +8,7 @@ Its randomness comes from (seed, step), so an interrupted run ends where the uni
 import copy
 import json
 import math
+import random
 import re
 import shutil
 import sys
@@ -28,9 +29,10 @@ from alignext.mini.recipe import render
 
 
 if TYPE_CHECKING:
-    from transformers import CLIPTokenizer
+    from transformers import CLIPTextConfig, CLIPTokenizer, T5Tokenizer
 
 Batch = Callable[[int, torch.Generator], torch.Tensor]  # (step, generator) -> loss
+Sampler = Callable[[int, torch.Generator], tuple[torch.Tensor, torch.Tensor]]  # (size, generator) -> latents, captions
 MINUTES = 8  # between two checkpoints
 
 
@@ -192,44 +194,69 @@ def make_tokenizer(captions: list[str], length: int) -> "CLIPTokenizer":
     return CLIPTokenizer({token: i for i, token in enumerate(tokens)}, merges, model_max_length=length)
 
 
+def make_clip_config(tokenizer: "CLIPTokenizer", config: dict) -> "CLIPTextConfig":
+    """The configuration of a CLIP text encoder that reads this tokenizer."""
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **config,
+    )
+
+
+def captions_of(rows: list[dict]) -> list[str]:
+    """Three captions for each picture: whole, without its style, and none (one for all, the last)."""
+    return [row["caption"] for row in rows] + [render.caption(row["concept"]) for row in rows] + [""]
+
+
+def sampler(latents: torch.Tensor, loose: torch.Tensor, without_caption: float, without_style: float) -> Sampler:
+    """Draws latents with the places of their captions in `captions_of`.
+
+    A part has no caption, and these may be any drawing (`loose`), so that unseen ones are not far.
+    """
+    n = latents.shape[1]
+
+    def draw(size: int, rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        free = round(size * without_caption)
+        chosen = torch.randint(n, (size - free,), generator=rng)
+        x = latents[torch.randint(len(latents), chosen.shape, generator=rng), chosen]
+        y = loose[
+            torch.randint(len(loose), (free,), generator=rng), torch.randint(loose.shape[1], (free,), generator=rng)
+        ]
+        mean, std = torch.cat([x.float(), y.float()]).unbind(1)
+        z = mean + std * torch.randn(mean.shape, generator=rng)
+        plain = torch.rand(len(chosen), generator=rng) < without_style
+        return z, torch.cat([chosen + n * plain, torch.full((free,), 2 * n)])
+
+    return draw
+
+
 def train_sd(config: dict, folder: Path) -> None:
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from transformers import CLIPTextModel
 
     vae = AutoencoderKL.from_pretrained(render.CACHE / "train" / "vae" / "decoder" / "vae")
     images, rows = pictures("train")
     others, _ = pictures("extra")
     tokenizer = make_tokenizer([row["caption"] for row in rows], config["text_encoder"]["max_position_embeddings"])
-    text_config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **config["text_encoder"],
-    )
-    model = torch.nn.ModuleDict({"unet": UNet2DConditionModel(**config["unet"]), "text": CLIPTextModel(text_config)})
+    text = CLIPTextModel(make_clip_config(tokenizer, config["text_encoder"]))
+    model = torch.nn.ModuleDict({"unet": UNet2DConditionModel(**config["unet"]), "text": text})
     scheduler = DDIMScheduler(**config["scheduler"])
     abar = scheduler.alphas_cumprod
     weight = (config["min_snr"] * (1 - abar) / abar).clamp(max=1)  # min(SNR, gamma) / SNR
 
     latents = encode(vae, images, config["versions"], config["seed"])  # (versions, N, 2, C, h, w)
     loose = encode(vae, torch.cat([images, others]), 2, config["seed"] + 1)
-    # three captions for each picture: whole, without its style, and none
-    texts = [row["caption"] for row in rows] + [render.caption(row["concept"]) for row in rows] + [""]
-    tokens = tokenizer(texts, padding="max_length", return_tensors="pt").input_ids
+    draw = sampler(latents, loose, config["without_caption"], config["without_style"])
+    tokens = tokenizer(captions_of(rows), padding="max_length", return_tensors="pt").input_ids
 
     def loss_fn(step: int, rng: torch.Generator) -> torch.Tensor:
-        n, batch = len(images), config["batch"]
-        free = round(batch * config["without_caption"])  # of all drawings, so that unseen ones are not far
-        chosen = torch.randint(n, (batch - free,), generator=rng)
-        x = latents[torch.randint(len(latents), chosen.shape, generator=rng), chosen]
-        y = loose[torch.randint(2, (free,), generator=rng), torch.randint(loose.shape[1], (free,), generator=rng)]
-        mean, std = torch.cat([x, y]).float().unbind(1)
-        z = mean + std * torch.randn(mean.shape, generator=rng)
-        plain = torch.rand(len(chosen), generator=rng) < config["without_style"]
-        ids = torch.cat([chosen + n * plain, torch.full((free,), 2 * n)])
+        z, ids = draw(config["batch"], rng)
         noise = torch.randn(z.shape, generator=rng)
-        t = torch.randint(len(abar), (batch,), generator=rng)
+        t = torch.randint(len(abar), (len(z),), generator=rng)
         text = model["text"](tokens[ids]).last_hidden_state
         prediction = model["unet"](scheduler.add_noise(z, noise, t), t, text).sample
         return (weight[t] * (prediction - noise).pow(2).mean(dim=(1, 2, 3))).mean()
@@ -242,6 +269,130 @@ def train_sd(config: dict, folder: Path) -> None:
         )  # fmt: skip
         pipe.to(torch.float16).save_pretrained(folder / "sd")
         load_in_float32(folder / "sd" / "text_encoder")
+
+    fit(model, loss_fn, config, folder, export)
+
+
+def make_t5_tokenizer(captions: list[str]) -> "T5Tokenizer":
+    """T5's Unigram pieces: the words of the captions, also with a capital, and single characters for all else."""
+    from transformers import T5Tokenizer
+
+    words = sorted(set(re.findall(r"[a-z]+", " ".join(captions))))
+    pieces = ["<pad>", "</s>", "<unk>", *(f"▁{word}" for word in words), *(f"▁{word.capitalize()}" for word in words)]
+    letters = ["▁", *(chr(code) for code in range(33, 127))]
+    # a word costs less than its letters
+    vocabulary = [(piece, -1.0) for piece in pieces] + [(letter, -4.0) for letter in letters]
+    return T5Tokenizer(vocabulary, extra_ids=0, model_max_length=512)
+
+
+@torch.no_grad()
+def read_capitals(embedding: torch.nn.Embedding, tokenizer: "T5Tokenizer") -> None:
+    """Let pieces with capitals, which no caption has, mean what those with small letters mean.
+
+    `T5Tokenizer` knows no lower-casing; CLIP's tokenizer does it by itself.
+    """
+    vocabulary = tokenizer.get_vocab()
+    for piece, i in vocabulary.items():
+        embedding.weight[i] = embedding.weight[vocabulary.get(piece.lower(), i)]
+
+
+def make_canvases(
+    images: torch.Tensor, rows: list[dict], number: int, pairs: float, seed: int
+) -> tuple[torch.Tensor, list[dict]]:
+    """White canvases (number, 3, 64, 128) with one drawing anywhere or, in a share `pairs`, two of one style.
+
+    As in natural pictures, what stands on one canvas has one style. Captions join the two with `and`.
+    """
+    rng = random.Random(seed)
+    size = images.shape[-1]
+    canvases, named = torch.full((number, 3, size, 2 * size), 255, dtype=torch.uint8), []
+    peers: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        peers.setdefault(row["style"], []).append(i)
+    for canvas in canvases:
+        first = rng.randrange(len(rows))
+        row = dict(rows[first])
+        if rng.random() < pairs:
+            second = rng.choice(peers[row["style"]])
+            canvas[:, :, :size], canvas[:, :, size:] = images[first], images[second]
+            row["concept"] += f" and {render.caption(rows[second]['concept'])}"
+        else:
+            left = rng.randrange(size + 1)
+            canvas[:, :, left : left + size] = images[first]
+        named.append(row | {"caption": render.caption(row["concept"], row["style"])})
+    return canvases, named
+
+
+def train_flux(config: dict, folder: Path) -> None:
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+    from transformers import CLIPTextModel, T5Config, T5EncoderModel
+
+    vae = AutoencoderKL.from_pretrained(render.CACHE / "train" / "vae" / "decoder" / "vae")
+    vae.register_to_config(shift_factor=0.0)
+    images, rows = pictures("train")
+    others, _ = pictures("extra")
+    clip_tokenizer = make_tokenizer(
+        [row["caption"] for row in rows] + ["and"], config["text_encoder"]["max_position_embeddings"]
+    )
+    t5_tokenizer = make_t5_tokenizer([row["caption"] for row in rows] + ["and"])
+    model = torch.nn.ModuleDict(
+        {
+            "transformer": FluxTransformer2DModel(**config["transformer"]),
+            "clip": CLIPTextModel(make_clip_config(clip_tokenizer, config["text_encoder"])),
+            "t5": T5EncoderModel(T5Config(vocab_size=len(t5_tokenizer), **config["text_encoder_2"])),
+        }
+    )
+
+    def tokenized(texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        both = []
+        for tokenizer in (clip_tokenizer, t5_tokenizer):
+            length = tokenizer.model_max_length
+            both.append(tokenizer(texts, padding="max_length", max_length=length, return_tensors="pt").input_ids)
+        return both[0], both[1]
+
+    odds, seed = config["without_caption"], config["seed"]
+    latents = encode(vae, images, config["versions"], seed)
+    loose = encode(vae, torch.cat([images, others]), 2, seed + 1)
+    sources = [(sampler(latents, loose, odds, config["without_style"]), tokenized(captions_of(rows)))]
+    for turned in (False, True):  # wide, tall
+        drawn, named = make_canvases(images, rows, config["canvases"], config["pairs"], seed + turned)
+        if turned:  # the second drawing goes below the first
+            drawn = torch.cat([drawn.narrow(3, 0, 64), drawn.narrow(3, 64, 64)], dim=2)
+        latents = encode(vae, drawn, 1, seed + 2)
+        draw = sampler(latents, latents, odds, config["canvas_without_style"])
+        sources.append((draw, tokenized(captions_of(named))))
+
+    def loss_fn(step: int, rng: torch.Generator) -> torch.Tensor:
+        draw, (clip_tokens, t5_tokens) = sources[
+            int(torch.multinomial(torch.tensor(config["shapes"]), 1, generator=rng))
+        ]
+        odds = torch.tensor(list(config["lengths"].values()))
+        length = list(config["lengths"])[int(torch.multinomial(odds, 1, generator=rng))]
+        z, ids = draw(max(8, config["tokens"] // (length + (16 if draw is sources[0][0] else 32))), rng)
+        n, channels, h, w = z.shape
+        noise = torch.randn(z.shape, generator=rng)
+        sigma = torch.randn(n, generator=rng).sigmoid()
+        mixed = torch.lerp(z, noise, sigma.view(-1, 1, 1, 1))
+        prediction = model["transformer"](
+            hidden_states=FluxPipeline._pack_latents(mixed, n, channels, h, w),
+            timestep=sigma,
+            pooled_projections=model["clip"](clip_tokens[ids]).pooler_output,
+            encoder_hidden_states=model["t5"](t5_tokens[ids, :length]).last_hidden_state,
+            img_ids=FluxPipeline._prepare_latent_image_ids(n, h // 2, w // 2, z.device, z.dtype),
+            txt_ids=torch.zeros(length, 3),
+        ).sample
+        return (prediction - FluxPipeline._pack_latents(noise - z, n, channels, h, w)).pow(2).mean()
+
+    def export(average: torch.nn.Module) -> None:
+        read_capitals(average["t5"].shared, t5_tokenizer)
+        pipe = FluxPipeline(
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0), vae=copy.deepcopy(vae),
+            text_encoder=average["clip"], tokenizer=clip_tokenizer,
+            text_encoder_2=average["t5"], tokenizer_2=t5_tokenizer, transformer=average["transformer"],
+        )  # fmt: skip
+        pipe.to(torch.float16).save_pretrained(folder / "flux")
+        for part in ("text_encoder", "text_encoder_2"):
+            load_in_float32(folder / "flux" / part)
 
     fit(model, loss_fn, config, folder, export)
 
@@ -311,7 +462,7 @@ def main(names: list[str]) -> None:
         config = yaml.safe_load(file.read_text())
         folder = render.CACHE / "train" / file.stem
         torch.manual_seed(config["seed"])
-        {"vae": train_vae, "sd": train_sd, "judge": train_judge}[config["kind"]](config, folder)
+        {"vae": train_vae, "sd": train_sd, "flux": train_flux, "judge": train_judge}[config["kind"]](config, folder)
         if file.stem in mini.NAMES:
             shutil.copytree(folder / file.stem, Path(__file__).parents[1] / file.stem, dirs_exist_ok=True)
 
