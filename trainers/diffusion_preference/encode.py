@@ -1,0 +1,337 @@
+# Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""Prompts and pictures through a pipeline's own encoders, and what of that, and of inversions, is kept."""
+
+import hashlib
+import inspect
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from datasets import Dataset
+from diffusers import DiffusionPipeline
+from diffusers.utils.torch_utils import randn_tensor
+from safetensors.torch import load_file, save_file
+
+from .data import IMAGES, LATENTS, PairCollator
+
+
+_TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+
+
+@torch.no_grad()
+def encode_prompts(
+    pipe: DiffusionPipeline, prompts: Sequence[str], max_sequence_length: int | None = None
+) -> dict[str, torch.Tensor]:
+    """
+    Embeddings of prompts by the pipeline's own `encode_prompt`, on the device of its text encoders. What is longer
+    than a text encoder reads is cut, as in sampling.
+
+    Args:
+        pipe (`DiffusionPipeline`): Of Stable Diffusion 1, 2, XL or 3, or Flux.
+        prompts (`Sequence[str]`): `B` prompts.
+        max_sequence_length (`int`, *optional*): Tokens for the T5 encoder of SD3 and Flux; the pipeline's default.
+
+    Returns:
+        `dict[str, torch.Tensor]`: `prompt_embeds` of shape `(B, L, D)` and, but for Stable Diffusion 1 and 2,
+        `pooled_prompt_embeds` of shape `(B, P)`.
+    """
+    return _encode(pipe, prompts, False, max_sequence_length)[0]
+
+
+@torch.no_grad()
+def encode_unconditional(
+    pipe: DiffusionPipeline, n: int = 1, max_sequence_length: int | None = None
+) -> dict[str, torch.Tensor]:
+    """
+    What the pipeline takes for no prompt in classifier-free guidance, `n` times: zeros for most XL checkpoints
+    (`force_zeros_for_empty_prompt`), else the embeddings of `""`. Flux, which has no such guidance, gets the latter.
+    """
+    return _encode(pipe, [""] * n, True, max_sequence_length)[1]
+
+
+def _encode(
+    pipe: DiffusionPipeline, prompts: Sequence[str], guidance: bool, max_sequence_length: int | None
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    encoders = [getattr(pipe, name, None) for name in _TEXT_ENCODERS]
+    device = next((encoder.device for encoder in encoders if encoder is not None), None)
+    if device is None:
+        raise ValueError(
+            f"{type(pipe).__name__} has no text encoder. Load one, or give the dataset a column `prompt_embeds`."
+        )
+    arguments = {
+        "prompt": list(prompts),
+        "prompt_2": None,
+        "prompt_3": None,
+        "device": device,
+        "num_images_per_prompt": 1,
+        "do_classifier_free_guidance": guidance,
+    }
+    if max_sequence_length is not None:
+        arguments["max_sequence_length"] = max_sequence_length
+    known = inspect.signature(pipe.encode_prompt).parameters
+    found = pipe.encode_prompt(**{name: value for name, value in arguments.items() if name in known})
+    if len(found) == 2:  # Stable Diffusion 1 and 2
+        return {"prompt_embeds": found[0]}, {"prompt_embeds": found[1]}
+    if len(found) == 3:  # Flux; the third are positions, all zero
+        both = {"prompt_embeds": found[0], "pooled_prompt_embeds": found[1]}
+        return both, both
+    embeds, negative, pooled, negative_pooled = found
+    conditional = {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+    return conditional, {"prompt_embeds": negative, "pooled_prompt_embeds": negative_pooled}
+
+
+@torch.no_grad()
+def encode_images(
+    pipe: DiffusionPipeline,
+    pixel_values: torch.Tensor,
+    batch_size: int = 8,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+) -> torch.Tensor:
+    """
+    Latents as the denoiser takes them: a sample of the VAE's posterior, shifted and scaled. A VAE with `force_upcast`,
+    such as those of Stable Diffusion 1 and XL, runs in float32 whatever it is stored in. The noise of the sample does
+    not depend on `batch_size`.
+
+    Args:
+        pipe (`DiffusionPipeline`): Of Stable Diffusion 1, 2, XL or 3, or Flux.
+        pixel_values (`torch.Tensor`): `(n, 3, H, W)` in [-1, 1].
+        batch_size (`int`, *optional*, defaults to 8): Pictures per pass.
+        generator (`torch.Generator` or `list[torch.Generator]`, *optional*): Of the sample; a list has one a picture.
+
+    Returns:
+        `torch.Tensor`: `(n, C, h, w)`, float32, on the device of the VAE.
+
+    Raises:
+        ValueError: if latents are not finite, as when a VAE overflows in float16.
+    """
+    vae, dtype = pipe.vae, pipe.vae.dtype
+    upcast = dtype != torch.float32 and getattr(vae.config, "force_upcast", False)
+    if upcast:
+        vae.to(torch.float32)
+    try:
+        means, deviations = [], []
+        with torch.autocast(vae.device.type, enabled=False):
+            for pixels in pixel_values.split(batch_size):
+                posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
+                means.append(posterior.mean.float())
+                deviations.append(posterior.std.float())
+    finally:
+        if upcast:
+            vae.to(dtype)
+    mean = torch.cat(means)
+    latents = mean + torch.cat(deviations) * randn_tensor(mean.shape, generator=generator, device=mean.device)
+    if not latents.isfinite().all():
+        raise ValueError(f"The VAE gives latents that are not finite: it overflows in {dtype}. Load it in float32.")
+    # Of some XL checkpoints the VAE has a mean and a deviation per channel, of SD3 and Flux a shift.
+    if getattr(vae.config, "latents_mean", None) is not None and getattr(vae.config, "latents_std", None) is not None:
+        of_channels = [
+            mean.new_tensor(values)[:, None, None] for values in (vae.config.latents_mean, vae.config.latents_std)
+        ]
+        latents = (latents - of_channels[0]) / of_channels[1]
+    return (latents - (getattr(vae.config, "shift_factor", None) or 0)) * vae.config.scaling_factor
+
+
+def precompute_latents(
+    pipe: DiffusionPipeline, dataset: Dataset, collator: PairCollator, batch_size: int = 8, seed: int = 0
+) -> Dataset:
+    """
+    The dataset of [`prepare_pairs`] with `chosen_latents` and `rejected_latents` in place of its pictures. A second
+    run on the same data, VAE and settings finds what the first one wrote, where the dataset has files on disk.
+
+    Args:
+        pipe (`DiffusionPipeline`): Its VAE is used.
+        dataset (`Dataset`): The pairs.
+        collator (`PairCollator`): How pictures are cut; it must not flip them.
+        batch_size (`int`, *optional*, defaults to 8): Pictures per pass.
+        seed (`int`, *optional*, defaults to 0): The sample of a picture depends on it and on the row alone.
+    """
+    if collator.random_flip:
+        raise ValueError("`random_flip` would be the same in every epoch once latents are kept. Set it to False.")
+    vae = digest(weights_digest(pipe.vae), dict(pipe.vae.config))
+    # The hash of the closure below would be one of the whole pipeline.
+    fingerprint = digest(dataset._fingerprint, vae, collator.resolution, collator.vae_scale_factor, seed)
+
+    def encode(rows: dict[str, list]) -> dict[str, Any]:
+        count = len(rows["index"])
+        pixels = collator._pixels([{name: rows[name][i] for name in ("index", *IMAGES)} for i in range(count)])
+        seeds = [2 * int(index) + side for side in (0, 1) for index in rows["index"]]
+        generators = [torch.Generator().manual_seed(seed * 2**40 + row) for row in seeds]
+        chosen, rejected = encode_images(pipe, pixels, batch_size, generators).cpu().numpy().reshape(2, count, *shape)
+        return dict(zip(LATENTS, (chosen, rejected), strict=True))
+
+    side = collator.resolution // 2 ** (len(pipe.vae.config.block_out_channels) - 1)
+    shape = (pipe.vae.config.latent_channels, side, side)
+    features = {name: kind for name, kind in dataset.features.items() if name not in IMAGES}
+    latents = {name: datasets.Array3D(shape, "float32") for name in LATENTS}
+    encoded = dataset.map(
+        encode,
+        batched=True,
+        batch_size=max(1, batch_size // 2),
+        remove_columns=list(IMAGES),
+        features=datasets.Features(features | latents),
+        new_fingerprint=fingerprint[:32],
+        desc="Encoding pictures",
+    )
+    arrays = [*LATENTS, *(name for name in ("prompt_embeds", "pooled_prompt_embeds") if name in features)]
+    return encoded.with_format("numpy", columns=arrays, output_all_columns=True)
+
+
+class PromptCache:
+    """
+    Embeddings of prompts, each encoded once and alone, so that they do not depend on what it was in a batch with.
+
+    Args:
+        pipe (`DiffusionPipeline`): Whose text encoders are used.
+        max_sequence_length (`int`, *optional*): As of [`encode_prompts`].
+        max_prompts (`int`, *optional*, defaults to 4096): The oldest go when there are more. A prompt takes 0.2 MB in
+            float16 for Stable Diffusion 1, 0.3 MB for XL and 4 MB for Flux.
+    """
+
+    def __init__(
+        self, pipe: DiffusionPipeline, max_sequence_length: int | None = None, max_prompts: int = 4096
+    ) -> None:
+        self.pipe, self.max_sequence_length, self.max_prompts = pipe, max_sequence_length, max_prompts
+        self._kept: dict[str, dict[str, torch.Tensor]] = {}
+
+    def __call__(self, prompts: Sequence[str], device: torch.device | str | None = None) -> dict[str, torch.Tensor]:
+        """As [`encode_prompts`], on `device`; the CPU by default."""
+        self.fill(prompts)
+        names = self._kept[prompts[0]]
+        rows = {
+            name: torch.cat([self._kept[prompt][name] for prompt in prompts]).to(device or "cpu") for name in names
+        }
+        self._trim()
+        return rows
+
+    def fill(self, prompts: Iterable[str]) -> None:
+        """Encode what is not kept yet. The text encoders may go once every prompt of the training is kept."""
+        for prompt in prompts:
+            if prompt not in self._kept:
+                embeds = encode_prompts(self.pipe, [prompt], self.max_sequence_length)
+                self._kept[prompt] = {name: tensor.cpu() for name, tensor in embeds.items()}
+
+    def _trim(self) -> None:
+        for prompt in list(self._kept)[: max(0, len(self._kept) - self.max_prompts)]:
+            del self._kept[prompt]
+
+
+class InversionCache:
+    """
+    Inversions on disk, one safetensors file a picture. A file is written whole or not at all, so that an interrupted
+    run goes on where it was; a run with another model, schedule or setting finds none of these.
+
+    Args:
+        folder (`str` or `Path`): Where the files are; a sub-folder per identity.
+        identity (`Mapping`): All that an inversion depends on but the picture and the prompt, see
+            [`inversion_identity`]. JSON values.
+        dtype (`torch.dtype`, *optional*, defaults to `torch.float16`): What tensors of more than one dimension are
+            stored in.
+        random_flip (`bool`, *optional*, defaults to `False`): Whether pictures are flipped in training, which raises.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        identity: Mapping[str, Any],
+        dtype: torch.dtype = torch.float16,
+        random_flip: bool = False,
+    ) -> None:
+        if random_flip:
+            raise ValueError(
+                "`random_flip` needs an inversion of the flipped picture, which is not kept. Set it to False."
+            )
+        self.dtype = dtype
+        self.identity = digest(identity, str(dtype))
+        self.folder = Path(folder) / self.identity[:16]
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def key(self, prompt: str | torch.Tensor, latents: torch.Tensor) -> str:
+        """The name of one picture's inversion, from its prompt, or the embeddings of it, and its latents (C, h, w)."""
+        return digest(self.identity, prompt, latents)[:40]
+
+    def __contains__(self, key: str) -> bool:
+        return self._path(key).is_file()
+
+    def save(self, key: str, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Keep the tensors of one picture."""
+        stored = {
+            name: tensor.detach().to("cpu", self.dtype if _is_large(tensor) else None).contiguous()
+            for name, tensor in tensors.items()
+        }
+        for name, tensor in stored.items():
+            if not tensor.isfinite().all():
+                raise ValueError(f"`{name}` of an inversion is not finite in {self.dtype}. Store it in float32.")
+        path = self._path(key)
+        part = path.with_name(f"{key}.{os.getpid()}.part")
+        try:
+            save_file(stored, part)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def load(self, keys: Sequence[str], device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
+        """The tensors of these pictures, stacked; floats in float32.
+
+        Raises:
+            KeyError: there is no inversion under one of the keys.
+        """
+        missing = [key for key in keys if key not in self]
+        if missing:
+            raise KeyError(f"{len(missing)} of {len(keys)} inversions are not in {self.folder}.")
+        rows = [load_file(self._path(key)) for key in keys]
+        stacked = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        return {
+            name: tensor.to(device, torch.float32 if tensor.is_floating_point() else None)
+            for name, tensor in stacked.items()
+        }
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}.safetensors"
+
+
+def inversion_identity(
+    denoiser: torch.nn.Module, scheduler: Any, *, adapter: str | None = "default", **settings: Any
+) -> dict[str, Any]:
+    """
+    What an inversion depends on, for [`InversionCache`].
+
+    Args:
+        denoiser (`torch.nn.Module`): The frozen model that inverts.
+        scheduler: Its configuration counts.
+        adapter (`str`, *optional*, defaults to `"default"`): A peft adapter that is off while inverting.
+        settings: Steps, guidance and all else, as JSON values.
+    """
+    config = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+    weights = weights_digest(denoiser, adapter)
+    return {"weights": weights, "scheduler": config, "scheduler_class": type(scheduler).__name__, **settings}
+
+
+def weights_digest(module: torch.nn.Module, ignored_adapter: str | None = None) -> str:
+    """A hash of all weights and buffers, the same with and without that peft adapter."""
+    state = {
+        name.replace(".base_layer.", "."): tensor
+        for name, tensor in module.state_dict().items()
+        if ignored_adapter not in name.split(".")
+    }
+    return digest(*(item for name in sorted(state) for item in (name, state[name])))
+
+
+def digest(*items: Any) -> str:
+    """SHA-256 of tensors, by type, shape and bytes, and of JSON values."""
+    total = hashlib.sha256()
+    for item in items:
+        if isinstance(item, torch.Tensor):
+            total.update(f"{item.dtype}{tuple(item.shape)}".encode())
+            total.update(item.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        else:
+            total.update(json.dumps(item, sort_keys=True, default=str).encode())
+        total.update(b"\0")
+    return total.hexdigest()
+
+
+def _is_large(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.ndim > 1

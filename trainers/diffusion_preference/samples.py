@@ -1,0 +1,124 @@
+# Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""Pictures of the model in training, as files and in the trackers."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from diffusers import DiffusionPipeline
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from alignext.cli.gallery import contact_sheet
+
+from .encode import encode_prompts, encode_unconditional
+
+
+class SampleGridCallback(TrainerCallback):
+    """
+    Draws the same prompts from the same noise before training, at every evaluation (at every save, where there is
+    none) and at the end. The sheets go to `samples/` in the output folder and to TensorBoard and W&B, where they are
+    on. Draws no global random numbers, so that training does not notice.
+
+    Args:
+        trainer (`Trainer`): Whose trackers and mixed precision are used.
+        pipe (`DiffusionPipeline`): With the denoiser in training; its text encoders are needed now only.
+        prompts (`Sequence[str]`): What to draw.
+        num_inference_steps (`int`, *optional*, defaults to 25): Denoising steps.
+        guidance_scale (`float`, *optional*): As of the pipeline.
+        resolution (`int`, *optional*): Side in pixels.
+        seed (`int`, *optional*, defaults to 0): Of the noise of the first prompt; each next one has the next seed.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        pipe: DiffusionPipeline,
+        prompts: Sequence[str],
+        num_inference_steps: int = 25,
+        guidance_scale: float | None = None,
+        resolution: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.trainer, self.pipe, self.prompts, self.seed = trainer, pipe, list(prompts), seed
+        self.arguments = {
+            "num_inference_steps": num_inference_steps,
+            "guidance_scale": guidance_scale,
+            "height": resolution,
+            "width": resolution,
+        }
+        self.arguments = {name: value for name, value in self.arguments.items() if value is not None}
+        self.embeds = encode_prompts(pipe, self.prompts)
+        if not pipe.__class__.__name__.startswith("Flux"):
+            nothing = encode_unconditional(pipe, len(self.prompts))
+            self.embeds |= {f"negative_{name}": tensor for name, tensor in nothing.items()}
+        self._last_step = -1
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        self._show(args, state)
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        self._show(args, state)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+        if args.eval_strategy == "no":
+            self._show(args, state)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        self._show(args, state)
+
+    def _show(self, args: TrainingArguments, state: TrainerState) -> None:
+        if not state.is_world_process_zero or state.global_step == self._last_step:
+            return
+        self._last_step = state.global_step
+        images = self.draw()
+        folder = Path(args.output_dir) / "samples"
+        folder.mkdir(parents=True, exist_ok=True)
+        sheet = contact_sheet([images], col_labels=self.prompts, cell=min(256, max(images[0].size)))
+        sheet.save(folder / f"step-{state.global_step:06d}.png")
+        for tracker in self.trainer.callback_handler.callbacks:
+            name = type(tracker).__name__
+            if name == "TensorBoardCallback" and tracker.tb_writer is not None:
+                pixels = np.stack([np.asarray(image) for image in images])
+                tracker.tb_writer.add_images("samples", pixels, state.global_step, dataformats="NHWC")
+            elif name == "WandbCallback":
+                shown = [tracker._wandb.Image(i, caption=p) for i, p in zip(images, self.prompts, strict=True)]
+                tracker._wandb.log({"samples": shown, "train/global_step": state.global_step})
+
+    @torch.no_grad()
+    def draw(self) -> list[PIL.Image.Image]:
+        """One picture of each prompt."""
+        pipe = self.pipe
+        denoiser = getattr(pipe, "unet", None) or pipe.transformer
+        # A pipeline of its own around the same weights: sampling sets timesteps on the scheduler, and takes the device
+        # of the first component for that of all.
+        parts: dict[str, Any] = pipe.components | {"scheduler": copy.deepcopy(pipe.scheduler)}
+        for name in ("text_encoder", "text_encoder_2", "text_encoder_3", "safety_checker", "image_encoder"):
+            if name in parts:
+                parts[name] = None
+        flags = ("requires_safety_checker", "force_zeros_for_empty_prompt", "is_distilled")
+        parts |= {name: pipe.config[name] for name in flags if name in pipe.config}
+        if "requires_safety_checker" in parts:
+            parts["requires_safety_checker"] = False
+        sampler = type(pipe)(**parts)
+        sampler.set_progress_bar_config(disable=True)
+        training, vae_device = denoiser.training, pipe.vae.device
+        generators = [torch.Generator().manual_seed(self.seed + i) for i in range(len(self.prompts))]
+        embeds = {name: tensor.to(denoiser.device, denoiser.dtype) for name, tensor in self.embeds.items()}
+        try:
+            denoiser.eval()
+            pipe.vae.to(denoiser.device)
+            with self.trainer.accelerator.autocast():
+                return sampler(**embeds, **self.arguments, generator=generators).images
+        finally:
+            denoiser.train(training)
+            pipe.vae.to(vae_device)
