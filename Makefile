@@ -72,7 +72,7 @@ bench: $(VENV)/.installed
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 mini: $(VENV)/.tools
-	@$(BIN)/python -m alignext.mini.recipe.train vae sd judge-concept judge-style
+	@$(BIN)/python -m alignext.mini.recipe.train vae sd flux judge-concept judge-style
 
 # Write constraints.txt from what is installed here. Local version labels go: a pin must hold on every machine.
 constraints: $(VENV)/.tools

@@ -21,7 +21,6 @@ from pathlib import Path
 
 import diffusers
 import numpy as np
-import PIL.Image
 import torch
 import torch.nn.functional as F
 from diffusers import (
@@ -36,7 +35,7 @@ from diffusers.models.attention_processor import Attention
 import alignext
 from alignext import RIVALPipeline, RIVALXLPipeline, hub, mini
 from alignext.cli.gallery import contact_sheet
-from alignext.mini.judges import Judge
+from alignext.mini.judges import Judge, palette_overlap
 
 
 RESULTS = Path(__file__).parent / "results"
@@ -358,17 +357,6 @@ def methods(steps: int, guidance: float) -> dict[str, Callable[[mini.Picture, li
         "img2img 0.6": from_picture(0.6),
         "img2img 0.8": from_picture(0.8),
     }
-
-
-def palette_overlap(a: PIL.Image.Image, b: PIL.Image.Image) -> float:
-    """Intersection of the two colour histograms, 4 x 4 x 4 bins, without the white paper; in [0, 1]."""
-    shares = []
-    for image in (a, b):
-        pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
-        pixels = pixels[(pixels < 240).any(axis=1)]
-        counts = np.bincount(pixels // 64 @ np.array([16, 4, 1]), minlength=64)
-        shares.append(counts / max(counts.sum(), 1))
-    return float(np.minimum(*shares).sum())
 
 
 @torch.no_grad()

@@ -259,7 +259,7 @@ def _measure(pictures: "list[Picture]", made: "list[list[Image]]") -> list[float
     """Similarity to the picture (concept features, style features, palette), and the share that is the concept."""
     import torch
 
-    from alignext.mini.judges import Judge
+    from alignext.mini.judges import Judge, palette_overlap
 
     scores: list[list[float]] = []
     judges = [Judge("concept"), Judge("style")]
@@ -269,24 +269,11 @@ def _measure(pictures: "list[Picture]", made: "list[list[Image]]") -> list[float
             for judge in judges:
                 features = judge([picture.image, *images]).features
                 row.append((features[1:] @ features[0]).mean().item())
-            row.append(sum(_palette_overlap(picture.image, image) for image in images) / len(images))
+            row.append(sum(palette_overlap(picture.image, image) for image in images) / len(images))
             names = judges[0].name(images)
             row.append(names.count(picture.concept) / len(names))
             scores.append(row)
     return torch.tensor(scores).mean(0).tolist()
-
-
-def _palette_overlap(a: "Image", b: "Image") -> float:
-    """Histogram intersection in [0, 1] over 4 x 4 x 4 colours, the white paper left out."""
-    import numpy as np
-
-    def histogram(image: "Image") -> np.ndarray:
-        pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
-        pixels = pixels[(pixels < 240).any(axis=1)]
-        bins = (pixels // 64) @ np.array([16, 4, 1])
-        return np.bincount(bins, minlength=64) / max(len(pixels), 1)
-
-    return float(np.minimum(histogram(a), histogram(b)).sum())
 
 
 def _print_table(table) -> None:

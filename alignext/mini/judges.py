@@ -1,6 +1,7 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""The two embedded image classifiers: what is drawn (`concept`) and in which `style`."""
+"""The two embedded image classifiers: what is drawn (`concept`) and in which `style`. And measures of likeness."""
 
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -54,3 +55,35 @@ class Judge:
     def name(self, images: list[Image] | torch.Tensor) -> list[str]:
         """The most likely label of each picture."""
         return [self.labels[i] for i in self(images).logits.argmax(1).tolist()]
+
+
+def palette_overlap(a: Image, b: Image) -> float:
+    """Intersection of the colour histograms of two pictures, 4 x 4 x 4 colours, white paper left out; in [0, 1]."""
+    shares = []
+    for image in (a, b):
+        pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
+        pixels = pixels[(pixels < 240).any(axis=1)]
+        counts = np.bincount(pixels // 64 @ np.array([16, 4, 1]), minlength=64)
+        shares.append(counts / max(counts.sum(), 1))
+    return float(np.minimum(*shares).sum())
+
+
+@torch.no_grad()
+def likeness(images: list[Image], style: Judge) -> dict[str, float]:
+    """How alike the pictures of a set are, as means over its pairs.
+
+    Args:
+        images (`list[PIL.Image.Image]`): two or more pictures.
+        style (`Judge`): the style judge.
+
+    Returns:
+        `dict[str, float]`: `"style"`, cosine of the judge's features; `"same style"`, share of pairs for which it
+        names one style; `"palette"`, [`palette_overlap`].
+    """
+    pairs = list(combinations(range(len(images)), 2))
+    features, names = style(images).features, style.name(images)
+    each = [
+        ((features[i] @ features[j]).item(), names[i] == names[j], palette_overlap(images[i], images[j]))
+        for i, j in pairs
+    ]
+    return dict(zip(("style", "same style", "palette"), np.mean(each, axis=0).tolist(), strict=True))

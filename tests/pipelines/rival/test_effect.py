@@ -6,7 +6,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from alignext import RIVALPipeline, mini
-from alignext.cli.rival import _palette_overlap
+from alignext.mini.judges import palette_overlap
 
 
 pytestmark = pytest.mark.effect
@@ -49,7 +49,7 @@ def made(pipe, exemplars):
 
 
 def mean_palette(exemplars, images):
-    overlaps = [_palette_overlap(p.image, image) for p, row in zip(exemplars, images, strict=True) for image in row]
+    overlaps = [palette_overlap(p.image, image) for p, row in zip(exemplars, images, strict=True) for image in row]
     return sum(overlaps) / len(overlaps)
 
 
