@@ -158,8 +158,9 @@ def precompute_latents(
     def encode(rows: dict[str, list]) -> dict[str, Any]:
         count = len(rows["index"])
         pixels = collator._pixels([{name: rows[name][i] for name in ("index", *IMAGES)} for i in range(count)])
-        seeds = [2 * int(index) + side for side in (0, 1) for index in rows["index"]]
-        generators = [torch.Generator().manual_seed(seed * 2**40 + row) for row in seeds]
+        # torch reads no more than 32 bits of a seed
+        seeds = [int(digest(seed, name, int(index))[:8], 16) for name in IMAGES for index in rows["index"]]
+        generators = [torch.Generator().manual_seed(number) for number in seeds]
         chosen, rejected = encode_images(pipe, pixels, batch_size, generators).cpu().numpy().reshape(2, count, *shape)
         return dict(zip(LATENTS, (chosen, rejected), strict=True))
 

@@ -1,0 +1,343 @@
+# Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""Prompts and pictures through the pipelines' own encoders, and the caches of what was made of them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from diffusers import DiffusionPipeline
+from peft import LoraConfig
+
+from alignext import mini
+from alignext.trainers.diffusion_preference import encode
+from alignext.trainers.diffusion_preference.data import PairCollator, prepare_pairs
+from alignext.trainers.diffusion_preference.encode import (
+    InversionCache,
+    PromptCache,
+    encode_images,
+    encode_prompts,
+    encode_unconditional,
+    inversion_identity,
+    precompute_latents,
+)
+
+from .test_data import pairs
+from .tiny import PIPELINES, SIZE, flux, sd, sdxl
+
+
+PROMPTS = ["a fox", "", "two owls, flat style"]
+
+
+@pytest.fixture(params=PIPELINES)
+def pipe(request: pytest.FixtureRequest) -> DiffusionPipeline:
+    return PIPELINES[request.param]()
+
+
+@pytest.fixture(scope="module")
+def mini_sd() -> DiffusionPipeline:
+    return DiffusionPipeline.from_pretrained(mini.path("sd"))
+
+
+def pixels(n: int) -> torch.Tensor:
+    dataset = prepare_pairs(pairs(n))
+    return PairCollator(SIZE, 2)(list(dataset))["pixel_values"][:n]
+
+
+# Prompts
+
+
+def sampled_with(pipe: DiffusionPipeline, prompt: str, guidance: float) -> dict[str, torch.Tensor]:
+    """What the denoiser of this pipeline is told about the prompt when the pipeline draws it."""
+    seen: dict[str, torch.Tensor] = {}
+
+    def look(module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+        seen["prompt_embeds"] = kwargs["encoder_hidden_states"]
+        pooled = kwargs.get("pooled_projections")
+        if kwargs.get("added_cond_kwargs"):
+            pooled = kwargs["added_cond_kwargs"]["text_embeds"]
+        if pooled is not None:
+            seen["pooled_prompt_embeds"] = pooled
+
+    denoiser = getattr(pipe, "unet", None) or pipe.transformer
+    handle = denoiser.register_forward_pre_hook(look, with_kwargs=True)
+    pipe.set_progress_bar_config(disable=True)
+    pipe(prompt, num_inference_steps=1, guidance_scale=guidance, output_type="latent", height=SIZE, width=SIZE)
+    handle.remove()
+    return seen
+
+
+def test_prompts_are_encoded_as_in_sampling(pipe: DiffusionPipeline):
+    guided = "Flux" not in type(pipe).__name__
+    seen = sampled_with(pipe, "a fox", 5.0)
+    embeds, nothing = encode_prompts(pipe, PROMPTS), encode_unconditional(pipe)
+    assert embeds.keys() == nothing.keys() == seen.keys()
+    for name, tensor in seen.items():
+        assert len(embeds[name]) == 3
+        assert not embeds[name].requires_grad
+        if guided:
+            assert torch.allclose(tensor[:1], nothing[name], atol=1e-5)
+        assert torch.allclose(tensor[-1:], embeds[name][:1], atol=1e-5)
+        assert not torch.allclose(embeds[name][0], embeds[name][2])
+
+
+def test_no_prompt_is_zeros_for_xl_unless_the_checkpoint_says_otherwise():
+    pipe = sdxl()
+    assert all(not tensor.any() for tensor in encode_unconditional(pipe, 2).values())
+    assert encode_prompts(pipe, [""])["prompt_embeds"].any()  # an empty prompt is none
+    pipe.register_to_config(force_zeros_for_empty_prompt=False)
+    assert torch.equal(encode_unconditional(pipe)["prompt_embeds"], encode_prompts(pipe, [""])["prompt_embeds"])
+
+
+def test_long_prompts_are_cut_as_in_sampling(pipe: DiffusionPipeline):
+    long = "many words " * 20
+    embeds = encode_prompts(pipe, [long, long + "at the end"])
+    # what CLIP reads is cut; the T5 encoder of SD3 and Flux reads on
+    assert torch.equal(*next(iter(reversed(embeds.values()))))
+    assert embeds["prompt_embeds"].shape == encode_prompts(pipe, PROMPTS[:2])["prompt_embeds"].shape
+
+
+def test_the_length_for_t5():
+    assert encode_prompts(flux(), ["a fox"], max_sequence_length=8)["prompt_embeds"].shape[1] == 8
+    assert encode_prompts(sd(), ["a fox"], max_sequence_length=8)["prompt_embeds"].shape[1] == 16
+
+
+def test_a_pipeline_without_text_encoders():
+    pipe = sd()
+    pipe.text_encoder = None
+    with pytest.raises(ValueError, match="has no text encoder"):
+        encode_prompts(pipe, ["a fox"])
+
+
+def test_a_prompt_is_encoded_once_and_alone(monkeypatch: pytest.MonkeyPatch):
+    calls = []
+    original = encode.encode_prompts
+    monkeypatch.setattr(
+        encode, "encode_prompts", lambda pipe, prompts, n: calls.append(prompts) or original(pipe, prompts, n)
+    )
+    cache = PromptCache(sdxl(), max_prompts=2)
+    first = cache(["a", "b", "a"])
+    assert calls == [["a"], ["b"]]
+    assert torch.equal(first["prompt_embeds"][0], first["prompt_embeds"][2])
+    assert torch.equal(cache(["b", "a"])["pooled_prompt_embeds"], first["pooled_prompt_embeds"][[1, 0]])
+    assert len(calls) == 2
+    cache(["c"])
+    cache(["c", "b"])  # the oldest went
+    assert calls[2:] == [["c"]]
+    cache(["a"])
+    assert calls[3:] == [["a"]]
+
+
+# Pictures
+
+
+def test_latents_are_what_the_pipeline_decodes(pipe: DiffusionPipeline):
+    vae, images = pipe.vae, pixels(3)
+    latents = encode_images(pipe, images, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
+    posterior = vae.encode(images).latent_dist
+    shift = getattr(vae.config, "shift_factor", None) or 0.0
+    expected = (posterior.mean + posterior.std * noise - shift) * vae.config.scaling_factor
+    assert torch.allclose(latents, expected, atol=1e-6)
+    assert latents.dtype == torch.float32 and not latents.requires_grad
+
+
+def test_of_the_embedded_model_pictures_come_back(mini_sd: DiffusionPipeline):
+    drawings = [picture.image for picture in mini.pictures("unseen_concept")[:4]]
+    rows = pairs(4, image_chosen=drawings, image_rejected=drawings)
+    batch = PairCollator(64, 8)(list(prepare_pairs(rows)))
+    latents = encode_images(mini_sd, batch["pixel_values"])
+    assert latents.shape == (8, 16, 8, 8)
+    assert 0.5 < latents.std() < 2
+    decoded = mini_sd.vae.decode(latents / mini_sd.vae.config.scaling_factor).sample
+    assert (decoded - batch["pixel_values"]).square().mean() < 0.05
+
+
+def test_latents_do_not_depend_on_the_size_of_passes(pipe: DiffusionPipeline):
+    images = pixels(5)
+    whole, one = (encode_images(pipe, images, size, torch.Generator().manual_seed(0)) for size in (5, 1))
+    assert torch.allclose(whole, one, atol=1e-5)
+    alone = [encode_images(pipe, images[i : i + 1], 1, [torch.Generator().manual_seed(i)]) for i in range(5)]
+    listed = encode_images(pipe, images, 2, [torch.Generator().manual_seed(i) for i in range(5)])
+    assert torch.allclose(torch.cat(alone), listed, atol=1e-5)
+
+
+def test_channels_of_a_vae_are_standardised():
+    pipe = sdxl()
+    plain = encode_images(pipe, pixels(2), generator=torch.Generator().manual_seed(0))
+    mean, std = [0.1, 0.2, 0.3, 0.4], [1.0, 2.0, 3.0, 4.0]
+    pipe.vae.register_to_config(latents_mean=mean, latents_std=std)
+    latents = encode_images(pipe, pixels(2), generator=torch.Generator().manual_seed(0))
+    scale = pipe.vae.config.scaling_factor
+    expected = (plain / scale - torch.tensor(mean)[:, None, None]) * scale / torch.tensor(std)[:, None, None]
+    assert torch.allclose(latents, expected, atol=1e-6)
+
+
+def test_a_vae_that_overflows_in_float16():
+    pipe = sdxl()
+    # The outputs of the encoder's first layer are beyond float16, those of its last one are not.
+    with torch.no_grad():
+        pipe.vae.encoder.conv_in.weight.mul_(1e6)
+    expected = encode_images(pipe, pixels(2), generator=torch.Generator().manual_seed(0))
+    pipe.vae.to(torch.float16)
+    before = {name: tensor.clone() for name, tensor in pipe.vae.state_dict().items()}
+    with pytest.raises(ValueError, match=r"overflows in torch\.float16"):
+        pipe.vae.register_to_config(force_upcast=False)
+        encode_images(pipe, pixels(2))
+    pipe.vae.register_to_config(force_upcast=True)
+    with torch.no_grad():
+        pipe.vae.encoder.conv_in.weight.copy_(pipe.vae.encoder.conv_in.weight.clamp(-6e4, 6e4))
+    latents = encode_images(pipe, pixels(2), generator=torch.Generator().manual_seed(0))
+    assert latents.isfinite().all() and latents.shape == expected.shape
+    assert pipe.vae.dtype == torch.float16
+    after = pipe.vae.state_dict()
+    assert all(torch.equal(before[name].clamp(-6e4, 6e4), after[name].clamp(-6e4, 6e4)) for name in before)
+
+
+def test_encoding_is_not_autocast():
+    pipe, images = sd(), pixels(2)
+    expected = encode_images(pipe, images, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(encode_images(pipe, images, generator=torch.Generator().manual_seed(0)), expected)
+
+
+def test_latents_in_place_of_pictures():
+    pipe, collate = sd(), PairCollator(SIZE, 2)
+    dataset = prepare_pairs(pairs(5, preference_prob=[0.1, 0.2, 0.3, 0.4, 0.5]))
+    encoded = precompute_latents(pipe, dataset, collate, batch_size=4)
+    assert set(encoded.column_names) == {"index", "prompt", "preference_prob", "chosen_latents", "rejected_latents"}
+    batch = collate(list(encoded))
+    assert batch["latents"].shape == (10, 4, 8, 8)
+    mode = encode_images(pipe, collate(list(dataset))["pixel_values"])
+    assert (batch["latents"] - mode).abs().max() < 3 * (batch["latents"][0] - batch["latents"][1]).abs().max()
+    assert batch["preference_prob"].tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
+    # a row's latents depend on the row alone
+    other = precompute_latents(pipe, dataset.select([3, 1]), collate, batch_size=2)
+    assert torch.allclose(collate(list(other))["latents"], batch["latents"][[3, 1, 8, 6]], atol=1e-5)
+    assert not torch.equal(
+        collate(list(precompute_latents(pipe, dataset, collate, seed=1)))["latents"], batch["latents"]
+    )
+    with pytest.raises(ValueError, match="`random_flip`"):
+        precompute_latents(pipe, dataset, PairCollator(SIZE, 2, random_flip=True))
+
+
+def test_latents_are_computed_once_for_data_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pairs(4).save_to_disk(str(tmp_path / "pairs"))
+    passes = []
+    original = encode.encode_images
+    monkeypatch.setattr(encode, "encode_images", lambda *args: passes.append(1) or original(*args))
+    runs = []
+    for _ in range(2):
+        dataset = prepare_pairs(Dataset.load_from_disk(str(tmp_path / "pairs")))
+        runs.append(
+            np.asarray(precompute_latents(sd(), dataset, PairCollator(SIZE, 2), batch_size=4)["chosen_latents"])
+        )
+    assert len(passes) == 2  # of two pairs each, by the first run alone
+    assert np.array_equal(*runs)
+    other = sd()
+    torch.nn.init.normal_(other.vae.quant_conv.weight)
+    precompute_latents(other, dataset, PairCollator(SIZE, 2), batch_size=4)
+    assert len(passes) == 4
+
+
+# Inversions
+
+
+def identity(**changes) -> dict:
+    pipe = sd()
+    return inversion_identity(pipe.unet, pipe.scheduler, steps=4, guidance=2.0, **changes)
+
+
+def an_inversion(value: float = 0.5) -> dict[str, torch.Tensor]:
+    return {
+        "latents": torch.full((2, 4, 8, 8), value),
+        "noise": torch.full((2, 4, 8, 8), value / 3),
+        "timesteps": torch.tensor([1, 501]),
+        "sigmas": torch.tensor([0.1, 0.7]),
+    }
+
+
+def test_inversions_come_back(tmp_path: Path):
+    cache = InversionCache(tmp_path, identity())
+    keys = [cache.key("a fox", torch.full((4, 8, 8), float(i))) for i in range(3)]
+    assert len(set(keys)) == 3 and not any(key in cache for key in keys)
+    for i, key in enumerate(keys):
+        cache.save(key, an_inversion(i / 3))
+    again = InversionCache(tmp_path, identity())  # another process
+    loaded = again.load([keys[2], keys[0]])
+    assert loaded["latents"].shape == (2, 2, 4, 8, 8) and loaded["latents"].dtype == torch.float32
+    assert torch.equal(loaded["latents"][0], torch.full((2, 4, 8, 8), 2 / 3).half().float())
+    assert torch.equal(loaded["timesteps"], torch.tensor([[1, 501]] * 2))
+    assert torch.equal(loaded["sigmas"], torch.tensor([[0.1, 0.7]] * 2))  # not rounded
+    exact = InversionCache(tmp_path, identity(), dtype=torch.float32)
+    key = exact.key("a fox", torch.zeros(4, 8, 8))
+    assert key not in exact
+    exact.save(key, an_inversion(1 / 3))
+    assert torch.equal(exact.load([key])["latents"][0], an_inversion(1 / 3)["latents"])
+
+
+def test_what_an_inversion_depends_on(tmp_path: Path):
+    cache, latents = InversionCache(tmp_path, identity()), torch.ones(4, 8, 8)
+    key = cache.key("a fox", latents)
+    assert cache.key("a fox", latents.clone()) == key
+    assert cache.key("an owl", latents) != key
+    assert cache.key("a fox", latents + 1e-6) != key
+    assert cache.key(torch.ones(3, 4), latents) == cache.key(torch.ones(3, 4), latents) != key
+    assert InversionCache(tmp_path, identity()).folder == cache.folder
+    pipe = sd()
+    with torch.no_grad():
+        pipe.unet.conv_out.bias[0] += 1e-6
+    others = [
+        inversion_identity(pipe.unet, pipe.scheduler, steps=4, guidance=2.0),
+        inversion_identity(
+            sd().unet, pipe.scheduler.from_config(pipe.scheduler.config, steps_offset=0), steps=4, guidance=2.0
+        ),
+        inversion_identity(sd().unet, pipe.scheduler, steps=5, guidance=2.0),
+        inversion_identity(sd().unet, pipe.scheduler, steps=4, guidance=1.0),
+        inversion_identity(sd().unet.to(torch.bfloat16), pipe.scheduler, steps=4, guidance=2.0),
+    ]
+    folders = {InversionCache(tmp_path, other).folder for other in others} | {cache.folder}
+    assert len(folders) == 6
+
+
+def test_an_adapter_in_training_is_no_part_of_the_reference(tmp_path: Path):
+    plain = identity()
+    pipe = sd()
+    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"]), adapter_name="default")
+    trained = inversion_identity(pipe.unet, pipe.scheduler, steps=4, guidance=2.0)
+    assert trained == plain
+    with pytest.warns(UserWarning, match="multiple adapters"):
+        pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_k"]), adapter_name="style")
+    assert inversion_identity(pipe.unet, pipe.scheduler, steps=4, guidance=2.0) != plain
+
+
+def test_half_a_file_is_never_met(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    cache = InversionCache(tmp_path, identity())
+    keys = [cache.key("a fox", torch.full((4, 8, 8), float(i))) for i in range(2)]
+    cache.save(keys[0], an_inversion())
+
+    def interrupted(tensors: dict, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(encode, "save_file", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cache.save(keys[1], an_inversion())
+    again = InversionCache(tmp_path, identity())
+    assert keys[0] in again and keys[1] not in again
+    assert [path.name for path in cache.folder.iterdir()] == [f"{keys[0]}.safetensors"]
+    with pytest.raises(KeyError, match="1 of 2 inversions"):
+        again.load(keys)
+
+
+def test_what_float16_cannot_hold(tmp_path: Path):
+    cache = InversionCache(tmp_path, identity())
+    with pytest.raises(ValueError, match=r"`latents` of an inversion is not finite in torch\.float16"):
+        cache.save("key", an_inversion(1e6))
+    assert "key" not in cache
+
+
+def test_inversions_of_flipped_pictures_are_not_kept(tmp_path: Path):
+    with pytest.raises(ValueError, match="`random_flip`"):
+        InversionCache(tmp_path, identity(), random_flip=True)
