@@ -10,6 +10,13 @@ from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
+    from alignext.pipelines.alignedgen import (
+        AlignedAttention,
+        AlignedGenPipeline,
+        AlignedGenPipelineOutput,
+        StyleReference,
+        aligned_attention,
+    )
     from alignext.pipelines.rival import (
         RIVALControlNetPipeline,
         RIVALInversion,
@@ -24,6 +31,9 @@ __version__ = "0.1.0.dev0"
 
 # Public name -> the module that defines it. The only place where alignext points at pipelines and trainers.
 _MODULES = {
+    "AlignedAttention": "alignext.pipelines.alignedgen",
+    "AlignedGenPipeline": "alignext.pipelines.alignedgen",
+    "AlignedGenPipelineOutput": "alignext.pipelines.alignedgen",
     "BCOConfig": "alignext.trainers.bco",
     "BCOTrainer": "alignext.trainers.bco",
     "RIVALControlNetPipeline": "alignext.pipelines.rival",
@@ -31,9 +41,14 @@ _MODULES = {
     "RIVALPipeline": "alignext.pipelines.rival",
     "RIVALXLControlNetPipeline": "alignext.pipelines.rival",
     "RIVALXLPipeline": "alignext.pipelines.rival",
+    "StyleReference": "alignext.pipelines.alignedgen",
+    "aligned_attention": "alignext.pipelines.alignedgen",
 }
 
 __all__ = [
+    "AlignedAttention",
+    "AlignedGenPipeline",
+    "AlignedGenPipelineOutput",
     "BCOConfig",
     "BCOTrainer",
     "RIVALControlNetPipeline",
@@ -41,7 +56,9 @@ __all__ = [
     "RIVALPipeline",
     "RIVALXLControlNetPipeline",
     "RIVALXLPipeline",
+    "StyleReference",
     "__version__",
+    "aligned_attention",
 ]
 
 

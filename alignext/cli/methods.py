@@ -50,7 +50,7 @@ METHODS = (
         classes=("AlignedGenPipeline",),
         parents=("diffusers.FluxPipeline",),
         needs="prompts, or one style picture; no training",
-        available=False,
+        available=True,
     ),
     Method(
         name="Latent search",

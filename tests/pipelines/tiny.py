@@ -5,9 +5,24 @@ Pictures are 16 x 16, latents (4, 8, 8), the text context 16 tokens. Weights are
 """
 
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    ControlNetModel,
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxTransformer2DModel,
+    UNet2DConditionModel,
+)
 from diffusers.models.modeling_utils import ModelMixin
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 
 TEXT_DIM = 16
@@ -54,7 +69,7 @@ def unet(**overrides) -> UNet2DConditionModel:
     return UNet2DConditionModel(**config | overrides).eval()
 
 
-def vae() -> AutoencoderKL:
+def vae(**overrides) -> AutoencoderKL:
     return AutoencoderKL(
         block_out_channels=(4, 8),
         down_block_types=("DownEncoderBlock2D",) * 2,
@@ -63,6 +78,7 @@ def vae() -> AutoencoderKL:
         latent_channels=4,
         norm_num_groups=2,
         sample_size=SIZE,
+        **overrides,
     ).eval()
 
 
@@ -134,6 +150,58 @@ def controlnet(unet: UNet2DConditionModel, seed: int = 0) -> ControlNetModel:
 def with_controlnet(components: dict[str, object]) -> dict[str, object]:
     """Components of the pipeline's ControlNet variant."""
     return components | {"controlnet": controlnet(components["unet"])}
+
+
+def flux_transformer(**overrides) -> FluxTransformer2DModel:
+    config = {
+        "in_channels": 16,
+        "num_layers": 2,
+        "num_single_layers": 3,
+        "attention_head_dim": 12,
+        "num_attention_heads": 2,
+        "joint_attention_dim": TEXT_DIM,
+        "pooled_projection_dim": TEXT_DIM,
+        "guidance_embeds": True,
+        "axes_dims_rope": (4, 4, 4),
+    }
+    return FluxTransformer2DModel(**config | overrides).eval()
+
+
+def t5() -> tuple[T5EncoderModel, T5Tokenizer]:
+    """One token per letter, as in `tokenizer`."""
+    tokens = ["<pad>", "</s>", "<unk>", "▁", *(chr(code) for code in range(33, 127))]
+    words = T5Tokenizer([(token, -1.0 if i > 3 else 0.0) for i, token in enumerate(tokens)], extra_ids=0)
+    config = T5Config(
+        vocab_size=len(words), d_model=TEXT_DIM, d_kv=8, d_ff=32, num_layers=1, num_heads=2, is_encoder_decoder=False
+    )
+    return T5EncoderModel(config).eval(), words
+
+
+def flow_scheduler() -> FlowMatchEulerDiscreteScheduler:
+    """With the shift that depends on the size, as FLUX.1-dev has it."""
+    return FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+
+
+def flux_components(seed: int = 0) -> dict[str, object]:
+    """What `FluxPipeline(**components)` takes. 16 x 16 pixels are 4 x 4 packed tokens."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        text_encoder_2, tokenizer_2 = t5()
+        model = flux_transformer()
+        for parameter in model.parameters():  # sharper attention than at initialisation, so that it matters
+            if parameter.ndim > 1:
+                parameter.data.mul_(2)
+        return {
+            "vae": vae(shift_factor=0.1, scaling_factor=0.4),
+            "text_encoder": text_encoder(),
+            "text_encoder_2": text_encoder_2,
+            "tokenizer": tokenizer(),
+            "tokenizer_2": tokenizer_2,
+            "transformer": model,
+            "scheduler": flow_scheduler(),
+            "image_encoder": None,
+            "feature_extractor": None,
+        }
 
 
 def models(components: dict[str, object]) -> dict[str, torch.nn.Module]:

@@ -1,0 +1,207 @@
+# Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""The style that a set of images takes over, as something to keep, save and share."""
+
+import json
+import os
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from huggingface_hub import CommitInfo, create_repo, hf_hub_download, upload_file
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from alignext.functional.alignedgen import renoise
+
+
+FILE_NAME = "style_reference.safetensors"
+PLAIN = ("grid", "seed", "scaling")  # fields that are no tensors
+
+
+@dataclass(frozen=True)
+class StyleReference:
+    """
+    One picture whose style others take over: `encode_style` of the pipeline makes it from a picture,
+    `record_style=True` from the anchor of a call. Use it in any number of calls; keep it with
+    [`~StyleReference.save`].
+
+    It holds either `x0`, a picture to be noised to any step's level, or `trajectory`, latents that belong to one
+    schedule. `N_r = h_r * w_r` packed tokens of `C` channels.
+
+    Args:
+        prompt_embeds (`torch.Tensor` of shape `(1, T_r, D)`):
+            Embedding of the text that describes the picture.
+        pooled_prompt_embeds (`torch.Tensor` of shape `(1, D')`, *optional*):
+            Its pooled embedding, where the model takes one.
+        grid (`tuple[int, int]`):
+            `(h_r, w_r)`, in packed tokens.
+        x0 (`torch.Tensor` of shape `(1, N_r, C)`, *optional*):
+            The clean picture's packed latents.
+        seed (`int`, *optional*, defaults to 42):
+            With `x0`: seed of its noise, drawn on the CPU.
+        noise (`torch.Tensor` of shape `(1, N_r, C)`, *optional*):
+            With `x0`: the noise itself, instead of a drawn one.
+        trajectory (`torch.Tensor` of shape `(n, 1, N_r, C)`, *optional*):
+            The latents that entered the transformer at each of n steps.
+        sigmas (`torch.Tensor` of shape `(n,)`, *optional*):
+            With `trajectory`: the noise levels of these steps.
+        negative_prompt_embeds, negative_pooled_prompt_embeds (`torch.Tensor`, *optional*):
+            With `trajectory`: the text of the second call of each step, if it was recorded under true CFG.
+        scaling (`tuple[float, float]`, *optional*):
+            Shift and scaling factor of the VAE the latents come from; None is not checked.
+
+    Raises:
+        `ValueError`: If not exactly one of `x0` and `trajectory` is given, or shapes do not fit.
+    """
+
+    prompt_embeds: torch.Tensor
+    pooled_prompt_embeds: torch.Tensor | None
+    grid: tuple[int, int]
+    x0: torch.Tensor | None = None
+    seed: int = 42
+    noise: torch.Tensor | None = None
+    trajectory: torch.Tensor | None = None
+    sigmas: torch.Tensor | None = None
+    negative_prompt_embeds: torch.Tensor | None = None
+    negative_pooled_prompt_embeds: torch.Tensor | None = None
+    scaling: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.x0 is None) == (self.trajectory is None):
+            raise ValueError(
+                "A style reference holds either `x0` or `trajectory`, received "
+                f"{'neither' if self.x0 is None else 'both'}. Make it with `encode_style` or `record_style=True`."
+            )
+        h, w = self.grid
+        latents = self.x0 if self.x0 is not None else self.trajectory[0]
+        if latents.ndim != 3 or tuple(latents.shape[:2]) != (1, h * w):
+            raise ValueError(
+                f"Latents of a {h} x {w} grid must have shape (1, {h * w}, channels), received {tuple(latents.shape)}."
+            )
+        if self.noise is not None and (self.x0 is None or self.noise.shape != self.x0.shape):
+            raise ValueError(f"`noise` goes with an `x0` of its shape, received {tuple(self.noise.shape)}.")
+        if self.trajectory is not None and (self.sigmas is None or len(self.sigmas) != len(self.trajectory)):
+            found = None if self.sigmas is None else len(self.sigmas)
+            raise ValueError(f"A trajectory of {len(self.trajectory)} steps needs as many `sigmas`, received {found}.")
+        if self.prompt_embeds.ndim != 3 or len(self.prompt_embeds) != 1:
+            raise ValueError(
+                f"`prompt_embeds` must have shape (1, tokens, channels), received {tuple(self.prompt_embeds.shape)}."
+            )
+
+    @property
+    def num_channels(self) -> int:
+        """C."""
+        return (self.x0 if self.x0 is not None else self.trajectory).shape[-1]
+
+    def latents(self, sigma: torch.Tensor | float, step: int) -> torch.Tensor:
+        """
+        What enters the transformer at a step: `sigma * eps + (1 - sigma) * x0`, or the recorded latents.
+
+        Args:
+            sigma (`float` or 0-dim `torch.Tensor`): Noise level of the step.
+            step (`int`): Its index.
+
+        Returns:
+            `torch.Tensor` of shape `(1, N_r, C)`.
+
+        Raises:
+            `ValueError`: If a recorded trajectory has no such step, or had it at another noise level.
+        """
+        if self.trajectory is None:
+            noise = self.noise if self.noise is not None else self._draw()
+            return renoise(self.x0.to(torch.promote_types(self.x0.dtype, noise.dtype)), noise, sigma)
+        if step >= len(self.trajectory) or abs(float(self.sigmas[step]) - float(sigma)) > 1e-4:
+            was = f"{float(self.sigmas[step]):.4f}" if step < len(self.sigmas) else "not recorded"
+            raise ValueError(
+                f"Step {step} has noise level {float(sigma):.4f}; in the recorded style of {len(self.trajectory)} "
+                f"steps it is {was}. Use the number of steps, the size and the scheduler it was recorded with, or a "
+                "style made by `encode_style`, which goes with any."
+            )
+        return self.trajectory[step]
+
+    def _draw(self) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(self.seed)
+        return torch.randn(self.x0.shape, generator=generator).to(self.x0.device)
+
+    def to(self, device: torch.device | str | None = None) -> "StyleReference":
+        """On another device; with `x0`, the noise is drawn if it was not."""
+        noise = self.noise if self.x0 is None or self.noise is not None else self._draw()
+        tensors = {name: x.to(device) for name, x in self._tensors().items()}
+        if noise is not None:
+            tensors["noise"] = noise.to(device)
+        return replace(self, **tensors)
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in PLAIN}
+        return {name: x for name, x in found.items() if x is not None}
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write one safetensors file. An existing file is replaced only when the new one is complete."""
+        tensors = {name: x.detach().cpu().contiguous().clone() for name, x in self._tensors().items()}
+        plain = json.dumps({name: getattr(self, name) for name in PLAIN})
+        path = Path(path)
+        partial = path.with_name(f".{path.name}.partial")
+        try:
+            save_file(tensors, partial, metadata={"format": "pt", "style_reference": plain})
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "StyleReference":
+        """Read a file written by [`~StyleReference.save`]."""
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if "style_reference" not in metadata:
+                raise ValueError(f"`path`: {os.fspath(path)!r} is not a style saved by `StyleReference.save`.")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        plain = json.loads(metadata["style_reference"])
+        plain = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
+        return cls(**{"pooled_prompt_embeds": None} | tensors | plain)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        filename: str = FILE_NAME,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str | None = None,
+    ) -> CommitInfo:
+        """
+        Put the file of [`~StyleReference.save`] into a model repository on the Hub, which is made if need be.
+
+        Args:
+            repo_id (`str`): Such as `"someone/my-style"`.
+            filename (`str`, *optional*, defaults to `"style_reference.safetensors"`): Its path in the repository.
+            private (`bool`, *optional*): Of a new repository.
+            token (`str`, *optional*): Of the Hub.
+            commit_message (`str`, *optional*): Of the commit.
+
+        Returns:
+            `CommitInfo`: The commit.
+        """
+        repo_id = create_repo(repo_id, exist_ok=True, private=private, token=token).repo_id
+        with TemporaryDirectory() as folder:
+            path = Path(folder, FILE_NAME)
+            self.save(path)
+            return upload_file(
+                path_or_fileobj=path,
+                path_in_repo=filename,
+                repo_id=repo_id,
+                token=token,
+                commit_message=commit_message or "Upload style reference",
+            )
+
+    @classmethod
+    def from_hub(cls, repo_id: str, *, filename: str = FILE_NAME, **kwargs) -> "StyleReference":
+        """
+        Load what [`~StyleReference.push_to_hub`] put there.
+
+        Args:
+            repo_id (`str`): The repository.
+            filename (`str`, *optional*, defaults to `"style_reference.safetensors"`): Path of the file in it.
+            **kwargs: Further arguments of `huggingface_hub.hf_hub_download`, such as `revision` and `token`.
+        """
+        return cls.load(hf_hub_download(repo_id, filename, **kwargs))
