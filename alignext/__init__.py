@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         RIVALXLPipeline,
     )
     from alignext.trainers.bco import BCOConfig, BCOTrainer
+    from alignext.trainers.diffusion_preference import DiffusionDPOConfig, DiffusionDPOTrainer
 
 
 __version__ = "0.1.0.dev0"
@@ -36,6 +37,8 @@ _MODULES = {
     "AlignedGenPipelineOutput": "alignext.pipelines.alignedgen",
     "BCOConfig": "alignext.trainers.bco",
     "BCOTrainer": "alignext.trainers.bco",
+    "DiffusionDPOConfig": "alignext.trainers.diffusion_preference",
+    "DiffusionDPOTrainer": "alignext.trainers.diffusion_preference",
     "RIVALControlNetPipeline": "alignext.pipelines.rival",
     "RIVALInversion": "alignext.pipelines.rival",
     "RIVALPipeline": "alignext.pipelines.rival",
@@ -51,6 +54,8 @@ __all__ = [
     "AlignedGenPipelineOutput",
     "BCOConfig",
     "BCOTrainer",
+    "DiffusionDPOConfig",
+    "DiffusionDPOTrainer",
     "RIVALControlNetPipeline",
     "RIVALInversion",
     "RIVALPipeline",

@@ -1,0 +1,74 @@
+# Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""The noise levels of a pipeline's scheduler: all of those it was trained on, and the grid of an inversion."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+from alignext.functional.diffusion_preference import PREDICTION_TYPES, Levels, ddim_levels, flow_levels
+
+
+def prediction_type(scheduler: Any) -> str:
+    """What the network of this scheduler predicts, in the words of `alignext.functional.diffusion_preference`.
+
+    Raises:
+        ValueError: if the scheduler has neither `alphas_cumprod` nor `sigmas`, or predicts something else.
+    """
+    if hasattr(scheduler, "alphas_cumprod"):
+        kind = scheduler.config.prediction_type
+        if kind not in PREDICTION_TYPES:
+            raise ValueError(f"The scheduler's `prediction_type` is {kind!r}, none of {', '.join(PREDICTION_TYPES)}.")
+        return kind
+    if hasattr(scheduler, "sigmas"):
+        return "flow_prediction"
+    raise ValueError(
+        f"{type(scheduler).__name__} has neither `alphas_cumprod` nor `sigmas` to take noise levels from."
+    )
+
+
+def training_levels(pipe: DiffusionPipeline, size: tuple[int, int]) -> Levels:
+    """
+    Every noise level of the scheduler as one chain; level 0 is the picture itself.
+
+    Args:
+        pipe (`DiffusionPipeline`): Its scheduler is read.
+        size (`tuple[int, int]`): Height and width of the latents, on which some flow schedules depend.
+    """
+    scheduler = pipe.scheduler
+    T = scheduler.config.num_train_timesteps
+    if prediction_type(scheduler) == "flow_prediction":
+        if scheduler.config.get("use_dynamic_shifting", False):
+            return flow_levels(_flow_sigmas(pipe, T, size), T)
+        sigmas = type(scheduler).from_config(scheduler.config).sigmas.double()
+        return flow_levels(torch.cat([sigmas, sigmas.new_zeros(int(sigmas[-1] > 0))]), T)
+    abar = scheduler.alphas_cumprod.double().cpu()
+    abar = torch.cat([torch.ones_like(abar[:1]), abar])
+    return Levels(torch.arange(T), abar.sqrt(), (1 - abar).sqrt())
+
+
+def inversion_levels(pipe: DiffusionPipeline, num_steps: int, size: tuple[int, int]) -> Levels:
+    """The grid of an inversion of `num_steps` steps, that of sampling with the pipeline; arguments as above."""
+    scheduler = pipe.scheduler
+    T = scheduler.config.num_train_timesteps
+    if prediction_type(scheduler) == "flow_prediction":
+        return flow_levels(_flow_sigmas(pipe, num_steps, size), T)
+    offset = scheduler.config.get("steps_offset", 0)
+    return ddim_levels(scheduler.alphas_cumprod.double().cpu(), num_steps, offset=offset)
+
+
+def _flow_sigmas(pipe: DiffusionPipeline, num_steps: int, size: tuple[int, int]) -> torch.Tensor:
+    """As the pipeline sets them for sampling, 0 included."""
+    scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)  # the pipeline's own stays as it is
+    config, arguments = scheduler.config, {}
+    if config.get("use_dynamic_shifting", False):
+        patches = (size[0] // 2) * (size[1] // 2)
+        arguments["mu"] = calculate_shift(
+            patches, config.base_image_seq_len, config.max_image_seq_len, config.base_shift, config.max_shift
+        )
+    if "Flux" in type(pipe).__name__ and not config.get("use_flow_sigmas", False):
+        arguments["sigmas"] = np.linspace(1.0, 1 / num_steps, num_steps)
+    scheduler.set_timesteps(num_steps, **arguments)
+    return scheduler.sigmas.double()

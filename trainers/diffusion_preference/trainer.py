@@ -1,0 +1,422 @@
+# Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""`DiffusionDPOTrainer`, `InversionDPOTrainer` and `SmPOTrainer`: three losses over one core."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, IterableDataset
+from diffusers import DiffusionPipeline
+from peft import LoraConfig
+from torch.utils.data import DataLoader
+from transformers import DataCollator, TrainerCallback
+from transformers.utils import logging
+
+from alignext.functional.diffusion_preference import (
+    Denoiser,
+    InversionPoints,
+    Levels,
+    PreferenceErrors,
+    add_noise,
+    clean_and_noise,
+    diffusion_dpo_errors,
+    guide,
+    implicit_rewards,
+    inversion_errors,
+    inversion_points,
+    invert,
+    label_factor,
+    preference_loss,
+    preference_probability,
+    two_pass_backward,
+)
+
+from .base import DiffusionTrainer
+from .config import DiffusionDPOConfig, InversionDPOConfig, SmPOConfig
+from .data import PairCollator, prepare_pairs
+from .denoiser import DenoiserForward, denoiser_name, get_denoiser
+from .encode import (
+    InversionCache,
+    PromptCache,
+    encode_images,
+    encode_unconditional,
+    inversion_identity,
+    precompute_latents,
+)
+from .schedule import inversion_levels, prediction_type, training_levels
+
+
+logger = logging.get_logger(__name__)
+
+_TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+
+
+class Draws:
+    """
+    The random numbers of the pairs of a batch. Those of a pair depend on the seed, the step and the pair alone: not on
+    what it is in a batch with, on which process, or on what was drawn before. Accumulation, more processes and a
+    resumed run hence see the same noise.
+
+    Args:
+        seed (`int`): Of the run.
+        step (`int` or `str`): The update; anything constant gives the same numbers at every evaluation.
+        index (`torch.Tensor` of shape `(B,)`): The row of each pair in its dataset.
+    """
+
+    def __init__(self, seed: int, step: int | str, index: torch.Tensor) -> None:
+        self.seed, self.step, self.index = seed, step, index.tolist()
+
+    def generators(self, what: str) -> list[torch.Generator]:
+        """One per pair, for this purpose."""
+        keys = [f"{self.seed}/{self.step}/{index}/{what}".encode() for index in self.index]
+        seeds = [int.from_bytes(hashlib.blake2b(key, digest_size=4).digest(), "little") for key in keys]
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def uniform(self, what: str) -> torch.Tensor:
+        """Of shape `(B,)`, in [0, 1)."""
+        return torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in self.generators(what)])
+
+    def normal(self, what: str, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+        """Of shape `(B, *shape)`, standard normal."""
+        return torch.stack([torch.randn(shape, generator=g) for g in self.generators(what)]).to(device)
+
+    def time(self, what: str) -> torch.Tensor:
+        """Of shape `(B,)`, in [0, 1): random while training, spread evenly over the rows at evaluation."""
+        if isinstance(self.step, int):
+            return self.uniform(what)
+        golden = (5**0.5 - 1) / 2
+        return torch.tensor([(index + 0.5) * golden % 1 for index in self.index], dtype=torch.float64)
+
+    def points(self, what: str, count: int, choices: int) -> torch.Tensor:
+        """Of shape `(count, B)`: different integers in [0, choices), evenly spread from a random start."""
+        u = (self.time(what) + torch.arange(count)[:, None] / count) % 1
+        return (u * choices).long().clamp(max=choices - 1)
+
+
+@dataclass
+class PairBatch:
+    """
+    A batch of pairs in front of the denoiser; winners first.
+
+    Attributes:
+        x0 (`torch.Tensor` of shape `(2B, C, h, w)`): Clean latents, float32.
+        conditioning (`dict[str, torch.Tensor]`): Tensors of `2B` rows.
+        prompts (`list`): Text, or embeddings, of each pair, as the keys of kept inversions have it.
+        factor (`float` or `torch.Tensor` of shape `(B,)`): Of the margins.
+        draws ([`Draws`]): Their random numbers.
+    """
+
+    x0: torch.Tensor
+    conditioning: dict[str, torch.Tensor]
+    prompts: list[Any]
+    factor: torch.Tensor | float
+    draws: Draws
+
+
+class DiffusionPreferenceTrainer(DiffusionTrainer):
+    """What the three trainers have in common: pairs, prompts, margins and their metrics. A subclass defines
+    [`errors`]."""
+
+    _config = DiffusionDPOConfig
+
+    def __init__(
+        self,
+        model: str | os.PathLike | DiffusionPipeline,
+        ref_model: DiffusionPipeline | torch.nn.Module | None = None,
+        args: Any = None,
+        data_collator: DataCollator | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        peft_config: LoraConfig | None = None,
+        denoiser_forward: DenoiserForward | None = None,
+        **kwargs: Any,
+    ) -> None:
+        pipe = DiffusionPipeline.from_pretrained(model) if isinstance(model, str | os.PathLike) else model
+        if args is None:
+            name = Path(str(getattr(pipe, "name_or_path", None) or type(pipe).__name__)).name
+            args = self._config(f"{name}-{self._name.replace(' ', '-')}")
+        if not isinstance(args, self._config):
+            raise ValueError(f"`args` is a {type(args).__name__}. Pass a `{self._config.__name__}`.")
+        self.prediction_type = prediction_type(pipe.scheduler)
+        self._check(pipe, args, ref_model)
+        scale = getattr(pipe, "vae_scale_factor", 8)
+        denoiser = get_denoiser(pipe)
+        if data_collator is None:
+            resolution = args.resolution or denoiser.config.sample_size * scale
+            # Transformers read patches of 2 x 2 latents.
+            multiple = scale * (2 if denoiser_name(pipe) == "transformer" else 1)
+            # Pictures are flipped below, where random numbers are those of the pair.
+            data_collator = PairCollator(resolution, multiple, random_caption=not self._keeps_inversions(args))
+        train_dataset = self._prepared(train_dataset)
+        if isinstance(eval_dataset, Mapping):
+            eval_dataset = {name: self._prepared(dataset) for name, dataset in eval_dataset.items()}
+        else:
+            eval_dataset = self._prepared(eval_dataset)
+        super().__init__(
+            pipe,
+            args,
+            ref_model=ref_model,
+            peft_config=peft_config,
+            denoiser_forward=denoiser_forward,
+            init_noise=getattr(args, "init_noise", 0.0),
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            **kwargs,
+        )
+        self.prompts = PromptCache(pipe, args.max_sequence_length)
+        self._nothing: dict[str, dict[str, torch.Tensor]] = {}
+        self._levels: dict[tuple[int, int], Levels] = {}
+        self._prepare_encoders()
+
+    def _check(self, pipe: DiffusionPipeline, args: Any, ref_model: Any) -> None:
+        """Raise `ValueError` where settings and pipeline do not go together."""
+
+    # Data
+
+    @staticmethod
+    def _keeps_inversions(args: Any) -> bool:
+        return getattr(args, "precompute_inversion", False)
+
+    def _prepared(self, dataset: Any) -> Any:
+        return None if dataset is None else prepare_pairs(dataset, order_by_score=False)
+
+    def _map_datasets(self, change: Callable[[Any], Any]) -> None:
+        """Replace every dataset by what `change` makes of it."""
+        self.train_dataset = change(self.train_dataset)
+        if isinstance(self.eval_dataset, Mapping):
+            self.eval_dataset = {name: change(dataset) for name, dataset in self.eval_dataset.items()}
+        else:
+            self.eval_dataset = change(self.eval_dataset)
+
+    def _datasets(self) -> list[Any]:
+        found: list[Any] = []
+        self._map_datasets(lambda dataset: (found.append(dataset), dataset)[1])
+        return [dataset for dataset in found if dataset is not None]
+
+    def _prepare_encoders(self) -> None:
+        """Put the VAE and the text encoders where they are needed; encode beforehand what is to be."""
+        args, device = self.args, self.accelerator.device
+        keep = args.precompute_latents or self._keeps_inversions(args)
+        first = {name for dataset in self._datasets() for name in next(iter(dataset))}
+        self._needs_text = "prompt_embeds" not in first
+        encoders = [e for name in _TEXT_ENCODERS if (e := getattr(self.pipe, name, None)) is not None]
+        if self._needs_text or args.prompt_dropout or getattr(args, "guidance_scale", 1) != 1:
+            for encoder in encoders:
+                encoder.to(device)
+        if not self._needs_text and not encoders and args.prompt_dropout:
+            raise ValueError(
+                "`prompt_dropout` needs the text encoders for the empty prompt, and the pipeline has none. Set it to 0."
+            )
+        if "image_chosen" in first:
+            if getattr(self.pipe, "vae", None) is None:
+                raise ValueError("The pipeline has no `vae` to encode pictures with. Load one, or give latents.")
+            self.pipe.vae.to(device)
+        elif args.random_flip:
+            raise ValueError("`random_flip` needs pictures, and the dataset has latents. Set it to False.")
+        if not keep:
+            return
+        if any(isinstance(dataset, IterableDataset) for dataset in self._datasets()):
+            raise ValueError(
+                "Latents and inversions of a stream cannot be computed beforehand. Load it as a `Dataset`."
+            )
+        if "image_chosen" in first:
+            with args.main_process_first(desc="encoding pictures"):
+                self._map_datasets(
+                    lambda dataset: (
+                        dataset
+                        if dataset is None or "image_chosen" not in dataset.column_names
+                        else precompute_latents(self.pipe, dataset, self.data_collator, args.vae_batch_size, args.seed)
+                    )
+                )
+            self.pipe.vae.to("cpu")
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        collator = self.data_collator
+        try:
+            if isinstance(collator, PairCollator):
+                self.data_collator = collator.for_evaluation()
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = collator
+
+    def get_batch(self, inputs: dict[str, Any]) -> PairBatch:
+        """Latents, conditioning and random numbers of what the collator made."""
+        training, device = self.model.training, self.accelerator.device
+        draws = Draws(self.args.seed, self.state.global_step if training else "eval", inputs["index"])
+        x0 = inputs["latents"] if "latents" in inputs else self._encode(inputs["pixel_values"], draws, training)
+        dropped = draws.uniform("dropout") < (self.args.prompt_dropout if training else 0)
+        if "prompts" in inputs:
+            prompts = ["" if drop else p for p, drop in zip(inputs["prompts"], dropped.tolist(), strict=True)]
+            rows = self.prompts(prompts, device)
+        else:
+            rows = {name: inputs[name] for name in ("prompt_embeds", "pooled_prompt_embeds") if name in inputs}
+            prompts = list(rows["prompt_embeds"])
+            if dropped.any():
+                empty = self._empty("dropped", lambda: self.prompts([""]))
+                for name, value in rows.items():
+                    rows[name] = torch.where(
+                        dropped.to(device).view(-1, *(1,) * (value.dim() - 1)), empty[name].to(value), value
+                    )
+        conditioning = {name: torch.cat([value, value]) for name, value in rows.items()}
+        return PairBatch(x0.to(device, torch.float32), conditioning, prompts, self.factor(inputs), draws)
+
+    def _encode(self, pixels: torch.Tensor, draws: Draws, training: bool) -> torch.Tensor:
+        if training and self.args.random_flip:
+            mirrored = (draws.uniform("flip") < 0.5).repeat(2).to(pixels.device)
+            pixels = torch.where(mirrored[:, None, None, None], pixels.flip(-1), pixels)
+        generators = draws.generators("winner") + draws.generators("loser")
+        return encode_images(self.pipe, pixels, self.args.vae_batch_size, generators)
+
+    def _empty(self, name: str, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        if name not in self._nothing:
+            self._nothing[name] = {key: value.to(self.accelerator.device) for key, value in make().items()}
+        return self._nothing[name]
+
+    def levels(self, x0: torch.Tensor) -> Levels:
+        """The noise levels that pairs are trained at; flow schedules may depend on the size of the latents."""
+        size = (x0.shape[-2], x0.shape[-1])
+        if size not in self._levels:
+            self._levels[size] = self._make_levels(size).to(x0.device)
+        return self._levels[size]
+
+    def _make_levels(self, size: tuple[int, int]) -> Levels:
+        return training_levels(self.pipe, size)
+
+    # Loss
+
+    def factor(self, inputs: dict[str, Any]) -> torch.Tensor | float:
+        """What margins are multiplied by: 1, or (B,)."""
+        return 1.0
+
+    def errors(self, model: torch.nn.Module, batch: PairBatch) -> PreferenceErrors:
+        """How well the policy `model` and the reference do on a batch."""
+        raise NotImplementedError
+
+    def rewards(self, delta: torch.Tensor, batch: PairBatch) -> torch.Tensor:
+        """Implicit rewards (2B,)."""
+        return implicit_rewards(delta, self.args.beta, batch.factor)
+
+    def losses(self, delta: torch.Tensor, batch: PairBatch) -> torch.Tensor:
+        """The loss of each pair; their mean is minimised."""
+        chosen, rejected = self.rewards(delta, batch).chunk(2)
+        return preference_loss(chosen - rejected)
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        batch = self.get_batch(inputs)
+        errors = self.errors(model, batch)
+        loss = self.losses(errors.delta, batch).mean()
+        self._note_errors(errors, batch)
+        return (loss, {}) if return_outputs else loss
+
+    @torch.no_grad()
+    def _note_errors(self, errors: PreferenceErrors, batch: PairBatch) -> None:
+        chosen, rejected = self.rewards(errors.delta, batch).chunk(2)
+        margins = chosen - rejected
+        metrics = {
+            "rewards/chosen": chosen,
+            "rewards/rejected": rejected,
+            "rewards/margins": margins,
+            "rewards/accuracies": (margins.sign() + 1) / 2,
+            "mse/policy": errors.policy.view(2, -1).mean(0),
+            "mse/ref": errors.reference.view(2, -1).mean(0),
+        }
+        if not self.model.training:
+            # Trainer's own is wrong where the last batch of several processes is filled up.
+            metrics["loss"] = self.losses(errors.delta, batch)
+        self.note(metrics)
+
+
+class DiffusionDPOTrainer(DiffusionPreferenceTrainer):
+    """
+    Trainer for Diffusion-DPO: fine-tunes the denoiser of a text-to-image pipeline, by a LoRA or as a whole, on pairs of
+    pictures of which one is preferred. Both pictures of a pair are noised alike; the policy learns to denoise the
+    winner better, relative to the loser and to the initial model, than before.
+
+    Example:
+
+    ```python
+    >>> from peft import LoraConfig
+    >>> from alignext import DiffusionDPOTrainer
+
+    >>> trainer = DiffusionDPOTrainer(
+    ...     "stable-diffusion-v1-5/stable-diffusion-v1-5", train_dataset=dataset, peft_config=LoraConfig(r=16)
+    ... )
+    >>> trainer.train()
+    ```
+
+    Args:
+        model (`str` or `DiffusionPipeline`):
+            A pipeline of Stable Diffusion 1, 2, XL or 3, or Flux, or where to load one from. Its denoiser is trained in
+            place.
+        ref_model (`DiffusionPipeline` or `torch.nn.Module`, *optional*):
+            The reference, a pipeline or a denoiser. If not given: the initial model, which costs no memory with a
+            `peft_config`.
+        args ([`DiffusionDPOConfig`], *optional*):
+            The configuration. If not given: the defaults.
+        data_collator (`DataCollator`, *optional*):
+            Makes batches as `PairCollator`, which is the default.
+        train_dataset (`Dataset` or `IterableDataset`):
+            Columns `prompt`, `image_chosen`, `image_rejected`, or those of Pick-a-Pic.
+        eval_dataset (`Dataset` or `IterableDataset` or `dict`, *optional*):
+            The same. Noise and timesteps are the same at every evaluation.
+        callbacks (`list[TrainerCallback]`, *optional*):
+            As for [`~transformers.Trainer`].
+        optimizers (`tuple`, *optional*):
+            As for [`~transformers.Trainer`].
+        peft_config (`LoraConfig`, *optional*):
+            Train this LoRA beside the pipeline's frozen adapters. If not given: train all weights of the denoiser.
+            `target_modules` of `None` are the attention projections.
+        denoiser_forward (`Callable`, *optional*):
+            `forward(module, latents, timesteps, prompt_embeds, pooled_prompt_embeds)`, which calls the network
+            `module.denoiser` of another architecture.
+        **kwargs:
+            All other arguments of [`~transformers.Trainer`].
+    """
+
+    _tag_names = ["trl", "alignext", "diffusion-dpo"]
+    _name = "Diffusion-DPO"
+    _paper = {
+        "title": "Diffusion Model Alignment Using Direct Preference Optimization",
+        "id": "2311.12908",
+        "citation": """\
+@inproceedings{wallace2024diffusion,
+    title     = {{Diffusion Model Alignment Using Direct Preference Optimization}},
+    author    = {Wallace, Bram and Dang, Meihua and Rafailov, Rafael and Zhou, Linqi and Lou, Aaron and Purushwalkam,
+                 Senthil and Ermon, Stefano and Xiong, Caiming and Joty, Shafiq and Naik, Nikhil},
+    booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition},
+    year      = {2024},
+}""",
+    }
+
+    def errors(self, model: torch.nn.Module, batch: PairBatch) -> PreferenceErrors:
+        levels = self.levels(batch.x0)
+        k = (1 + batch.draws.points("time", 1, levels.num_steps)[0]).to(batch.x0.device)
+        noise = batch.draws.normal("noise", tuple(batch.x0.shape[1:]), batch.x0.device)
+        return diffusion_dpo_errors(
+            model,
+            self.reference(model),
+            batch.x0,
+            noise,
+            levels.timesteps[k - 1],
+            levels.a[k],
+            levels.s[k],
+            batch.conditioning,
+            prediction_type=self.prediction_type,
+        )
