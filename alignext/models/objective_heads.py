@@ -598,8 +598,9 @@ class AutoModelForCausalLMWithObjectiveHeads:
             raise ValueError(f"{path!r} is an adapter without objective heads. Load it with peft.")
         base = AutoConfig.from_pretrained(adapter["base_model_name_or_path"])
         base.objective_heads = settings
+        trainable = kwargs.pop("is_trainable", False)
         model = cls.from_pretrained(adapter["base_model_name_or_path"], objectives, config=base, **kwargs)
-        return PeftModel.from_pretrained(model, path)
+        return PeftModel.from_pretrained(model, path, is_trainable=trainable)
 
 
 def objective_heads_class(base: type[PreTrainedModel]) -> type:
