@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from alignext.trainers.bco import BCOConfig, BCOTrainer
     from alignext.trainers.diffusion_preference import DiffusionDPOConfig, DiffusionDPOTrainer
+    from alignext.trainers.f_dpg import FDPGConfig, FDPGTrainer
 
 
 __version__ = "0.1.0.dev0"
@@ -39,6 +40,8 @@ _MODULES = {
     "BCOTrainer": "alignext.trainers.bco",
     "DiffusionDPOConfig": "alignext.trainers.diffusion_preference",
     "DiffusionDPOTrainer": "alignext.trainers.diffusion_preference",
+    "FDPGConfig": "alignext.trainers.f_dpg",
+    "FDPGTrainer": "alignext.trainers.f_dpg",
     "RIVALControlNetPipeline": "alignext.pipelines.rival",
     "RIVALInversion": "alignext.pipelines.rival",
     "RIVALPipeline": "alignext.pipelines.rival",
@@ -56,6 +59,8 @@ __all__ = [
     "BCOTrainer",
     "DiffusionDPOConfig",
     "DiffusionDPOTrainer",
+    "FDPGConfig",
+    "FDPGTrainer",
     "RIVALControlNetPipeline",
     "RIVALInversion",
     "RIVALPipeline",

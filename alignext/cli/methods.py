@@ -80,7 +80,7 @@ METHODS = (
         classes=("FDPGTrainer",),
         parents=("trl.RLOOTrainer",),
         needs="prompts and a reward or constraint",
-        available=False,
+        available=True,
     ),
     Method(
         name="Inversion-DPO",
