@@ -11,7 +11,7 @@ from pathlib import Path
 
 # Name -> the command module of the method. Its `demo(out, *, seed, steps)` returns the sections of its gallery and
 # prints what it measured; `steps` is None where the method's own default holds.
-_DEMOS = {"rival": "alignext.cli.rival"}
+_DEMOS = {"rival": "alignext.cli.rival", "alignedgen": "alignext.cli.alignedgen"}
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:

@@ -2,6 +2,7 @@
 """Small trained models and held-out pictures that come with the package, so that everything runs offline.
 
     path("sd")             # a StableDiffusionPipeline folder for 64x64 pictures
+    path("flux")           # a FluxPipeline folder for the same pictures; call it with FLUX_CALL
     path("lm")             # a causal language model folder with tokenizer and chat template
     path("judge-concept")  # an image classifier: what is drawn
     path("judge-style")    # an image classifier: in which style
@@ -19,7 +20,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-NAMES = ("sd", "lm", "judge-concept", "judge-style", "pictures")
+NAMES = ("sd", "flux", "lm", "judge-concept", "judge-style", "pictures")
+# How to call mini-Flux, whose stock defaults are for 1024 pixels. True CFG also needs a negative prompt per prompt.
+FLUX_CALL = {"height": 64, "width": 64, "max_sequence_length": 16, "true_cfg_scale": 3.0}
 
 
 def path(name: str) -> Path:

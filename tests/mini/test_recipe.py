@@ -90,5 +90,57 @@ def test_configs_and_shipped_models_agree():
     for part, wanted in (("unet", sd["unet"]), ("vae", vae["model"]), ("text_encoder", sd["text_encoder"])):
         found = json.loads((path("sd") / part / "config.json").read_text())
         assert wanted.items() <= found.items(), part
+    flux = yaml.safe_load((folder / "flux.yaml").read_text())
+    for part in ("transformer", "text_encoder", "text_encoder_2"):
+        assert flux[part].items() <= json.loads((path("flux") / part / "config.json").read_text()).items(), part
     scheduler = json.loads((path("sd") / "scheduler" / "scheduler_config.json").read_text())
     assert sd["scheduler"].items() <= scheduler.items()
+
+
+def test_t5_pieces_are_words_capitals_mean_the_same_and_the_rest_is_spelled(tmp_path):
+    tokenizer = train.make_t5_tokenizer(["a red fox, flat style"])
+    assert tokenizer.tokenize("A red fox, flat style") == ["▁A", "▁red", "▁fox", ",", "▁flat", "▁style"]
+    assert tokenizer.unk_token_id not in tokenizer("quartz: 7 (seven)!").input_ids
+    embedding = torch.nn.Embedding(len(tokenizer), 4)
+    before = embedding.weight.detach().clone()
+    train.read_capitals(embedding, tokenizer)
+    small, large = (embedding(tokenizer(text, return_tensors="pt").input_ids) for text in ("a fox", "A Fox"))
+    assert torch.equal(small, large)
+    kept = [i for piece, i in tokenizer.get_vocab().items() if piece == piece.lower()]
+    assert torch.equal(embedding.weight[kept], before[kept])
+    tokenizer.save_pretrained(tmp_path)
+    again = type(tokenizer).from_pretrained(tmp_path)
+    assert again("a red fox, flat style").input_ids == tokenizer("a red fox, flat style").input_ids
+
+
+def test_a_canvas_shows_one_drawing_or_two_of_one_style():
+    images = torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 4, 4) * 10
+    rows = [{"concept": f"thing {i}", "style": "flat" if i < 3 else "ink"} for i in range(6)]
+    canvases, named = train.make_canvases(images, rows, 64, 0.5, seed=0)
+    assert canvases.shape == (64, 3, 4, 8)
+    shares = []
+    for canvas, row in zip(canvases, named, strict=True):
+        colours = set(canvas.unique().tolist())
+        seen = {i for i in range(6) if 10 * i in colours}
+        assert seen == {int(word) for word in row["concept"].split() if word.isdigit()}
+        assert {rows[i]["style"] for i in seen} == {row["style"]}
+        assert row["caption"].endswith(f"{row['style']} style")
+        two = " and " in row["concept"]
+        assert (255 in colours) != two
+        shares.append(two)
+    assert 0.3 < sum(shares) / 64 < 0.7
+
+
+def test_sampler_pairs_each_drawing_with_its_caption():
+    n = 5
+    latents = torch.arange(n).float().view(1, n, 1, 1, 1, 1) * torch.tensor([1.0, 0.0]).view(2, 1, 1, 1)
+    rows = [{"concept": f"thing {i}", "caption": f"a thing {i}, flat style"} for i in range(n)]
+    captions = train.captions_of(rows)
+    draw = train.sampler(latents.half(), latents.half(), without_caption=0.25, without_style=0.5)
+    z, ids = draw(400, torch.Generator().manual_seed(0))
+    assert z.shape == (400, 1, 1, 1) and ids.shape == (400,)
+    texts = [captions[i] for i in ids]
+    assert sum(not text for text in texts) == 100
+    for value, text in zip(z.flatten().int().tolist(), texts, strict=True):
+        assert not text or text.startswith(f"a thing {value}")
+    assert 100 < sum("style" in text for text in texts) < 200

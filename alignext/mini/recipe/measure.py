@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline, FluxPipeline, StableDiffusionPipeline
 from PIL import Image
 
-from alignext.mini import Picture, path, pictures
+from alignext.mini import FLUX_CALL, Picture, path, pictures
 from alignext.mini.judges import Judge
 from alignext.mini.recipe import render
 
@@ -62,13 +62,15 @@ def accuracy(judge: Judge, images: torch.Tensor, answers: list[str]) -> tuple[fl
     return right[:, 0].float().mean().item(), right.any(dim=1).float().mean().item()
 
 
-def generate(pipe: StableDiffusionPipeline, captions: list[str], seed: int = 0) -> torch.Tensor:
-    """Draw captions at guidance 5 in 25 steps, each from its own seed: (n, 3, 64, 64) in [0, 1]."""
+def generate(pipe: DiffusionPipeline, captions: list[str], seed: int = 0, **settings) -> torch.Tensor:
+    """Draw captions in 25 steps as the model's card says, each from its own seed: (n, 3, 64, 64) in [0, 1]."""
     images = []
     for i in range(0, len(captions), 32):
         some = captions[i : i + 32]
+        flux = isinstance(pipe, FluxPipeline)
+        usual = FLUX_CALL | {"negative_prompt": [""] * len(some)} if flux else {"guidance_scale": 5}
         rngs = [torch.Generator().manual_seed(seed + i + j) for j in range(len(some))]
-        out = pipe(some, num_inference_steps=25, guidance_scale=5, generator=rngs, output_type="pt")
+        out = pipe(some, generator=rngs, output_type="pt", **{"num_inference_steps": 25} | usual | settings)
         images.append(out.images)
     return torch.cat(images)
 
@@ -104,9 +106,14 @@ def main(folder: Path) -> None:
     chosen = [
         Picture(Path(), render.word(n), style, render.caption(render.word(n), style), "train") for n, style in cells
     ]
-    lines.append(report("drawn by mini-SD", generate(pipe, [p.caption for p in chosen]), chosen, judges))
     captions = [render.caption(concept, style) for style in render.STYLES for concept in SHEET]
-    sheet(list(generate(pipe, captions).split(len(SHEET))), folder / "mini-sd.png")
+    flux = FluxPipeline.from_pretrained(path("flux"))
+    flux.set_progress_bar_config(disable=True)
+    for name, model in (("SD", pipe), ("Flux", flux)):
+        lines.append(report(f"drawn by mini-{name}", generate(model, [p.caption for p in chosen]), chosen, judges))
+        sheet(list(generate(model, captions).split(len(SHEET))), folder / f"mini-{name.lower()}.png")
+    images = generate(flux, [p.caption for p in chosen[:32]], max_sequence_length=512)
+    lines.append(report("drawn by mini-Flux, prompts padded to 512 tokens", images, chosen[:32], judges))
     print("\n".join([*lines, "", *decoded]))
 
 

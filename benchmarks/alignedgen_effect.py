@@ -1,0 +1,276 @@
+# Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""AlignedGen: what it does to sets of drawings on the embedded model.
+
+    python benchmarks/alignedgen_effect.py                  # sets and pictures, about 20 minutes on one CPU core
+    python benchmarks/alignedgen_effect.py --part sets      # a generated anchor, against stock and plain sharing
+    python benchmarks/alignedgen_effect.py --part picture   # a held-out drawing as the style
+    python benchmarks/alignedgen_effect.py --part tune      # other settings, on concepts that the other parts lack
+
+Results go to `results/alignedgen-*`, as JSON with a Markdown table beside it.
+"""
+
+import argparse
+import json
+import platform
+import random
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import torch
+from PIL import Image
+
+import alignext
+from alignext import AlignedGenPipeline, mini
+from alignext.cli.gallery import contact_sheet
+from alignext.mini.judges import Judge, likeness, palette_overlap
+from alignext.mini.recipe import render
+
+
+RESULTS = Path(__file__).parent / "results"
+SIZE = 4  # images in a set
+REPORTED = 24  # sets that are measured; others are for tuning
+METHODS: dict[str, dict] = {
+    "stock": {"share_end": 0.0},
+    "plain sharing": {"shift": "none", "adain": False, "style_lambda": 1.0},
+    "without shift": {"shift": "none"},
+    "AlignedGen": {},
+}
+VARIANTS: dict[str, dict] = {
+    "stock": {"share_end": 0.0},
+    "default": {},
+    "lambda 1.0": {"style_lambda": 1.0},
+    "lambda 1.25": {"style_lambda": 1.25},
+    "lambda 1.5": {"style_lambda": 1.5},
+    "lambda sigma squared": {"lambda_schedule": "sigma_squared"},
+    "double-stream layers": {"share_blocks": "double"},
+    "all layers": {"share_blocks": "all"},
+    "last two layers": {"share_blocks": (5, 7)},
+    "first half of the steps": {"share_end": 0.5},
+    "second half of the steps": {"share_start": 0.5},
+    "last three quarters": {"share_start": 0.25},
+    "without statistics": {"adain": False},
+    "without shift": {"shift": "none"},
+    "plain sharing": {"shift": "none", "adain": False, "style_lambda": 1.0},
+    "anchor below": {"shift": "height"},
+    "shared noise": {"shared_noise": True},
+}
+METRICS = {
+    "style": "style features",
+    "same style": "same style",
+    "palette": "same palette",
+    "subject": "subject kept",
+    "leak": "anchor's subject",
+}
+
+
+def concept_sets() -> list[list[str]]:
+    """The trained concepts in sets of four: the first `REPORTED` are measured, the rest is for tuning."""
+    concepts = [render.word(name) for name in render.TRAINED]
+    random.Random(0).shuffle(concepts)
+    return [concepts[i : i + SIZE] for i in range(0, len(concepts) - SIZE + 1, SIZE)]
+
+
+def load(steps: int) -> Callable[..., list[Image.Image]]:
+    """A function of prompts, seed and levers that draws a set."""
+    pipe = AlignedGenPipeline.from_pretrained(mini.path("flux"))
+    pipe.set_progress_bar_config(disable=True)
+    settings = mini.FLUX_CALL | {"num_inference_steps": steps}
+
+    def draw(prompts: list[str], seed: int, **levers) -> list[Image.Image]:
+        generators = [torch.Generator().manual_seed(1000 * seed + k) for k in range(len(prompts))]
+        return pipe(prompts, generator=generators, negative_prompt=[""] * len(prompts), **settings, **levers).images
+
+    return draw
+
+
+def judged(images: list[Image.Image], concepts: list[str], anchor: str, judges: dict[str, Judge]) -> dict[str, float]:
+    """How alike the set is; and of its targets, how many are what their prompt names, or what the anchor is."""
+    names = judges["concept"].name(images[-len(concepts) :])
+    right = np.mean([found == wanted for found, wanted in zip(names, concepts, strict=True)])
+    return likeness(images, judges["style"]) | {"subject": float(right), "leak": names.count(anchor) / len(names)}
+
+
+def interval(values: np.ndarray, draws: int = 10_000) -> tuple[float, float, float]:
+    """Mean and 95 % interval of a bootstrap."""
+    picks = np.random.default_rng(0).integers(0, len(values), (draws, len(values)))
+    low, high = np.percentile(values[picks].mean(1), [2.5, 97.5])
+    return values.mean().item(), low.item(), high.item()
+
+
+class Scores:
+    """Scores by (kind, method), one per set, seeds averaged: sets are what differs, so they are drawn anew."""
+
+    def __init__(self, metrics: dict[str, str]) -> None:
+        self.metrics = metrics
+        self.rows: list[dict] = []
+
+    def add(self, kind: str, method: str, unit: int, seed: int, scores: dict[str, float]) -> None:
+        self.rows.append({"kind": kind, "method": method, "unit": unit, "seed": seed} | scores)
+
+    def values(self, kind: str, method: str, metric: str) -> np.ndarray:
+        rows = [r for r in self.rows if (r["kind"], r["method"]) == (kind, method)]
+        units = sorted({r["unit"] for r in rows})
+        return np.array([np.mean([r[metric] for r in rows if r["unit"] == unit]) for unit in units])
+
+    def table(self, kind: str, methods: list[str], minus: str | None = None) -> tuple[dict, list[str]]:
+        """Means and intervals of each method, or of a method minus each other, paired by set."""
+        found: dict[str, dict[str, tuple[float, float, float]]] = {}
+        for method in methods:
+            if method != minus:
+                each = {metric: self.values(kind, method, metric) for metric in self.metrics}
+                if minus is not None:
+                    each = {metric: self.values(kind, minus, metric) - values for metric, values in each.items()}
+                found[method] = {metric: interval(values) for metric, values in each.items()}
+        head = ["| | " + " | ".join(self.metrics.values()) + " |", "|---|" + "---|" * len(self.metrics)]
+        lines = [f"| {method} | " + " | ".join(map(shown, row.values())) + " |" for method, row in found.items()]
+        return found, head + lines
+
+
+def shown(values: tuple[float, float, float]) -> str:
+    return f"{values[0]:.2f} ({values[1]:.2f} to {values[2]:.2f})"
+
+
+def sets(args: argparse.Namespace, draw: Callable, judges: dict[str, Judge]) -> None:
+    """Sets from a generated anchor: prompts that leave the style open, and prompts that name it."""
+    scores, sheets = Scores(METRICS), {}
+    chosen = concept_sets()[: args.sets or REPORTED]
+    for kind in ("open", "named"):
+        for unit, concepts in enumerate(chosen):
+            style = render.STYLES[unit % len(render.STYLES)] if kind == "named" else None
+            prompts = [render.caption(concept, style) for concept in concepts]
+            for seed in range(args.seeds):
+                for method, levers in METHODS.items():
+                    images = draw(prompts, seed, **levers)
+                    scores.add(kind, method, unit, seed, judged(images, concepts[1:], concepts[0], judges))
+                    if seed == 0:
+                        sheets.setdefault((kind, unit), {})[method] = images
+            print(kind, unit, f"{time.process_time():.0f} s", flush=True)
+    document, lines = {}, []
+    for kind, title in (("open", "Prompts without a style"), ("named", "Prompts that name the style")):
+        means, table = scores.table(kind, list(METHODS))
+        differences, more = scores.table(kind, list(METHODS), minus="AlignedGen")
+        document[kind] = {"mean": means, "alignedgen_minus": differences}
+        lines += [f"## {title}", "", *table, "", "AlignedGen minus each, paired by set:", "", *more, ""]
+    note = (
+        f"{len(chosen)} sets of {SIZE} prompts x {args.seeds} seeds, {args.steps} steps, true CFG "
+        f"{mini.FLUX_CALL['true_cfg_scale']:g}, default levers; means and 95 % intervals of a bootstrap over "
+        "sets. Over the pairs of a set: cosine of the style judge's features, share with one style in its eyes, "
+        "overlap of colour histograms without white. Over the targets: share in which the concept judge sees what "
+        "the prompt names, and in which it sees what the anchor's prompt names. `plain sharing` hands over keys and "
+        "values as they are: no shift, no statistics, lambda 1. `without shift` leaves out the shift alone. "
+    )
+    write("alignedgen-effect", "AlignedGen: effect on sets", args, document | {"scores": scores.rows}, note, lines)
+    rows = [(kind, unit, m) for kind in ("open", "named") for unit in range(4) for m in ("stock", "AlignedGen")]
+    picture = contact_sheet(
+        [
+            [image for unit in (u, u + 4) for image in sheets[kind, unit][m]]
+            for kind, u, m in rows
+            if u + 4 < len(chosen)
+        ],
+        row_labels=[f"{m}, style {kind}" for kind, u, m in rows if u + 4 < len(chosen)],
+        cell=96,
+    )
+    picture.quantize(128).save(RESULTS / "alignedgen-effect.png", optimize=True)
+
+
+def picture(args: argparse.Namespace, draw: Callable, judges: dict[str, Judge]) -> None:
+    """Held-out drawings as the style of prompts that leave it open."""
+    metrics = {"near": "style features", "its style": "its style", "palette": "its palette", "subject": "subject kept"}
+    metrics["leak"] = "picture's subject"
+    scores, sheet = Scores(metrics), []
+    drawings = mini.pictures("unseen_concept")[3::10]
+    methods = {name: METHODS[name] for name in ("stock", "without shift", "AlignedGen")}
+    for unit, (drawing, concepts) in enumerate(zip(drawings, concept_sets(), strict=False)):
+        prompts = [render.caption(concept) for concept in concepts]
+        row = [drawing.image]
+        for seed in range(args.seeds):
+            for method, levers in methods.items():
+                given = {} if method == "stock" else {"style_image": drawing.image, "style_prompt": drawing.caption}
+                images = draw(prompts, seed, **levers, **given)
+                features = judges["style"]([drawing.image, *images]).features
+                names = judges["concept"].name(images)
+                found = {
+                    "near": (features[1:] @ features[0]).mean().item(),
+                    "its style": float(np.mean([n == drawing.style for n in judges["style"].name(images)])),
+                    "palette": float(np.mean([palette_overlap(drawing.image, image) for image in images])),
+                    "subject": float(np.mean([n == c for n, c in zip(names, concepts, strict=True)])),
+                    "leak": names.count(drawing.concept) / len(names),
+                }
+                scores.add("picture", method, unit, seed, found)
+                if seed == 0 and method != "without shift":
+                    row += images
+        sheet.append(row)
+        print("picture", unit, f"{time.process_time():.0f} s", flush=True)
+    means, table = scores.table("picture", list(methods))
+    differences, more = scores.table("picture", list(methods), minus="AlignedGen")
+    note = (
+        f"{len(sheet)} held-out drawings of concepts that the model never saw, each as `style_image` with its "
+        f"caption, x {SIZE} prompts without a style x {args.seeds} seeds, {args.steps} steps. Against the drawing: "
+        "cosine of the style judge's features, share that the judge calls its style, overlap of colour histograms. "
+        "Intervals are of a bootstrap over drawings. "
+    )
+    lines = [*table, "", "AlignedGen minus each, paired by drawing:", "", *more]
+    document = {"mean": means, "alignedgen_minus": differences, "scores": scores.rows}
+    write("alignedgen-picture", "AlignedGen: style of a picture", args, document, note, lines)
+    labels = ["picture", *["stock"] * SIZE, *["AlignedGen"] * SIZE]
+    shown_sheet = contact_sheet(sheet, row_labels=[d.caption for d in drawings], col_labels=labels, cell=96)
+    shown_sheet.quantize(128).save(RESULTS / "alignedgen-picture.png", optimize=True)
+
+
+def tune(args: argparse.Namespace, draw: Callable, judges: dict[str, Judge]) -> None:
+    """Single levers changed, on sets of other concepts."""
+    scores = Scores(METRICS)
+    chosen = concept_sets()[REPORTED:][: args.sets or 8]
+    for unit, concepts in enumerate(chosen):
+        prompts = [render.caption(concept) for concept in concepts]
+        for seed in range(args.seeds):
+            for variant, levers in VARIANTS.items():
+                images = draw(prompts, seed, **levers)
+                scores.add("open", variant, unit, seed, judged(images, concepts[1:], concepts[0], judges))
+        print("tune", unit, f"{time.process_time():.0f} s", flush=True)
+    means, table = scores.table("open", list(VARIANTS))
+    note = (
+        f"One lever changed from the defaults; {len(chosen)} sets of {SIZE} prompts without a style, of concepts that "
+        f"the effect's tables do not use, x {args.seeds} seeds, {args.steps} steps. Columns as there. "
+    )
+    write("alignedgen-levers", "AlignedGen: levers", args, {"mean": means, "scores": scores.rows}, note, table)
+
+
+def write(name: str, title: str, args: argparse.Namespace, document: dict, note: str, table: list[str]) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    about = {
+        "date": date.today().isoformat(),
+        "device": f"{platform.machine()} CPU, 1 thread",
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "alignext": alignext.__version__,
+    }
+    settings = {"steps": args.steps, "seeds": args.seeds, "call": mini.FLUX_CALL}
+    (RESULTS / f"{name}.json").write_text(json.dumps(about | settings | document, indent=1) + "\n")
+    made = ", ".join(f"{key} {value}" for key, value in about.items())
+    text = "\n".join([f"# {title}", "", note + made + ".", "", *table, ""])
+    (RESULTS / f"{name}.md").write_text(text)
+    print(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=("sets", "picture", "tune"), help="default: sets and picture")
+    parser.add_argument("--steps", type=int, default=28)
+    parser.add_argument("--seeds", type=int, default=3, help="per set")
+    parser.add_argument("--sets", type=int, help="how many (default: all there are for the part)")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    draw, judges = load(args.steps), {name: Judge(name) for name in ("concept", "style")}
+    parts = {"sets": sets, "picture": picture, "tune": tune}
+    for part in [args.part] if args.part else ["sets", "picture"]:
+        with torch.no_grad():
+            parts[part](args, draw, judges)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+# Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""`alignext alignedgen` as a person types it."""
+
+import pytest
+from diffusers import FluxPipeline
+from PIL import Image
+
+import alignext.cli.alignedgen as command
+from alignext import cli, mini
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "snail.png"
+    mini.pictures("unseen_concept")[0].image.save(path)
+    return path
+
+
+def call(out, *more, prompts=("a red fox", "an owl", "a house")):
+    return cli.main(["alignedgen", *prompts, "--out", str(out), "--steps", "2", *map(str, more)])
+
+
+def images(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("*.png")}
+
+
+def test_embedded_model(tmp_path, capsys):
+    assert call(tmp_path / "a", "--compare") == 0
+    assert str((tmp_path / "a" / "index.html").resolve()) in capsys.readouterr().out
+    made = images(tmp_path / "a")
+    stock = {f"{k:02d}-stock.png" for k in range(3)}
+    assert set(made) == {"contact-sheet.png", "00.png", "01.png", "02.png"} | stock
+    assert made["00.png"] == made["00-stock.png"]  # the anchor is the stock image
+    assert made["01.png"] != made["01-stock.png"]
+    assert call(tmp_path / "b") == 0
+    again = images(tmp_path / "b")
+    assert all(again[name] == made[name] for name in ("00.png", "01.png", "02.png"))
+    assert not any("stock" in name for name in again)
+
+
+def test_a_series_is_continued_from_its_saved_style(tmp_path):
+    style = tmp_path / "style.safetensors"
+    assert call(tmp_path / "a", "--save-style", style, prompts=("a red fox", "an owl")) == 0
+    assert call(tmp_path / "b", "--style-reference", style, "--seed", 1, prompts=("an owl",)) == 0
+    # the same noise and style as in the set
+    made = [Image.open(tmp_path / name) for name in ("a/01.png", "b/00.png")]
+    assert max(abs(a - b) for a, b in zip(*(image.tobytes() for image in made), strict=True)) <= 1
+
+
+def test_style_of_a_picture(picture, tmp_path):
+    more = ("--style-image", picture, "--style-prompt", "a snail, ink style")
+    assert call(tmp_path / "a", *more, prompts=("a red fox",)) == 0
+    assert call(tmp_path / "b", *more[:2], prompts=("a red fox",)) == 0
+    assert images(tmp_path / "a")["00.png"] != images(tmp_path / "b")["00.png"]
+
+
+def test_every_lever_arrives(monkeypatch, tmp_path):
+    seen = {}
+    load = command._load
+
+    def loaded(*args):
+        pipe = load(*args)
+
+        def call(prompt, **kwargs):
+            seen.update(kwargs)
+            return pipe(prompt, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(command, "_load", loaded)
+    levers = {
+        "style_lambda": 1.3, "lambda_schedule": "sigma_squared", "share_blocks": (3, 6), "share_start": 0.25,
+        "share_end": 0.75, "shift": "height", "anchor_index": 1, "target_batch_size": 1,
+    }  # fmt: skip
+    words = [
+        word
+        for name, value in levers.items()
+        for word in (f"--{name.replace('_', '-')}", "3:6" if name == "share_blocks" else value)
+    ]
+    assert call(tmp_path / "out", *words, "--no-adain", "--shared-noise", "--true-cfg-scale", 1, "--width", 128) == 0
+    wanted = levers | {"adain": False, "shared_noise": True, "width": 128, "height": 64, "true_cfg_scale": 1}
+    assert wanted.items() <= seen.items()
+    assert "negative_prompt" not in seen
+
+
+def test_a_checkpoint_gets_no_settings_of_the_embedded_model(monkeypatch, tmp_path):
+    seen = {}
+
+    class Stop(ValueError):
+        pass
+
+    def loaded(*args):
+        def call(prompt, **kwargs):
+            seen.update(kwargs)
+            raise Stop("enough")
+
+        return call
+
+    monkeypatch.setattr(command, "_load", loaded)
+    assert call(tmp_path / "out", "--model", "some/flux") == 2
+    assert not {"height", "true_cfg_scale", "max_sequence_length", "negative_prompt"} & set(seen)
+
+
+def test_nobody_s_files_are_overwritten(tmp_path, capsys):
+    (tmp_path / "00.png").write_text("precious")
+    assert call(tmp_path) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert (tmp_path / "00.png").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        (("--style-prompt", "ink"), "style_image"),
+        (("--style-image", "no-such-file.png"), "no-such-file.png"),
+        (("--style-reference", "no-such-file"), "no-such-file"),
+        (("--model", "no/such/model"), "no/such/model"),
+        (("--style-lambda", "-1"), "style_lambda"),
+        (("--share-start", "0.8", "--share-end", "0.2"), "share_start"),
+        (("--anchor-index", "7"), "anchor_index"),
+        (("--share-blocks", "5:40"), "share_blocks"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, capsys, more, text):
+    assert call(tmp_path / "out", *more) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("alignext alignedgen: error:") and text in error
+
+
+def test_one_prompt_and_no_style_is_refused(tmp_path, capsys):
+    assert call(tmp_path / "out", prompts=("a red fox",)) == 2
+    assert "style" in capsys.readouterr().err
+
+
+def test_blocks_that_are_no_range(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        call(tmp_path / "out", "--share-blocks", "some")
+    assert "LO:HI" in capsys.readouterr().err
+
+
+def test_offload_asks_for_hooks(monkeypatch):
+    asked = []
+    for name in ("enable_model_cpu_offload", "enable_sequential_cpu_offload"):
+        monkeypatch.setattr(FluxPipeline, name, lambda self, device, name=name: asked.append((name, device)))
+    for offload in ("model", "sequential"):
+        command._load(None, "cpu", None, offload)
+    assert asked == [("enable_model_cpu_offload", "cpu"), ("enable_sequential_cpu_offload", "cpu")]
