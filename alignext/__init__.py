@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
+    from alignext.models.objective_heads import AutoModelForCausalLMWithObjectiveHeads
     from alignext.pipelines.alignedgen import (
         AlignedAttention,
         AlignedGenPipeline,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from alignext.trainers.bco import BCOConfig, BCOTrainer
     from alignext.trainers.diffusion_preference import DiffusionDPOConfig, DiffusionDPOTrainer
     from alignext.trainers.f_dpg import FDPGConfig, FDPGTrainer
+    from alignext.trainers.mah_dpo import MAHDPOConfig, MAHDPOTrainer
 
 
 __version__ = "0.1.0.dev0"
@@ -36,12 +38,15 @@ _MODULES = {
     "AlignedAttention": "alignext.pipelines.alignedgen",
     "AlignedGenPipeline": "alignext.pipelines.alignedgen",
     "AlignedGenPipelineOutput": "alignext.pipelines.alignedgen",
+    "AutoModelForCausalLMWithObjectiveHeads": "alignext.models.objective_heads",
     "BCOConfig": "alignext.trainers.bco",
     "BCOTrainer": "alignext.trainers.bco",
     "DiffusionDPOConfig": "alignext.trainers.diffusion_preference",
     "DiffusionDPOTrainer": "alignext.trainers.diffusion_preference",
     "FDPGConfig": "alignext.trainers.f_dpg",
     "FDPGTrainer": "alignext.trainers.f_dpg",
+    "MAHDPOConfig": "alignext.trainers.mah_dpo",
+    "MAHDPOTrainer": "alignext.trainers.mah_dpo",
     "RIVALControlNetPipeline": "alignext.pipelines.rival",
     "RIVALInversion": "alignext.pipelines.rival",
     "RIVALPipeline": "alignext.pipelines.rival",
@@ -55,12 +60,15 @@ __all__ = [
     "AlignedAttention",
     "AlignedGenPipeline",
     "AlignedGenPipelineOutput",
+    "AutoModelForCausalLMWithObjectiveHeads",
     "BCOConfig",
     "BCOTrainer",
     "DiffusionDPOConfig",
     "DiffusionDPOTrainer",
     "FDPGConfig",
     "FDPGTrainer",
+    "MAHDPOConfig",
+    "MAHDPOTrainer",
     "RIVALControlNetPipeline",
     "RIVALInversion",
     "RIVALPipeline",

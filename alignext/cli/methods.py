@@ -100,7 +100,7 @@ METHODS = (
         classes=("MAHDPOTrainer",),
         parents=("trl.DPOTrainer",),
         needs="preference pairs, each with its objective",
-        available=False,
+        available=True,
     ),
 )
 
