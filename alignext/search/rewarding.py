@@ -1,0 +1,91 @@
+# Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""Calling a reward: from clean latents to checked numbers."""
+
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers.utils import logging
+
+from alignext.search.config import SearchConfig
+
+
+logger = logging.get_logger(__name__)
+
+
+def call(function: Callable[..., Any], *args: Any, **optional: Any) -> Any:
+    """Call with those of the optional keyword arguments that the function takes."""
+    parameters = inspect.signature(function).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        optional = {name: value for name, value in optional.items() if name in parameters}
+    return function(*args, **optional)
+
+
+def as_rewards(values: Any, count: int) -> torch.Tensor:
+    """
+    What a reward returned, as a float tensor of shape `(count,)`; NaN and `-inf` become `-inf`, which ranks last.
+
+    Raises:
+        TypeError: If it returned None.
+        ValueError: If these are not `count` real numbers, or one is `+inf`.
+    """
+    if values is None:
+        raise TypeError("`reward` returned None: it must return one number per sample.")
+    try:
+        values = torch.as_tensor(values).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"`reward` must return numbers, received {values!r}.") from error
+    if values.is_complex() or values.numel() != count or values.ndim > 2:
+        raise ValueError(
+            f"`reward` must return {count} real numbers, one per sample, received shape {tuple(values.shape)} of "
+            f"{values.dtype}."
+        )
+    values = values.flatten().to(torch.promote_types(values.dtype, torch.float32))
+    if (values == math.inf).any():
+        raise ValueError("`reward` returned +inf, which nothing can be compared with.")
+    if not values.isfinite().all():
+        logger.warning("`reward` returned NaN or -inf for some samples; they rank last.")
+        values = torch.where(values.isfinite(), values, torch.full_like(values, -math.inf))
+    return values
+
+
+class LatentReward:
+    """
+    A reward of pictures as a reward of clean latents: decodes, adds the prompts, and calls in batches.
+
+    Args:
+        reward (`Callable`): `reward(images, prompts)`, see [`alignext.rewards`]; with `input_type = "latent"` it is
+            given the latents instead of images. Is also given `timestep_fraction`, `latents` and `is_final` if it
+            takes them.
+        decode (`Callable`): Latents to images `(rows, 3, H, W)` or videos `(rows, F, 3, H, W)` in [0, 1].
+        prompts (`list[str]`, *optional*): One per prompt; None where only embeddings are known.
+        config ([`SearchConfig`]): For the batch sizes.
+    """
+
+    def __init__(
+        self,
+        reward: Callable[..., Any],
+        decode: Callable[[torch.Tensor], torch.Tensor],
+        prompts: list[str] | None,
+        config: SearchConfig,
+    ) -> None:
+        if not callable(reward):
+            raise ValueError(f"`reward` must be callable as `reward(images, prompts)`, received {reward!r}.")
+        self.reward, self.decode, self.prompts, self.config = reward, decode, prompts, config
+
+    def __call__(self, latents: torch.Tensor, timestep_fraction: float = 0.0, is_final: bool = True) -> torch.Tensor:
+        prompts = None
+        if self.prompts is not None:
+            prompts = [prompt for prompt in self.prompts for _ in range(len(latents) // len(self.prompts))]
+        size, scores = self.config.reward_batch_size or len(latents), []
+        for start in range(0, len(latents), size):
+            rows = latents[start : start + size]
+            images = rows
+            if getattr(self.reward, "input_type", "image") != "latent":
+                images = torch.cat([self.decode(part).float() for part in rows.split(self.config.decode_batch_size)])
+            texts = prompts and prompts[start : start + size]
+            kwargs = {"timestep_fraction": timestep_fraction, "latents": rows, "is_final": is_final}
+            scores.append(as_rewards(call(self.reward, images, texts, **kwargs), len(rows)).to(latents.device))
+        return torch.cat(scores)

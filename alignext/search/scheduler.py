@@ -1,0 +1,447 @@
+# Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""The search as a scheduler: a stock denoising loop that steps with it runs the whole search."""
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from diffusers import CogVideoXDDIMScheduler, DDIMScheduler
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
+from diffusers.utils import logging
+from diffusers.utils.torch_utils import randn_tensor
+
+from alignext.search.config import SearchConfig
+from alignext.search.rewarding import as_rewards, call
+from alignext.search.strategies import SMC, select
+from alignext.search.transitions import predict, transition
+
+
+logger = logging.get_logger(__name__)
+
+_FLOW = ("FlowMatchEulerDiscreteScheduler", "LTXEulerAncestralRFScheduler")
+_DISTILLED = ("LCMScheduler", "TCDScheduler")
+
+
+class Point(NamedTuple):
+    """A model evaluation: its node, timestep, levels, and whether it only looks ahead."""
+
+    node: int
+    timestep: float
+    alpha: float
+    sigma: float
+    is_lookahead: bool
+
+
+@dataclass
+class Node:
+    """A step of the schedule: the evaluation of its samples, then those that look ahead from there."""
+
+    points: list[Point]
+    scored: bool
+
+
+class _Shell:
+    """What stock loops read from a scheduler; whatever else they ask for is the base scheduler's."""
+
+    order = 1
+    init_noise_sigma = 1.0
+
+    def __init__(self, base: Any) -> None:
+        self.base = base
+        self.timesteps, self.sigmas = torch.zeros(0), torch.zeros(1)
+        self.num_inference_steps: int | None = None
+        self._index = 0
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "base":
+            raise AttributeError(name)
+        return getattr(self.base, name)
+
+    def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
+        return sample
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        if begin_index:
+            raise ValueError(f"A search starts at the first step, received `begin_index={begin_index}`.")
+
+    @property
+    def step_index(self) -> int:
+        return self._index
+
+    def index_for_timestep(self, timestep: Any, schedule_timesteps: torch.Tensor | None = None) -> int:
+        return self._index
+
+
+class NoStepsScheduler(_Shell):
+    """A schedule without a step: the stock call with it only decodes `latents=`, or only draws the initial ones."""
+
+    def set_timesteps(
+        self, num_inference_steps=None, device=None, sigmas=None, timesteps=None, mu=None
+    ) -> None:  # names as `retrieve_timesteps` looks for them
+        self.timesteps, self.sigmas = torch.zeros(0, device=device), torch.zeros(1, device=device)
+
+
+class SearchScheduler(_Shell):
+    r"""
+    Runs a latent search inside any loop of the form `x = scheduler.step(model(x, t), t, x)[0]` over
+    `scheduler.timesteps`. The search is flattened into one list of evaluations; `step` decides which latents come
+    back next. Everything is computed in the dtype of the samples, at least float32.
+
+    It needs no diffusers pipeline. On a plain denoiser function `out = f(x, t)` and any scheduler:
+
+    ```python
+    scheduler = SearchScheduler(DDIMScheduler(...), reward=lambda x0: -x0.square().sum(1), config=SearchConfig(...))
+    scheduler.set_timesteps(10)
+    scheduler.run(f, torch.randn(scheduler.starts, 8))  # or the three lines of the loop above
+    scheduler.rewards, scheduler.latents  # best first, [P, m] and [P, m, ...]; scheduler.history, scheduler.nfe
+    ```
+
+    The batch is `P * n` throughout, prompt-major, slot = beam * K + candidate; only at the first node may there be
+    `P * starts` rows, the different initial latents (B, with `init_selection` or SMC n). `nfe` then is
+    `B + (T - 1) K B T'`.
+
+    Args:
+        base (scheduler): Where timesteps and levels come from, see [`level_source`]. It is not changed or stepped.
+        reward (`Callable`): `reward(x0)` for clean latents `[rows, ...]`, prompt-major, the same number of rows for
+            every prompt; returns `rows` numbers, larger is better. Is also given `timestep_fraction` (timestep over
+            the number of training timesteps) and `is_final` if it takes them.
+        config ([`SearchConfig`], *optional*): The settings; `"best_of_n"` runs n samples of the search's own sampler.
+        num_prompts (`int`, *optional*, defaults to 1): P; searches do not mix.
+        generator (`torch.Generator` or list of P, *optional*): For the noise: one draw of `[P * n, ...]` per node, or
+            one of `[n, ...]` per prompt.
+        noise_sampler (`Callable`, *optional*): `noise_sampler(node, shape) -> float32 tensor` in the place of the
+            generator: the noise that leads from node `node` to the next, for all slots after selection.
+        uniform_sampler (`Callable`, *optional*): `uniform_sampler(node, (P,))`, the same for the one other random
+            draw, the `u` in [0, 1) of systematic resampling.
+        on_step (`Callable`, *optional*): Called with the scheduler after each evaluation.
+
+    Attributes:
+        plan (`list[Point]`): Per evaluation its node, timestep, levels and whether it only looks ahead.
+        history (`list[dict]`): Per scored node `node`, `timestep`, `rewards [P, n]`, `parents [P, n]`.
+        rewards, latents, slots: The last population, best first: rewards `[P, m]`, clean latents `[P, m, ...]` (or
+            `[P, m * f, ...]` in loops with f rows per sample), and their slots at the last node `[P, m]`. While the
+            search runs, those of the last scored node.
+        nfe, reward_evals (`int`): Evaluated and scored samples so far.
+        log_weights (`torch.Tensor` of shape `(P, n)`): SMC only, by slot: the weights of the last population.
+    """
+
+    def __init__(
+        self,
+        base: Any,
+        reward: Callable[..., Any],
+        config: SearchConfig | None = None,
+        *,
+        num_prompts: int = 1,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        noise_sampler: Callable[[int, torch.Size], torch.Tensor] | None = None,
+        uniform_sampler: Callable[[int, tuple[int]], torch.Tensor] | None = None,
+        on_step: Callable[["SearchScheduler"], Any] | None = None,
+    ) -> None:
+        super().__init__(level_source(base))
+        self.search, self.reward, self.num_prompts = config or SearchConfig(), reward, num_prompts
+        if isinstance(generator, Sequence) and len(generator) != num_prompts:
+            raise ValueError(f"`generator` must be one or a list of {num_prompts}, received {len(generator)}.")
+        self.generator, self.noise_sampler, self.uniform_sampler = generator, noise_sampler, uniform_sampler
+        self.on_step = on_step
+        self.is_flow = not hasattr(self.base, "alphas_cumprod") or bool(self.config.get("use_flow_sigmas"))
+        self.inverted = self.is_flow and bool(self.config.get("invert_sigmas"))  # time runs the other way, as in Mochi
+        # Set by pipelines, which draw n latents per prompt: the first `starts` of them count.
+        self.leading_starts = False
+        if not self.is_flow and self.search.noise in ("rf_ancestral", "flow_grpo"):
+            raise ValueError(f"`noise={self.search.noise!r}` is for flow models, not {type(self.base).__name__}.")
+        self._reset()
+
+    # ------------------------------------------------------------------------------------------------- schedule
+
+    def set_timesteps(self, num_inference_steps=None, device=None, sigmas=None, timesteps=None, mu=None) -> None:
+        """As the base scheduler's, and plans the search."""
+        given = {"sigmas": sigmas, "timesteps": timesteps, "mu": mu}
+        given = {name: value for name, value in given.items() if value is not None}
+        if given.keys() == {"timesteps"} and not self.is_flow:
+            levels = [self._vp(int(t)) for t in timesteps]
+        else:
+            accepted = inspect.signature(self.base.set_timesteps).parameters
+            if not given.keys() <= accepted.keys():
+                missing = ", ".join(sorted(given.keys() - accepted.keys()))
+                raise ValueError(f"{type(self.base).__name__}.set_timesteps takes no `{missing}`.")
+            self.base.set_timesteps(num_inference_steps, device=device, **given)
+            steps = self.base.timesteps.tolist()
+            if self.is_flow:
+                sigmas = self.base.sigmas.double().tolist()[: len(steps)]
+                levels = [self._flow(t, sigma) for t, sigma in zip(steps, sigmas, strict=True)]
+            else:
+                levels = [self._vp(int(t)) for t in steps]
+        if not self.is_flow and levels[0][1] == 0 and self.prediction == "epsilon":
+            raise ValueError("A model that predicts epsilon says nothing at zero SNR; its schedule starts there.")
+        self._reset()
+        self.num_inference_steps = len(levels)
+        self._make_plan(levels)
+        one_step = self.search.lookahead_steps == 1 or not self.is_flow
+        dtype = self.base.timesteps.dtype if one_step else torch.float32
+        self.timesteps = torch.tensor([p.timestep for p in self.plan], dtype=dtype, device=device)
+        self.sigmas = torch.tensor([*(p.sigma for p in self.plan), 0.0], dtype=torch.float32, device=device)
+        if self.search.eta == 1 and self.search.noise == "ddpm" and 1 < len(levels) < 20:
+            logger.info(f"eta=1 with {len(levels)} steps loses variance; eta of 0.5 to 0.7 often is better there.")
+
+    @property
+    def prediction(self) -> str:
+        return "flow" if self.is_flow else self.config.get("prediction_type", "epsilon")
+
+    @property
+    def starts(self) -> int:
+        """How many different initial latents there are per prompt."""
+        beams, candidates = self.search.shape
+        single = self.search.init_selection or self.num_inference_steps == 1
+        return beams * candidates if single else beams
+
+    def _vp(self, t: int) -> tuple[float, float, float]:
+        abar = float(self.base.alphas_cumprod[t])
+        return t, math.sqrt(abar), math.sqrt(1 - abar)
+
+    def _flow(self, t: float, sigma: float) -> tuple[float, float, float]:
+        return (t, sigma, 1 - sigma) if self.inverted else (t, 1 - sigma, sigma)
+
+    def _make_plan(self, levels: list[tuple[float, float, float]]) -> None:
+        T, (lo, hi), every = len(levels), self.search.search_range, self.search.score_every
+        smc, prunes = self.search.strategy == "smc", self.search.shape[1] > 1
+        for i, level in enumerate(levels):
+            scored = i % every == 0 and lo <= i / T < hi and (i > 0 or self.search.init_selection)
+            # SMC weighs the last node by the final sample itself.
+            scored = (scored and (prunes or smc)) or (smc and i == T - 1)
+            ahead = self.search.lookahead_steps if scored and not (smc and i == T - 1) and T > 1 else 1
+            grid = dict.fromkeys(self._lookahead(level, ahead))  # a repeated point would be evaluated for nothing
+            self.nodes.append(Node([Point(i, *p, is_lookahead=j > 0) for j, p in enumerate(grid)], scored))
+        self.plan = [point for node in self.nodes for point in node.points]
+
+    def _lookahead(self, level: tuple[float, float, float], steps: int) -> list[tuple[float, float, float]]:
+        """Points at `j / T'` of the way to the noisy end, j = T'..1: integers floor(t j / T') for VP models."""
+        t, _, sigma = level
+        if not self.is_flow:
+            return [self._vp(int(t) * j // steps) for j in range(steps, 0, -1)]
+        points = [level]
+        for j in range(steps - 1, 0, -1):
+            s = sigma * j / steps
+            points.append((self.config.num_train_timesteps * (1 - s) if self.inverted else t * j / steps, 1 - s, s))
+        return points
+
+    def _reset(self) -> None:
+        self.nodes: list[Node] = []
+        self.plan: list[Point] = []
+        self.history: list[dict[str, Any]] = []
+        self.rewards = self.latents = self.slots = None
+        self.nfe = self.reward_evals = self._index = 0
+        self._smc = SMC(self.search.smc_lambda, self.search.smc_potential, self.search.smc_threshold)
+
+    # ------------------------------------------------------------------------------------------------- the loop
+
+    @torch.no_grad()
+    def run(self, denoiser: Callable[[torch.Tensor, Any], torch.Tensor], latents: torch.Tensor) -> torch.Tensor:
+        """
+        The whole search on a plain function.
+
+        Args:
+            denoiser (`Callable`): `denoiser(x, t)`, the model output for noisy samples `x` at timestep `t`.
+            latents (`torch.Tensor`): Initial latents, `P * starts` rows (or `P * n`, in slot order).
+
+        Returns:
+            `torch.Tensor`: The best clean latents of each prompt, `[P, ...]`.
+        """
+        for t in self.timesteps:
+            latents = self.step(denoiser(latents, t), t, latents)[0]
+        return self.latents[:, 0]
+
+    @property
+    def finished(self) -> bool:
+        return self._index == len(self.plan)
+
+    @torch.no_grad()
+    def step(self, model_output, timestep, sample, generator=None, return_dict=True, **ignored):
+        """
+        The next latents to evaluate. All arguments but the first three are those of stock schedulers and only
+        `return_dict` counts; `eta` among them is the pipeline's and is ignored.
+
+        Raises:
+            ValueError: When it is not called once per timestep, in order, with `P * n` rows.
+        """
+        if self.finished or float(timestep) != float(self.timesteps[self._index]):
+            raise ValueError(
+                f"The search expects timestep number {self._index} of `scheduler.timesteps`, received {timestep}. "
+                "Pipelines that leave out timesteps or step more than once per timestep cannot be searched."
+            )
+        dtype, shape = sample.dtype, sample.shape
+        point = self.plan[self._index]
+        node = self.nodes[point.node]
+        x0, eps = self._predict(model_output, sample, point)
+        first = point.node == 0 and self.leading_starts
+        self.nfe += self.num_prompts * self.starts if first else len(x0)
+        if self._index == 0:
+            x0, eps = self._spread(x0), self._spread(eps)
+        if not point.is_lookahead:
+            self._x0, self._eps = x0, eps
+        self._index += 1
+        if point is not node.points[-1]:
+            following = self.plan[self._index]
+            latents = following.alpha * x0 + following.sigma * eps
+        elif self.finished:
+            latents = self._finish(node, x0)
+        else:
+            latents = self._move(point.node, self._select(node, x0) if node.scored else None)
+        if latents.shape[1:] != shape[1:]:  # rows of one sample, such as frames, were kept together
+            latents = latents.flatten(0, 1)
+        latents = latents.to(dtype)
+        if self.on_step is not None:
+            self.on_step(self)
+        return SchedulerOutput(prev_sample=latents) if return_dict else (latents,)
+
+    def _predict(self, m: torch.Tensor, z: torch.Tensor, point: Point) -> tuple[torch.Tensor, torch.Tensor]:
+        for dim, (ours, theirs) in enumerate(zip(z.shape, m.shape, strict=True)):
+            if theirs == 2 * ours:  # the second half is a learned variance
+                m = m.narrow(dim, 0, ours)
+        dtype = torch.promote_types(z.dtype, torch.float32)
+        z, m = self._group(z.to(dtype)), self._group(m.to(dtype))
+        if self.inverted:
+            m = -m
+        x0, eps = predict(self.prediction, m, z, point.alpha, point.sigma)
+        if not self.is_flow and self.config.get("thresholding"):
+            x0 = self.base._threshold_sample(x0)
+        elif not self.is_flow and self.config.get("clip_sample"):
+            x0 = x0.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
+        return x0, eps
+
+    def _group(self, x: torch.Tensor) -> torch.Tensor:
+        """One row per slot: loops over frames step on `[P * n * f, ...]`, which becomes `[P * n, f, ...]`."""
+        rows, slots = len(x), self.num_prompts * self.search.budget
+        if rows == slots or (self._index == 0 and rows == self.num_prompts * self.starts):
+            return x
+        if rows % slots:
+            raise ValueError(
+                f"The search expects {slots} rows, {self.num_prompts} prompts x {self.search.budget} slots, or a "
+                f"multiple of it, received {rows}."
+            )
+        return x.unflatten(0, (slots, rows // slots))
+
+    def _spread(self, x: torch.Tensor) -> torch.Tensor:
+        """From the different initial latents to all slots."""
+        slots = self.num_prompts * self.search.budget
+        if len(x) == slots:
+            return x[self.start_rows(len(x)).to(x.device)] if self.leading_starts else x
+        return x.repeat_interleave(slots // len(x), dim=0)
+
+    def start_rows(self, rows: int) -> torch.Tensor:
+        """Of `rows` initial latents, n per prompt, the row that each slot starts from: beam b from the b-th."""
+        n = self.search.budget
+        row = torch.arange(rows)
+        return row // n * n + row % n // (n // self.starts)
+
+    # ---------------------------------------------------------------------------------------------- the choices
+
+    def _score(self, x0: torch.Tensor, node: int, is_final: bool) -> torch.Tensor:
+        """Rewards `[P, rows / P]` of clean latents."""
+        fraction = float(self.nodes[node].points[0].timestep) / self.config.get("num_train_timesteps", 1000)
+        kwargs = {"timestep_fraction": fraction, "is_final": is_final}
+        rewards = as_rewards(call(self.reward, x0, **kwargs), len(x0)).to(x0.device)
+        self.reward_evals += len(x0)
+        rewards = rewards.unflatten(0, (self.num_prompts, -1))
+        if not rewards.isfinite().any(1).all():
+            raise ValueError("`reward` returned no finite number for any sample of a prompt.")
+        return rewards
+
+    def _select(self, node: Node, x0: torch.Tensor, last: bool = False) -> torch.Tensor:
+        i = node.points[0].node
+        rewards = self._score(x0, i, last)
+        if self.search.strategy == "smc":
+            parents = self._smc.select(rewards, self._uniform(i).to(rewards.device), last)
+        else:
+            parents = select(self.search, rewards)
+        entry = {"node": i, "timestep": node.points[0].timestep, "rewards": rewards.cpu(), "parents": parents.cpu()}
+        self.history.append(entry)
+        self._keep(x0, rewards, torch.arange(rewards.shape[1], device=rewards.device).expand_as(parents))
+        return parents
+
+    def _keep(self, x0: torch.Tensor, rewards: torch.Tensor, slots: torch.Tensor) -> None:
+        """Remember the population, best first."""
+        order = rewards.sort(dim=1, descending=True, stable=True).indices
+        self.rewards, self.slots = rewards.gather(1, order), slots.gather(1, order)
+        rows = order + rewards.shape[1] * torch.arange(self.num_prompts, device=order.device)[:, None]
+        self.latents = x0[rows.flatten()].unflatten(0, order.shape)
+
+    def _take(self, x: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        """Rows of `[P * n, ...]` by slot `[P, m]`, as `[P * m, ...]`."""
+        offsets = self.search.budget * torch.arange(self.num_prompts, device=slots.device)[:, None]
+        return x[(slots + offsets).flatten()]
+
+    def _move(self, i: int, parents: torch.Tensor | None) -> torch.Tensor:
+        """Children of the parents, each with noise of its own, at the node after `i`."""
+        x0, eps = self._x0, self._eps
+        if parents is not None:
+            x0, eps = self._take(x0, parents), self._take(eps, parents)
+        here, there = self.nodes[i].points[0], self.nodes[i + 1].points[0]
+        levels = here.alpha, here.sigma, there.alpha, there.sigma
+        return transition(self.search.noise, x0, eps, self._noise(i, x0), *levels, eta=self.search.eta)
+
+    def _finish(self, node: Node, x0: torch.Tensor) -> torch.Tensor:
+        """Rank the last population by its clean samples, which are the model's, without a further step."""
+        n = self.search.budget
+        every = torch.arange(n, device=x0.device).expand(self.num_prompts, n)
+        looked_ahead = len(node.points) > 1
+        survivors = every
+        if node.scored:
+            parents = self._select(node, x0, last=not looked_ahead)
+            if self.search.strategy != "smc":  # its particles all count, with their weights
+                survivors = parents[:, :: self.search.shape[1]]
+        if node.scored and not looked_ahead:
+            final = self.history[-1]["rewards"].to(x0.device).gather(1, survivors)
+        else:
+            final = self._score(self._take(self._x0, survivors), node.points[0].node, True)
+        self._keep(self._take(self._x0, survivors), final, survivors)
+        return self._take(self._x0, self.slots[:, every[0] % survivors.shape[1]])
+
+    @property
+    def log_weights(self) -> torch.Tensor:
+        return self._smc.log_weights
+
+    # ----------------------------------------------------------------------------------------------- randomness
+
+    def _noise(self, i: int, like: torch.Tensor) -> torch.Tensor:
+        if self.noise_sampler is not None:
+            return self.noise_sampler(i, like.shape).to(like.device, like.dtype).reshape(like.shape)
+        if isinstance(self.generator, Sequence):
+            shape = (self.search.budget, *like.shape[1:])
+            noise = torch.cat([randn_tensor(shape, g, like.device, torch.float32) for g in self.generator])
+        else:
+            noise = randn_tensor(like.shape, self.generator, like.device, torch.float32)
+        return noise.to(like.dtype)
+
+    def _uniform(self, i: int) -> torch.Tensor:
+        P = self.num_prompts
+        if self.uniform_sampler is not None:
+            return torch.as_tensor(self.uniform_sampler(i, (P,))).reshape(P)
+        generators = self.generator if isinstance(self.generator, Sequence) else [self.generator] * P
+        return torch.cat([torch.rand(1, generator=g, device=g.device if g else "cpu").cpu() for g in generators])
+
+
+def level_source(scheduler: Any) -> Any:
+    """
+    A fresh scheduler of the same levels that the search can read: flow schedulers (`FlowMatchEulerDiscreteScheduler`,
+    `LTXEulerAncestralRFScheduler`, or any with `use_flow_sigmas=True`, such as UniPC), `CogVideoXDDIMScheduler`, LCM
+    and TCD as they are, and `DDIMScheduler` for all others that convert to it.
+
+    Raises:
+        ValueError: For any other scheduler.
+    """
+    name, config = type(scheduler).__name__, getattr(scheduler, "config", None)
+    compatible = getattr(scheduler, "_compatibles", [])
+    if name in (*_FLOW, *_DISTILLED) or (config is not None and config.get("use_flow_sigmas")):
+        return type(scheduler).from_config(config)
+    if name in ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"):
+        return CogVideoXDDIMScheduler.from_config(config)
+    if name == "DDIMScheduler" or "DDIMScheduler" in compatible:
+        # A config without the key would get a default that clips latents.
+        return DDIMScheduler.from_config(config, clip_sample=bool(config.get("clip_sample", False)))
+    raise ValueError(
+        f"The search cannot read the levels of {name}. Use DDIMScheduler or a scheduler that converts to it, "
+        f"CogVideoXDDIMScheduler, {', '.join((*_FLOW, *_DISTILLED))}, or one with `use_flow_sigmas=True`."
+    )
