@@ -8,6 +8,7 @@ the reward.
 """
 
 import copy
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils import is_peft_model
 from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import Cache, DynamicLayer
@@ -242,7 +244,7 @@ class _Candidate:
     ids: list[int]
     text: str
     ended: bool
-    cache: Cache
+    cache: Cache | None
     row: int
     start: int
 
@@ -335,7 +337,8 @@ class _Sampler:
         left = [max_attempts] * len(texts)
         while rows := [i for i, options in enumerate(found) for _ in range(min(count - len(options), left[i]))]:
             past = copy.deepcopy(cache)
-            past.reorder_cache(torch.tensor(rows, device=ids.device))
+            if past is not None:
+                past.reorder_cache(torch.tensor(rows, device=ids.device))
             for i, candidate in zip(
                 rows, self._sample([texts[i] for i in rows], ids[rows], mask[rows], past), strict=True
             ):
@@ -346,9 +349,9 @@ class _Sampler:
 
     def carry(self, kept: list[tuple[_Text, _Candidate]]) -> Cache | None:
         """The cache of the texts with what was kept, padded on the left; None if they must be read again."""
-        layers = [candidate.cache.layers for _, candidate in kept]
+        layers = [candidate.cache.layers for _, candidate in kept if candidate.cache is not None]
         # Windows and recurrent states have no positions that could be cut off or moved.
-        if not kept or any(type(layer) is not DynamicLayer for row in layers for layer in row):
+        if not layers or any(type(layer) is not DynamicLayer for row in layers for layer in row):
             return None
         width = (
             max(len(text.ids) for text, _ in kept) - 1
@@ -375,8 +378,11 @@ class _Sampler:
         mask = [[0] * (width - len(text.ids)) + [1] * len(text.ids) for text in texts]
         return torch.tensor(ids, device=self.model.device), torch.tensor(mask, device=self.model.device)
 
-    def _read(self, texts: list[_Text], ids: torch.Tensor, mask: torch.Tensor) -> Cache:
+    def _read(self, texts: list[_Text], ids: torch.Tensor, mask: torch.Tensor) -> Cache | None:
         """The cache of all tokens but the last, by `generate`, which knows the positions of padded rows."""
+        base = self.model.get_base_model() if is_peft_model(self.model) else self.model
+        if "past_key_values" not in inspect.signature(base.forward).parameters:
+            return None  # purely recurrent: `generate` cannot go on from a state
         cache = DynamicCache(config=self.model.config)
         if ids.shape[1] > 1:
             settings = {"do_sample": False, "max_new_tokens": 1, "pad_token_id": self.settings["pad_token_id"]}
@@ -403,7 +409,12 @@ class _Sampler:
             yield _Candidate(new, added, new[-1] in self.eos, past, row, width - len(text.ids))
 
     def _generate(
-        self, texts: list[_Text], ids: torch.Tensor, mask: torch.Tensor, past: Cache, settings: dict[str, Any]
+        self,
+        texts: list[_Text],
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        past: Cache | None,
+        settings: dict[str, Any],
     ) -> torch.Tensor:
         """Token ids from `generate`, which fills `past`."""
         weights = self.objective_weights
@@ -411,9 +422,9 @@ class _Sampler:
             if isinstance(weights, torch.Tensor) and weights.ndim == 2:
                 weights = weights[[text.index for text in texts]]
             settings = {**settings, "objective_weights": weights}
-        return self.model.generate(
-            input_ids=ids, attention_mask=mask, past_key_values=past, use_cache=True, **settings
-        )
+        if past is not None:
+            settings = {**settings, "past_key_values": past}
+        return self.model.generate(input_ids=ids, attention_mask=mask, use_cache=True, **settings)
 
     def _ends(self, ids: list[int]) -> bool:
         if ids[-1] in self.eos:
