@@ -112,8 +112,10 @@ def layer_range(transformer: torch.nn.Module, blocks: str | tuple[int, int]) -> 
         if blocks not in named:
             raise ValueError(f"`share_blocks` must be one of {list(named)} or (lo, hi), received {blocks!r}.")
         lo, hi = named[blocks]
-    else:
+    elif len(blocks) == 2:
         lo, hi = blocks
+    else:
+        raise ValueError(f"`share_blocks` must have two numbers, (lo, hi), received {blocks!r}.")
     if not 0 <= lo < hi <= total:
         raise ValueError(
             f"`share_blocks={blocks!r}` selects no layer, or layers that are not there: the transformer has {double} "
@@ -164,11 +166,35 @@ def check_reference(transformer: torch.nn.Module, reference: StyleReference) -> 
             f"`style_reference` has {reference.num_channels} channels, the transformer takes {config.in_channels}. "
             "Make it with this model."
         )
-    width, wanted = reference.prompt_embeds.shape[-1], config.joint_attention_dim
-    if width != wanted:
+    texts = {
+        "prompt_embeds": config.joint_attention_dim,
+        "pooled_prompt_embeds": config.pooled_projection_dim,
+    }
+    for name, wanted in texts.items():
+        text = getattr(reference, name)
+        if text is None or text.shape[-1] != wanted:
+            found = "is missing" if text is None else f"has {text.shape[-1]} channels"
+            raise ValueError(
+                f"`style_reference.{name}` {found}, the transformer takes {wanted} channels. Make it with this model."
+            )
+
+
+def check_schedule(reference: StyleReference, sigmas: torch.Tensor) -> None:
+    """Refuse a recorded style whose noise levels are not those of the loop."""
+    recorded = reference.sigmas
+    if recorded is None:
+        return
+    if len(recorded) != len(sigmas):
         raise ValueError(
-            f"`style_reference.prompt_embeds` has {width} channels, the transformer takes {wanted}. Make it with "
-            "this model."
+            f"`style_reference` was recorded with {len(recorded)} steps, received {len(sigmas)} steps. Use as many, "
+            "or a style made by `encode_style`, which goes with any number."
+        )
+    difference = (recorded.to(sigmas) - sigmas).abs().max().item()
+    if difference > 1e-4:
+        raise ValueError(
+            f"`style_reference` was recorded at other noise levels than those of this loop, up to {difference:.4f} "
+            "apart: they depend on the size of the images and on the scheduler. Use the ones of the recording, or a "
+            "style made by `encode_style`, which goes with any."
         )
 
 

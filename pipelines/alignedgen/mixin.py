@@ -210,6 +210,8 @@ class AlignedGenMixin(HubMixin):
         width: int | None = None,
         seed: int = 42,
         max_sequence_length: int = 512,
+        prompt_embeds: torch.Tensor | None = None,
+        pooled_prompt_embeds: torch.Tensor | None = None,
     ) -> StyleReference:
         """
         Make a style of a picture: its latents, and the embedding of a text that describes it. Nothing is trained or
@@ -229,6 +231,8 @@ class AlignedGenMixin(HubMixin):
                 Seed of the noise that is added to the picture, the same at all steps.
             max_sequence_length (`int`, *optional*, defaults to 512):
                 Of the prompt, in tokens.
+            prompt_embeds, pooled_prompt_embeds (`torch.Tensor`, *optional*):
+                Embeddings of the prompt instead of `prompt`, with one row.
 
         Returns:
             [`StyleReference`]: For any number of calls, of any size and number of steps.
@@ -252,11 +256,16 @@ class AlignedGenMixin(HubMixin):
         mode = self.vae.encode(pixels).latent_dist.mode().float()
         shift_factor, scaling_factor = self._scaling()
         x0 = self._pack_latents((mode - shift_factor) * scaling_factor, 1, channels // 4, 2 * h, 2 * w)
-        prompt_embeds, pooled, _ = self.encode_prompt(
-            prompt=prompt, prompt_2=prompt_2, max_sequence_length=max_sequence_length
+        prompt_embeds, pooled_prompt_embeds, _ = self.encode_prompt(
+            prompt=prompt,
+            prompt_2=prompt_2,
+            prompt_embeds=prompt_embeds,
+            pooled_prompt_embeds=pooled_prompt_embeds,
+            max_sequence_length=max_sequence_length,
         )
         self.maybe_free_model_hooks()
-        return StyleReference(prompt_embeds, pooled, (h, w), x0=x0, seed=seed, scaling=self._scaling())
+        scaling = self._scaling()
+        return StyleReference(prompt_embeds, pooled_prompt_embeds, (h, w), x0=x0, seed=seed, scaling=scaling)
 
     def _scaling(self) -> tuple[float, float]:
         return self.vae.config.shift_factor or 0.0, self.vae.config.scaling_factor

@@ -21,7 +21,13 @@ from alignext.functional.alignedgen import (
     shifted_ids,
     token_statistics,
 )
-from alignext.pipelines.alignedgen.checks import Settings, check_reference, check_transformer, layer_range
+from alignext.pipelines.alignedgen.checks import (
+    Settings,
+    check_reference,
+    check_schedule,
+    check_transformer,
+    layer_range,
+)
 from alignext.pipelines.alignedgen.style import StyleReference
 
 
@@ -131,6 +137,7 @@ def aligned_attention(
         anchor_index=anchor_index,
         target_batch_size=target_batch_size,
     )
+    transformer = getattr(transformer, "_orig_mod", transformer)  # inside `torch.compile(transformer)`
     sharing = AlignedAttention(transformer, settings, scheduler, style_reference, record)
     sharing.step, sharing.num_inference_steps, sharing.sigma = step, num_inference_steps, sigma
     with sharing.installed():
@@ -206,6 +213,10 @@ class AlignedAttention:
         check_transformer(transformer, settings, reference)
         if reference is not None:
             check_reference(transformer, reference)
+            if record:
+                raise ValueError(
+                    "`record=True` keeps the anchor, but with `style_reference` there is none. Leave it out."
+                )
         self.transformer, self.settings, self.scheduler = transformer, settings, scheduler
         self.reference, self.record = reference, record
         self.step: int | None = None
@@ -217,7 +228,7 @@ class AlignedAttention:
         self.text_length = 0
         self.image_length = 0
         self.shifted: Any = None  # rotary table of the shifted positions
-        self._shifted_for: tuple = ()
+        self._shifted_for: torch.Tensor | None = None
         self._captured_for: tuple | None = None
         self._placed: torch.device | None = None  # where the reference's tensors are
         self._moment: tuple[int, Any] | None = None
@@ -259,7 +270,7 @@ class AlignedAttention:
 
     def _forget(self) -> None:
         self.mode, self.anchors, self._captured_for = "stock", {}, None
-        self.shifted, self._shifted_for = None, ()
+        self.shifted = self._shifted_for = None
 
     # -------------------------------------------------------------------------------------------- around the model
 
@@ -311,17 +322,15 @@ class AlignedAttention:
             step = (scheduler.begin_index or 0) if step is None else step
         else:
             step = before + (not same_run)
+        if step < before or (scheduler is not None and not same_run):  # another loop begins
+            self._records = {}
+            if self.reference is not None and scheduler is not None:
+                check_schedule(self.reference, scheduler.sigmas[: len(scheduler.timesteps)])
         if not (same_run and step == before):
             self._moment, self._calls_in_step = (step, run), 0
         self._calls_in_step += 1
         if steps is None and scheduler is not None:
             steps = len(scheduler.timesteps)
-        if self.reference is not None and self.reference.trajectory is not None and steps is not None:
-            if steps != len(self.reference.trajectory):
-                raise ValueError(
-                    f"`style_reference` was recorded with {len(self.reference.trajectory)} steps, received "
-                    f"{steps} steps. Use as many, or a style made by `encode_style`, which goes with any number."
-                )
         sigma = self.sigma
         if sigma is None:
             sigma = call["timestep"].flatten()[0] if scheduler is None else scheduler.sigmas[step]
@@ -333,13 +342,12 @@ class AlignedAttention:
         ids = ids[0] if ids.ndim == 3 else ids
         self.text_length = call["encoder_hidden_states"].shape[1]
         self.image_length = len(ids)
-        if self._shifted_for and self._shifted_for[0] is call["img_ids"]:
+        if self._shifted_for is not None and (self._shifted_for is ids or torch.equal(self._shifted_for, ids)):
             return
         shift = self.settings.offset(grid_size(ids), ids.shape[-1])
         own = ids if self.reference is None else self._reference_ids(ids)
         self.shifted = self.transformer.pos_embed(shifted_ids(own, shift))
-        self._shifted_for = (call["img_ids"],)
-        self._captured_for = None
+        self._shifted_for, self._captured_for = ids, None
 
     def _run(self, call: dict, mode: str) -> torch.Tensor:
         self.mode = mode
@@ -425,7 +433,7 @@ class AlignedAttention:
         }
         texts = {name: x[a : a + 1].clone() for name, x in texts.items() if x is not None}
         if self._calls_in_step == 1:
-            if self._moment[0] == 0 or not self._records:
+            if not self._records:
                 ids = call["img_ids"]
                 self._records = {"trajectory": [], "sigmas": []} | {name: [x] for name, x in texts.items()}
                 self._grid = grid_size(ids[0] if ids.ndim == 3 else ids)
