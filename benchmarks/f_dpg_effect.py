@@ -30,7 +30,7 @@ from alignext.trainers.f_dpg.diversity import distinct_n, self_bleu
 
 
 HERE = Path(__file__).parent
-PARTS = HERE / "results" / "f-dpg-effect-parts"
+PARTS = Path(tempfile.gettempdir()) / "alignext-f-dpg-effect"
 PROMPT = "Once upon a time"
 TOKENS, SAMPLES = 32, 96  # of a completion; of a step
 JOY = set("happy fun smile smiled laugh laughed friend friends play played playing love nice kind".split())

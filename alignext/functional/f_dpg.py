@@ -157,7 +157,7 @@ def f_prime(
     elif name == "js":
         value, at_one = _LOG_2 + F.logsigmoid(u), 0.0
     elif name == "tv":
-        value, at_one = u.sign() / 2, 0.0
+        value, at_one = torch.where(u.abs() < 1e-12, 0.0, u.sign() / 2), 0.0  # rounding is no sign
     elif name == "chi2_forward":
         value, at_one = -(-2 * c).expm1(), 0.0
     elif name == "chi2_reverse":
@@ -266,7 +266,7 @@ def _log_sum_of_others(log_w: torch.Tensor) -> torch.Tensor:
 
 class GroupAdvantages(NamedTuple):
     """
-    What [`group_advantages`][alignext.functional.f_dpg.group_advantages] returns, each of shape `(N,)` and float64.
+    What [`group_advantages`][alignext.functional.f_dpg.group_advantages] returns, each of shape `(..., N)` and float64.
 
     Attributes:
         advantages (`torch.Tensor`): `-f'(t) - b`; 0 for samples without a score or an estimate of `Z`.
@@ -298,7 +298,7 @@ def group_advantages(
     reward_clip: float | None = None,
 ) -> GroupAdvantages:
     r"""
-    The advantages of the `N` samples of one context:
+    The advantages of the `N` samples of a context, for any number of contexts:
 
         u_i   = log pi_i - log P_i + log Z_{-i}
         adv_i = -f'(u_i) - b_i
@@ -312,10 +312,10 @@ def group_advantages(
     Args:
         divergence (`str` or `Callable[[torch.Tensor], torch.Tensor]`):
             One of `DIVERGENCES`, or `f'` as a function of `log t`.
-        log_pi (`torch.Tensor` of shape `(N,)`): Log-probabilities under the policy, finite.
-        log_target (`torch.Tensor` of shape `(N,)`):
+        log_pi (`torch.Tensor` of shape `(..., N)`): Log-probabilities under the policy, finite.
+        log_target (`torch.Tensor` of shape `(..., N)`):
             `log P = log a + s`, not normalised; `-inf` for excluded samples, NaN for samples without a score.
-        log_q (`torch.Tensor` of shape `(N,)`, *optional*): Under the proposal; `log_pi` if not given.
+        log_q (`torch.Tensor` of shape `(..., N)`, *optional*): Under the proposal; `log_pi` if not given.
         alpha (`float`, *optional*): `A` of `"alpha"`.
         log_z (`float` or `torch.Tensor`, *optional*): Known `log Z`, instead of an estimate.
         log_sum, count, leave_one_out: Of [`estimate_log_z`][alignext.functional.f_dpg.estimate_log_z].
@@ -352,38 +352,37 @@ def group_advantages(
             "divergence is infinite where the target is 0. Use 'js', 'tv' or 'forward_kl', or a target that "
             "excludes nothing."
         )
-    at_one = rewards(torch.zeros_like(log_p[:1]))
+    at_one = rewards(torch.zeros_like(log_p[..., :1]))
     if baseline == "none":
         b = torch.zeros_like(log_p)
     elif baseline == "constant":
         b = at_one.expand_as(log_p)
     elif baseline == "leave_one_out":
-        b = _mean_of_siblings(rewards, log_ratio[scored], log_z, scored, known, at_one)
+        siblings = scored.sum(-1, keepdim=True) - 1
+        total = _sum_over_siblings(rewards, torch.where(scored, log_ratio, 0.0), log_z, scored, known)
+        b = torch.where(siblings > 0, total / siblings.clamp(min=1), at_one)
     else:
         b = torch.full_like(log_p, float(baseline))
     b = torch.where(known, b, 0.0)
     return GroupAdvantages(pseudo - b, log_t, pseudo, b, log_z)
 
 
-def _mean_of_siblings(
+def _sum_over_siblings(
     rewards: Callable[[torch.Tensor], torch.Tensor],
-    log_ratio: torch.Tensor,  # (n,), of the scored samples
-    log_z: torch.Tensor,  # (N,)
+    log_ratio: torch.Tensor,
+    log_z: torch.Tensor,
     scored: torch.Tensor,
     known: torch.Tensor,
-    alone: torch.Tensor,
 ) -> torch.Tensor:
-    """`mean_{j != i} r(log_ratio_j + log_z_i)` for each known `i`, a block of rows at a time."""
-    b = torch.zeros_like(log_z)
-    n = len(log_ratio)
-    if n < 2:
-        return b + alone
-    column = scored.long().cumsum(0) - 1  # of a sample among the scored ones
-    for rows in known.nonzero()[:, 0].split(max(1, 2**20 // n)):
-        r = rewards(log_ratio + log_z[rows, None])
-        r[torch.arange(len(rows), device=r.device), column[rows]] = 0.0
-        b[rows] = r.sum(1) / (n - 1)
-    return b
+    """`sum_{j != i} r(log_ratio_j + log_z_i)` over the scored `j`, all of shape `(..., N)`; a block of `i` at a time."""
+    log_z = torch.where(known, log_z, 0.0)
+    n = log_z.shape[-1]
+    sums = []
+    for block in torch.arange(n, device=log_z.device).split(max(1, 2**20 // max(1, log_z.numel()))):
+        other = scored[..., None, :] & (block[:, None] != torch.arange(n, device=log_z.device))
+        r = rewards(log_ratio[..., None, :] + log_z[..., block, None])
+        sums.append(torch.where(other, r, 0.0).sum(-1))
+    return torch.cat(sums, -1)
 
 
 def f_dpg_loss(
@@ -426,7 +425,7 @@ def fit_lambda(
     phi: torch.Tensor,
     moments: torch.Tensor | Sequence[float],
     *,
-    tolerance: float = 1e-6,
+    tolerance: float = 1e-12,
     max_iterations: int = 100,
     max_abs: float = 50.0,
     names: Sequence[str] | None = None,
@@ -448,7 +447,8 @@ def fit_lambda(
             constraint add `log b`.
         phi (`torch.Tensor` of shape `(n, F)` or `(C, K, F)`): The features.
         moments (`torch.Tensor` of shape `(F,)`): `mu`, the wanted means.
-        tolerance (`float`, *optional*, defaults to 1e-6): Largest error of a moment.
+        tolerance (`float`, *optional*, defaults to 1e-12):
+            Largest error of a moment. Where rounding ends the search earlier, 1e-6 will do.
         max_iterations (`int`, *optional*, defaults to 100): Of Newton's method.
         max_abs (`float`, *optional*, defaults to 50.0): Largest coefficient; what needs more counts as out of reach.
         names (`Sequence[str]`, *optional*): Of the features, for messages.
@@ -492,13 +492,13 @@ def fit_lambda(
             trial = value - size * step
             dual_there, gradient_there, hessian_there = state(trial)
             # The last steps change the dual by less than its rounding.
-            if dual_there <= dual - 1e-4 * size * (gradient @ step) + 1e-13 * dual.abs():
+            if dual_there <= dual - 1e-4 * size * (gradient @ step) + 1e-13 * (1 + dual.abs()):
                 break
             size /= 2
         else:
             break
         value, dual, gradient, hessian = trial, dual_there, gradient_there, hessian_there
-    if gradient.abs().max() >= tolerance or value.abs().max() > max_abs:
+    if gradient.abs().max() >= max(tolerance, 1e-6) or value.abs().max() > max_abs:
         reached = (gradient + mu).tolist()
         raise ValueError(
             f"The moments {mu.tolist()} cannot be reached together with coefficients up to {max_abs:g}: the search "
