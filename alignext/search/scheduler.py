@@ -271,7 +271,7 @@ class SearchScheduler(_Shell):
                 f"The search expects timestep number {self._index} of `scheduler.timesteps`, received {timestep}. "
                 "Pipelines that leave out timesteps or step more than once per timestep cannot be searched."
             )
-        dtype, shape = sample.dtype, sample.shape
+        shape, self.sample_dtype = sample.shape, sample.dtype
         point = self.plan[self._index]
         node = self.nodes[point.node]
         x0, eps = self._predict(model_output, sample, point)
@@ -291,7 +291,7 @@ class SearchScheduler(_Shell):
             latents = self._move(point.node, self._select(node, x0) if node.scored else None)
         if latents.shape[1:] != shape[1:]:  # rows of one sample, such as frames, were kept together
             latents = latents.flatten(0, 1)
-        latents = latents.to(dtype)
+        latents = latents.to(self.sample_dtype)
         if self.on_step is not None:
             self.on_step(self)
         return SchedulerOutput(prev_sample=latents) if return_dict else (latents,)
@@ -329,6 +329,24 @@ class SearchScheduler(_Shell):
         if len(x) == slots:
             return x[self.start_rows(len(x)).to(x.device)] if self.leading_starts else x
         return x.repeat_interleave(slots // len(x), dim=0)
+
+    def same_rows(self, batch: int) -> torch.Tensor | None:
+        """
+        For each row of a denoiser batch (a multiple of `P * n`), the row it may be taken from: at the first node, only
+        the leading ones of each prompt count.
+        """
+        n = self.search.budget
+        if self._index > 0 or not self.leading_starts or self.starts == n or batch % (self.num_prompts * n):
+            return None
+        row = torch.arange(batch)
+        return row // n * n + (row % n).clamp(max=self.starts - 1)
+
+    def stop(self) -> bool:
+        """End the search here: scores what there is if nothing was scored yet; False if there is nothing."""
+        if self.latents is None and self._index:
+            slots = torch.arange(self.search.budget, device=self._x0.device).expand(self.num_prompts, -1)
+            self._keep(self._x0, self._score(self._x0, 0, True), slots)
+        return self.latents is not None
 
     def start_rows(self, rows: int) -> torch.Tensor:
         """Of `rows` initial latents, n per prompt, the row that each slot starts from: beam b from the b-th."""

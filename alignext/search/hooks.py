@@ -1,0 +1,83 @@
+# Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""Running a denoiser in chunks of its batch, and only once for rows that are equal."""
+
+import functools
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+# Position tables: their length can be the batch size, or a multiple of it, by chance.
+_NEVER = {"img_ids", "txt_ids", "image_rotary_emb"}
+# One row per frame for some video models, so a multiple of the batch.
+_MULTIPLE = {"encoder_hidden_states", "encoder_hidden_states_image", "image_embeds"}
+
+
+def take_rows(value: Any, rows: torch.Tensor, batch: int, name: str = "") -> Any:
+    """Rows of a denoiser argument that has one per row of the batch; anything else as it is."""
+    if isinstance(value, dict):
+        return {key: take_rows(item, rows, batch, key) for key, item in value.items()}
+    if name in _NEVER or not isinstance(value, torch.Tensor) or value.ndim == 0:
+        return value
+    if len(value) == batch:
+        return value[rows.to(value.device)]
+    if name in _MULTIPLE and len(value) % batch == 0:
+        return value.unflatten(0, (batch, -1))[rows.to(value.device)].flatten(0, 1)
+    return value
+
+
+def _concatenate(outputs: Sequence[Any], back: torch.Tensor) -> Any:
+    """Outputs of all chunks as one of the same type, rows in their order `back`."""
+    first = outputs[0]
+    if isinstance(first, torch.Tensor):
+        return torch.cat(list(outputs))[back.to(first.device)]
+    if isinstance(first, dict):  # model outputs are dictionaries
+        return type(first)(**{key: _concatenate([o[key] for o in outputs], back) for key in first})
+    if isinstance(first, (tuple, list)):
+        return type(first)(_concatenate(parts, back) for parts in zip(*outputs, strict=True))
+    return first
+
+
+@contextmanager
+def in_chunks(
+    modules: Sequence[torch.nn.Module],
+    size: int | None,
+    rows: Callable[[int], torch.Tensor | None] = lambda batch: None,
+) -> Generator[None]:
+    """
+    Within it, the modules see at most `size` rows at once, and equal rows once.
+
+    Args:
+        modules (`Sequence[torch.nn.Module]`): The denoisers; their first argument is the latent batch.
+        size (`int`, *optional*): Rows per call; all by default.
+        rows (`Callable`): For a batch size, for each row the one it is equal to, or None where all differ.
+    """
+    before = [vars(module).get("forward") for module in modules]
+
+    def wrap(forward: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(forward)
+        def chunked(*args: Any, **kwargs: Any) -> Any:
+            batch = len(args[0] if args else kwargs.get("hidden_states", kwargs.get("sample")))
+            same = rows(batch)
+            if same is None and (size is None or batch <= size):
+                return forward(*args, **kwargs)
+            kept, back = torch.unique(torch.arange(batch) if same is None else same, return_inverse=True)
+            outputs = [
+                forward(*(take_rows(a, part, batch) for a in args), **take_rows(kwargs, part, batch))
+                for part in kept.split(size or batch)
+            ]
+            return _concatenate(outputs, back)
+
+        return chunked
+
+    try:
+        for module in modules:
+            module.forward = wrap(module.forward)
+        yield
+    finally:
+        for module, forward in zip(modules, before, strict=True):
+            vars(module).pop("forward", None)
+            if forward is not None:
+                module.forward = forward

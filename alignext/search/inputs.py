@@ -1,0 +1,68 @@
+# Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""The arguments of a stock pipeline call, row by row of its batch."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+
+# Of a call, what the search would have to understand to be right.
+_REFUSED = {
+    "strength": "starts from a picture or video; only generation from noise can be searched",
+    "denoising_end": "stops early; the search needs the whole schedule",
+    "ip_adapter_image": "is not supported in a search",
+    "ip_adapter_image_embeds": "is not supported in a search",
+    "negative_ip_adapter_image": "is not supported in a search",
+    "negative_ip_adapter_image_embeds": "is not supported in a search",
+}
+
+
+def number_of_prompts(call: dict[str, Any]) -> int:
+    """P, from `prompt`, or from the rows of `prompt_embeds` without one."""
+    prompt = call.get("prompt")
+    if isinstance(prompt, str):
+        return 1
+    if isinstance(prompt, (list, tuple)):
+        return len(prompt)
+    if isinstance(call.get("prompt_embeds"), torch.Tensor):
+        return len(call["prompt_embeds"])
+    raise ValueError(f"`prompt` must be a string or a list, or `prompt_embeds` be given, received {prompt!r}.")
+
+
+def take(call: dict[str, Any], rows: Sequence[int]) -> dict[str, Any]:
+    """
+    The call for the prompts `rows` (with repeats), one output each. Texts and tensors with a row per prompt are
+    indexed; single texts are repeated; everything else stays.
+
+    Pipelines have a count argument of their own, but some ignore it, and some do not repeat given embeddings.
+    """
+    P, taken = number_of_prompts(call), dict(call)
+    for name, value in call.items():
+        if "prompt" in name and isinstance(value, str):
+            taken[name] = [value] * len(rows)
+        elif "prompt" in name and isinstance(value, (list, tuple)) and len(value) == P:
+            taken[name] = [value[row] for row in rows]
+        elif ("embeds" in name or "mask" in name) and isinstance(value, torch.Tensor):
+            taken[name] = value[torch.tensor(rows, device=value.device)] if len(value) == P else value
+    for name in ("num_images_per_prompt", "num_videos_per_prompt"):
+        if name in taken:
+            taken[name] = 1
+    return taken
+
+
+def check_call(call: dict[str, Any], lookahead_steps: int) -> None:
+    """
+    Raises:
+        ValueError: For arguments with which a search would go wrong.
+    """
+    for name, reason in _REFUSED.items():
+        if call.get(name) is not None:
+            raise ValueError(f"`{name}` {reason}. Leave it out.")
+    ends = [call.get("control_guidance_start", 0.0), call.get("control_guidance_end", 1.0)]
+    for value, neutral in zip(ends, (0.0, 1.0), strict=True):
+        if lookahead_steps > 1 and any(v != neutral for v in (value if isinstance(value, list) else [value])):
+            raise ValueError(
+                "ControlNet ranges count the evaluations of the lookahead, too: use `lookahead_steps=1`, or leave "
+                "`control_guidance_start` and `control_guidance_end` out."
+            )
