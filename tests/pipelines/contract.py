@@ -10,10 +10,14 @@ from dataclasses import dataclass
 import torch
 from diffusers import (
     DiffusionPipeline,
+    EulerDiscreteScheduler,
+    FluxPipeline,
+    PNDMScheduler,
     StableDiffusionControlNetPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLControlNetPipeline,
     StableDiffusionXLPipeline,
+    UniPCMultistepScheduler,
 )
 from diffusers.callbacks import (
     PipelineCallback,
@@ -22,7 +26,13 @@ from diffusers.callbacks import (
     SDXLControlnetCFGCutoffCallback,
 )
 
-from alignext import RIVALControlNetPipeline, RIVALPipeline, RIVALXLControlNetPipeline, RIVALXLPipeline
+from alignext import (
+    AlignedGenPipeline,
+    RIVALControlNetPipeline,
+    RIVALPipeline,
+    RIVALXLControlNetPipeline,
+    RIVALXLPipeline,
+)
 
 from . import tiny
 
@@ -41,6 +51,11 @@ class Row:
         inputs (`Callable[[], dict]`): What both calls need beside a prompt, such as ControlNet's picture.
         embeds (`tuple[str, ...]`): Call arguments that `encode_prompt` computes, in the order it returns them.
         denoiser (`str`): Component the loop runs.
+        attention (`str`): One of its attention layers that the method changes.
+        attention_kwargs (`str`): Call argument that scales a LoRA.
+        schedulers (`tuple[Callable, ...]`): Make other schedulers of the row's own one.
+        latents (`Callable[[DiffusionPipeline, Tensor], Tensor]`): Latents of `vae.decode` as the loop has them.
+        unpacked (`Callable[[DiffusionPipeline, Tensor], Tensor]`): Of the loop's latents, what `vae.decode` takes.
         cutoff (`type`, *optional*): diffusers' callback that switches guidance off half-way, if it has one that works.
     """
 
@@ -54,6 +69,16 @@ class Row:
     inputs: Callable[[], dict] = dict
     embeds: tuple[str, ...] = ("prompt_embeds", "negative_prompt_embeds")
     denoiser: str = "unet"
+    attention: str = "mid_block.attentions.0.transformer_blocks.0.attn1"
+    attention_kwargs: str = "cross_attention_kwargs"
+    schedulers: tuple[Callable, ...] = (
+        lambda own: EulerDiscreteScheduler.from_config(own.config),
+        lambda own: PNDMScheduler.from_config(own.config),
+    )
+    latents: Callable[[DiffusionPipeline, torch.Tensor], torch.Tensor] = lambda pipe, z: z
+    unpacked: Callable[[DiffusionPipeline, torch.Tensor], torch.Tensor] = lambda pipe, latents: (
+        latents / pipe.vae.config.scaling_factor
+    )
     cutoff: type[PipelineCallback] | None = SDCFGCutoffCallback
 
     def build(self, ours: bool = True) -> DiffusionPipeline:
@@ -85,6 +110,38 @@ def rival_prepared(pipe: DiffusionPipeline, steps: int) -> dict:
 
 def control_picture() -> dict:
     return {"image": torch.rand(1, 3, tiny.SIZE, tiny.SIZE, generator=seeded(6))}
+
+
+def aligned_active(call: dict) -> dict:
+    # A picture as the style, so that a single image is aligned, too.
+    return {"style_image": torch.rand(3, tiny.SIZE, tiny.SIZE, generator=seeded(5)), "style_prompt": "a drawing"}
+
+
+def aligned_neutral(call: dict) -> dict:
+    return aligned_active(call) | {"share_end": 0.0}
+
+
+def aligned_prepared(pipe: DiffusionPipeline, steps: int) -> dict:
+    picture = aligned_active({})
+    reference = pipe.encode_style(picture["style_image"], picture["style_prompt"], **flux_inputs())
+    return dict.fromkeys(picture) | {"style_reference": reference}
+
+
+def flux_inputs() -> dict:
+    return {"height": tiny.SIZE, "width": tiny.SIZE, "max_sequence_length": 16}
+
+
+def flux_packed(pipe: DiffusionPipeline, z: torch.Tensor) -> torch.Tensor:
+    return pipe._pack_latents(z, *z.shape)
+
+
+def flux_unpacked(pipe: DiffusionPipeline, latents: torch.Tensor) -> torch.Tensor:
+    z = pipe._unpack_latents(latents, tiny.SIZE, tiny.SIZE, pipe.vae_scale_factor)
+    return z / pipe.vae.config.scaling_factor + pipe.vae.config.shift_factor
+
+
+def flow_unipc(own) -> UniPCMultistepScheduler:
+    return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
 
 
 XL_EMBEDS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
@@ -132,6 +189,24 @@ ROWS = [
         inputs=control_picture,
         embeds=XL_EMBEDS,
         cutoff=SDXLControlnetCFGCutoffCallback,
+    ),
+    Row(
+        "alignedgen",
+        ours=AlignedGenPipeline,
+        stock=FluxPipeline,
+        components=tiny.flux_components,
+        active=aligned_active,
+        neutral=aligned_neutral,
+        prepared=aligned_prepared,
+        inputs=flux_inputs,
+        embeds=("prompt_embeds", "pooled_prompt_embeds"),
+        denoiser="transformer",
+        attention="single_transformer_blocks.0.attn",
+        attention_kwargs="joint_attention_kwargs",
+        schedulers=(flow_unipc,),
+        latents=flux_packed,
+        unpacked=flux_unpacked,
+        cutoff=None,
     ),
 ]
 
