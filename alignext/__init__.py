@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
+    from alignext.models.guided_decoding import guided_generate
     from alignext.models.objective_heads import AutoModelForCausalLMWithObjectiveHeads
     from alignext.pipelines.alignedgen import (
         AlignedAttention,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from alignext.trainers.diffusion_preference import DiffusionDPOConfig, DiffusionDPOTrainer
     from alignext.trainers.f_dpg import FDPGConfig, FDPGTrainer
     from alignext.trainers.mah_dpo import MAHDPOConfig, MAHDPOTrainer
+    from alignext.trainers.process_reward import ProcessRewardConfig, ProcessRewardTrainer
 
 
 __version__ = "0.1.0.dev0"
@@ -47,6 +49,8 @@ _MODULES = {
     "FDPGTrainer": "alignext.trainers.f_dpg",
     "MAHDPOConfig": "alignext.trainers.mah_dpo",
     "MAHDPOTrainer": "alignext.trainers.mah_dpo",
+    "ProcessRewardConfig": "alignext.trainers.process_reward",
+    "ProcessRewardTrainer": "alignext.trainers.process_reward",
     "RIVALControlNetPipeline": "alignext.pipelines.rival",
     "RIVALInversion": "alignext.pipelines.rival",
     "RIVALPipeline": "alignext.pipelines.rival",
@@ -54,6 +58,7 @@ _MODULES = {
     "RIVALXLPipeline": "alignext.pipelines.rival",
     "StyleReference": "alignext.pipelines.alignedgen",
     "aligned_attention": "alignext.pipelines.alignedgen",
+    "guided_generate": "alignext.models.guided_decoding",
 }
 
 __all__ = [
@@ -69,6 +74,8 @@ __all__ = [
     "FDPGTrainer",
     "MAHDPOConfig",
     "MAHDPOTrainer",
+    "ProcessRewardConfig",
+    "ProcessRewardTrainer",
     "RIVALControlNetPipeline",
     "RIVALInversion",
     "RIVALPipeline",
@@ -77,6 +84,7 @@ __all__ = [
     "StyleReference",
     "__version__",
     "aligned_attention",
+    "guided_generate",
 ]
 
 

@@ -1,6 +1,7 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """What the trainer contract suite runs on: a row per trainer, small data, a way to start it on the mini-LM."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, TrainingArguments, set_seed
 
 import alignext.mini
 
@@ -52,6 +53,16 @@ def unpaired(conversational: bool = False) -> Dataset:
     )
 
 
+def solutions(conversational: bool = False) -> Dataset:
+    """Texts in steps, each with its label: `prompt`, `steps`, `labels`."""
+    return Dataset.from_list(
+        [
+            {"prompt": _user(prompt, conversational), "steps": [chosen, rejected], "labels": [1.0, 0.0]}
+            for prompt, chosen, rejected in STORIES
+        ]
+    )
+
+
 def prompts(conversational: bool = False) -> Dataset:
     """Beginnings to go on from: `prompt`."""
     return Dataset.from_list([{"prompt": _user(p, conversational)} for p, *_ in STORIES])
@@ -83,6 +94,10 @@ class Row:
         arguments (`dict`, *optional*): Constructor arguments beyond model, config, data, tokenizer and adapter.
         samples (`bool`, *optional*, defaults to `False`): Whether it generates: evaluation then draws random numbers.
         ours (`bool`, *optional*, defaults to `False`): Whether the class is alignext's: a few clauses bind only those.
+        auto (*optional*): The stock class that opens what was saved, by default that of causal language models.
+        auto_settings (`dict`, *optional*): What its `from_pretrained` needs to open the mini-LM.
+        task (`str`, *optional*, defaults to `"CAUSAL_LM"`): The task of its adapters.
+        head (`str`, *optional*): The module that is trained whole beside an adapter.
     """
 
     trainer: type[Trainer]
@@ -92,16 +107,25 @@ class Row:
     arguments: dict[str, Any] = field(default_factory=dict)
     samples: bool = False
     ours: bool = False
+    auto: Any = AutoModelForCausalLM
+    auto_settings: dict[str, Any] = field(default_factory=dict)
+    task: str = "CAUSAL_LM"
+    head: str | None = None
 
     def __str__(self) -> str:
         return self.trainer.__name__
+
+    def load(self, folder: Path = MINI_LM) -> PreTrainedModel:
+        """The model in a folder. A head that is not in it is drawn from the seed of every config."""
+        set_seed(42)
+        return self.auto.from_pretrained(folder, **self.auto_settings)
 
     def start(
         self,
         folder: Path,
         *,
         conversational: bool = False,
-        peft_config: object = None,
+        peft_config: Any = None,
         dataset: Dataset | None = None,
         eval_dataset: Dataset | None = None,
         model: object = str(MINI_LM),
@@ -124,6 +148,9 @@ class Row:
             "activation_checkpointing": False,
             "disable_tqdm": True,
         }
+        peft_config = copy.deepcopy(peft_config)  # peft writes into it
+        if peft_config is not None:
+            peft_config.task_type = self.task
         return (trainer or self.trainer)(
             model=model,
             args=self.config(**{**defaults, **self.settings, **settings}),

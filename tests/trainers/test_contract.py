@@ -12,13 +12,20 @@ import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard, constants
 from peft import LoraConfig, PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, Trainer, TrainerCallback
+from transformers import (
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    HfArgumentParser,
+    Trainer,
+    TrainerCallback,
+)
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RLOOConfig, RLOOTrainer
 
 from alignext.trainers.bco import BCOConfig, BCOTrainer
+from alignext.trainers.process_reward import ProcessRewardConfig, ProcessRewardTrainer
 
 from ..fake_hub import fake_hub
-from .contract import MINI_LM, Row, count_vowels, curve, preference, prompts, unpaired, weights
+from .contract import MINI_LM, Row, count_vowels, curve, preference, prompts, solutions, unpaired, weights
 
 
 ROWS = [
@@ -35,6 +42,16 @@ ROWS = [
         samples=True,
     ),
     Row(BCOTrainer, BCOConfig, unpaired, ours=True),
+    Row(
+        ProcessRewardTrainer,
+        ProcessRewardConfig,
+        solutions,
+        ours=True,
+        auto=AutoModelForTokenClassification,
+        auto_settings={"num_labels": 1},
+        task="TOKEN_CLS",
+        head="score",
+    ),
 ]
 OURS = [row for row in ROWS if row.ours]
 LORA = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"])
@@ -96,7 +113,7 @@ def test_trains_every_parameter(row: Row, tmp_path: Path, conversational: bool) 
 @every_row
 def test_the_run_depends_on_the_weights_and_the_seed_alone(row: Row, tmp_path: Path) -> None:
     runs = []
-    for model in (str(MINI_LM), AutoModelForCausalLM.from_pretrained(MINI_LM)):  # a path and an instance
+    for model in (str(MINI_LM), row.load()):  # a path and an instance
         trainer = row.start(tmp_path, model=model, max_steps=2)
         trainer.train()
         runs.append((curve(trainer), weights(trainer.model)))
@@ -112,9 +129,12 @@ def test_lora_trains_the_adapter_and_nothing_else(row: Row, tmp_path: Path) -> N
     trainer.train()
     after = weights(trainer.model)
     moved = {name for name in after if not torch.equal(before[name], after[name])}
-    assert moved == {name for name in after if "lora_" in name}
-    base = weights(AutoModelForCausalLM.from_pretrained(MINI_LM))
-    assert_same(weights(trainer.model.unload()), base)
+    head = f"{row.head}.modules_to_save"
+    assert moved == {name for name in after if "lora_" in name or head in name}
+    left, base = weights(trainer.model.unload()), weights(row.load())
+    if row.head is not None:
+        left, base = ({k: v for k, v in w.items() if row.head not in k} for w in (left, base))
+    assert_same(left, base)
 
 
 @every_row
@@ -182,7 +202,7 @@ def test_stock_classes_open_what_was_saved(row: Row, tmp_path: Path, peft_config
     trainer = row.start(tmp_path, peft_config=peft_config, max_steps=1)
     trainer.train()
     trainer.save_model(tmp_path / "saved")
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "saved" if peft_config is None else MINI_LM)
+    model = row.load(tmp_path / "saved" if peft_config is None else MINI_LM)
     base = logits(model)
     if peft_config is not None:
         model = PeftModel.from_pretrained(model, tmp_path / "saved")

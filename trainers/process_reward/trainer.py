@@ -1,0 +1,299 @@
+# Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""Trains a process reward model in one forward pass per solution."""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from datasets import Dataset, IterableDataset
+from transformers import AutoModelForTokenClassification, AutoTokenizer, set_seed
+from trl import RewardTrainer
+from trl.data_utils import get_dataset_column_names
+from trl.trainer.utils import create_model_from_path, get_config_model_id, global_then_local_main_first, pad
+
+from alignext.functional.process_reward import IGNORED, process_reward_loss
+from alignext.models.process_reward import ProcessReward, encode_steps
+
+from .config import ProcessRewardConfig
+
+
+_EXPECTED = (
+    "expected prompt, steps, labels. Example row: {'prompt': 'What is 2 + 3 * 4?', 'steps': ['3 * 4 = 12.', "
+    "'2 + 12 = 15.'], 'labels': [1.0, 0.0]}; the prompt may be a list of messages, a label without meaning null"
+)
+_CARD = """## Quick start
+
+```python
+from alignext.models.process_reward import ProcessReward
+
+reward = ProcessReward.from_pretrained("{name}")
+print(reward.scores(["What is 2 + 3 * 4?"], [["3 * 4 = 12.", "2 + 12 = 15."]]))  # one score after every step
+```
+
+`alignext.guided_generate(model, tokenizer, prompts, reward)` decodes with it.
+
+"""
+
+
+@dataclass
+class SolutionCollator:
+    """Pads token ids and the labels of their positions to the longest solution."""
+
+    pad_token_id: int
+    pad_to_multiple_of: int | None = None
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        ids = [torch.tensor(example["input_ids"]) for example in examples]
+        labels = [torch.tensor(example["labels"], dtype=torch.float32) for example in examples]
+        columns = ((ids, self.pad_token_id), ([torch.ones_like(row) for row in ids], 0), (labels, IGNORED))
+        padded = [
+            pad(rows, padding_value=filler, padding_side="right", pad_to_multiple_of=self.pad_to_multiple_of)
+            for rows, filler in columns
+        ]
+        return dict(zip(("input_ids", "attention_mask", "labels"), padded, strict=True))
+
+
+class ProcessRewardTrainer(RewardTrainer):
+    """
+    Trainer for process reward models: a token classifier learns from labels of single steps, rather than a sequence
+    classifier from pairs of texts. A separator is put after every step and carries its label, so that one forward pass
+    covers all prefixes of a solution; causality makes each score that of the prefix alone. All else is
+    [`~trl.RewardTrainer`]'s.
+
+    Example:
+
+    ```python
+    >>> from alignext import ProcessRewardTrainer
+
+    >>> trainer = ProcessRewardTrainer(model="Qwen/Qwen2.5-0.5B-Instruct", train_dataset=dataset)
+    >>> trainer.train()
+    >>> reward = trainer.reward()  # for `guided_generate`
+    ```
+
+    What it saves opens with stock [`~transformers.AutoModelForTokenClassification`], and with
+    [`ProcessReward`][alignext.models.process_reward.ProcessReward] as a function that scores texts.
+
+    Args:
+        model (`str` or `PreTrainedModel` or `PeftModel`):
+            A name or folder, of a causal language model for example, or a token classifier with `num_labels=1`.
+        args ([`ProcessRewardConfig`], *optional*):
+            The configuration. If not given: the defaults.
+        data_collator (`DataCollator`, *optional*):
+            Pads `input_ids` and `labels` if not given.
+        train_dataset (`Dataset` or `IterableDataset`):
+            Columns `prompt` (text or conversation), `steps` (a list of texts), `labels` (as many numbers, or null for
+            a step without label).
+        eval_dataset (`Dataset` or `IterableDataset` or `dict`, *optional*):
+            The same, held out by prompt rather than by row.
+        processing_class (`PreTrainedTokenizerBase`, *optional*):
+            The tokenizer. If not given: the model's own.
+        **kwargs:
+            All other arguments of [`~trl.RewardTrainer`], among them `quantization_config` and `peft_config` (with
+            `task_type="TOKEN_CLS"`, so that the head is trained and saved).
+    """
+
+    loss_is_scaled_for_ga = False
+    _tag_names = ["trl", "alignext", "process-reward"]
+    _name = "Process Reward"
+    _paper = {
+        "title": "Simultaneous Multi-objective Alignment Across Verifiable and Non-verifiable Rewards",
+        "id": "2510.01167",
+        "citation": """\
+@article{simultaneous2025alignment,
+    title   = {{Simultaneous Multi-objective Alignment Across Verifiable and Non-verifiable Rewards}},
+    journal = {arXiv preprint arXiv:2510.01167},
+    year    = {2025},
+}""",
+    }
+
+    def __init__(
+        self,
+        model: Any,
+        args: ProcessRewardConfig | None = None,
+        data_collator: Any = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        *more: Any,
+        quantization_config: Any = None,
+        peft_config: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if args is None:
+            name = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = ProcessRewardConfig(f"{name.split('/')[-1]}-Process-Reward")
+        if not isinstance(args, ProcessRewardConfig):
+            raise ValueError(f"`args` is a {type(args).__name__}. Pass a `ProcessRewardConfig`.")
+        if train_dataset is not None:
+            _check_columns(train_dataset)
+        if peft_config is not None and getattr(peft_config, "task_type", None) != "TOKEN_CLS":
+            raise ValueError(
+                f"`peft_config.task_type` is {peft_config.task_type!r}, which leaves the head untrained and unsaved. "
+                "Use 'TOKEN_CLS'."
+            )
+        model_init_kwargs, args.model_init_kwargs = args.model_init_kwargs, None
+        try:
+            if isinstance(model, str):
+                model, processing_class = _load(model, args, model_init_kwargs, quantization_config, processing_class)
+                quantization_config = None
+            model.config.process_reward = {"step_separator": args.step_separator, "loss_type": args.loss_type}
+            super().__init__(
+                model,
+                args,
+                data_collator or SolutionCollator(0, args.pad_to_multiple_of),
+                train_dataset,
+                eval_dataset,
+                processing_class,
+                *more,
+                quantization_config=quantization_config,
+                peft_config=peft_config,
+                **kwargs,
+            )
+        finally:
+            args.model_init_kwargs = model_init_kwargs
+        if isinstance(self.data_collator, SolutionCollator):
+            self.data_collator.pad_token_id = self.processing_class.pad_token_id
+        self.label_names = ["labels"]  # for `compute_metrics`
+
+    def reward(self, batch_size: int | None = None) -> ProcessReward:
+        """
+        The model, as it is now, as a function that scores texts step by step.
+
+        Args:
+            batch_size (`int`, *optional*): Solutions per forward pass; as in evaluation if not given.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        batch_size = batch_size or self.args.per_device_eval_batch_size
+        return ProcessReward(model, self.processing_class, batch_size=batch_size)
+
+    # Data
+
+    def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
+        if "input_ids" in _check_columns(dataset):
+            return dataset
+        settings: dict[str, Any] = {"remove_columns": get_dataset_column_names(dataset)}
+        if isinstance(dataset, Dataset):
+            settings |= {"num_proc": args.dataset_num_proc, "desc": f"Tokenizing {dataset_name} dataset"}
+        fn_kwargs = {"tokenizer": processing_class, "args": args}
+        with global_then_local_main_first():
+            tokenized = dataset.map(_tokenize, fn_kwargs=fn_kwargs, **settings)
+            # Solutions that hold no label within `max_length` are empty here.
+            tokenized = tokenized.filter(lambda row: len(row["input_ids"]) > 0)
+        if isinstance(tokenized, Dataset) and len(tokenized) == 0:
+            raise ValueError(
+                f"No solution of the {dataset_name} data has a label within `max_length`={args.max_length} tokens. "
+                "Raise it, or shorten the prompts."
+            )
+        return tokenized
+
+    def _set_signature_columns_if_needed(self) -> None:
+        if self._signature_columns is None:
+            self._signature_columns = ["input_ids", "labels"]
+
+    # Loss
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        mode = "train" if self.model.training else "eval"
+        labels = inputs["labels"]
+        outputs = model(**{name: value for name, value in inputs.items() if name != "labels"}, use_cache=False)
+        logits = outputs.logits[..., 0]
+        loss = process_reward_loss(logits, labels, loss_type=self.args.loss_type).mean()
+        self._note(mode, logits.detach().float(), labels, inputs["attention_mask"])
+        return (loss, outputs) if return_outputs else loss
+
+    def _note(self, mode: str, logits: torch.Tensor, labels: torch.Tensor, attention_mask: torch.Tensor) -> None:
+        """Add to the metrics, with one reduction over all processes for all of them."""
+        labelled = labels != IGNORED
+        scores = logits.sigmoid() if self.args.loss_type == "bce" else logits
+        right = (scores > 0.5) == (labels > 0.5)
+        sums = [(value * labelled).sum() for value in (torch.ones_like(scores), scores, labels, right)]
+        totals = torch.stack([total.float() for total in [*sums, attention_mask.sum()]])
+        count, score, label, right, tokens = self.accelerator.reduce(totals, "sum").tolist()
+        metrics = {"mean_score": score / count, "mean_label": label / count}
+        if self.args.loss_type == "bce":
+            metrics["accuracy"] = right / count
+        for name, value in metrics.items():
+            self._metrics[mode][name].append(value)
+        if mode == "train":
+            self._total_train_tokens += int(tokens) // self._tp_size
+        self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+
+    # Saving
+
+    def _save(self, output_dir=None, state_dict=None):
+        super()._save(output_dir, state_dict)
+        if is_peft_model(self.accelerator.unwrap_model(self.model)):
+            # An adapter has no config of its own, and what a separator is would be lost.
+            self.model.config.save_pretrained(output_dir or self.args.output_dir)
+
+    def create_model_card(self, model_name=None, dataset_name=None, tags=None):
+        super().create_model_card(model_name, dataset_name, tags)
+        if self.is_world_process_zero():
+            path = Path(self.args.output_dir) / "README.md"
+            card = path.read_text(encoding="utf-8")
+            start = _CARD.format(name=self.hub_model_id or model_name or self.args.output_dir)
+            # TRL's is for models that give a text one score.
+            card = re.sub(r"## Quick start\n.*?(?=## Training procedure)", lambda _: start, card, flags=re.S)
+            path.write_text(card, encoding="utf-8")
+
+
+def _load(
+    name: str, args: ProcessRewardConfig, init: Any, quantization_config: Any, tokenizer: Any
+) -> tuple[Any, Any]:
+    """The token classifier and tokenizer of a name, the new head drawn from the seed."""
+    init = dict(init or {})
+    if quantization_config is not None:
+        init["quantization_config"] = quantization_config
+    if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
+        init["device_map"] = None
+    init.setdefault("trust_remote_code", args.trust_remote_code)
+    set_seed(args.seed)
+    model = create_model_from_path(name, AutoModelForTokenClassification, num_labels=1, **init)
+    if tokenizer is None:
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, revision=init.get("revision"), trust_remote_code=args.trust_remote_code
+        )
+    return model, tokenizer
+
+
+def _check_columns(dataset: Dataset | IterableDataset) -> list[str]:
+    """The columns, if they are those of solutions, tokenized or not."""
+    columns = get_dataset_column_names(dataset)
+    if not ({"prompt", "steps", "labels"} <= set(columns) or {"input_ids", "labels"} <= set(columns)):
+        raise ValueError(f"The dataset does not have the right columns: found {columns}, {_EXPECTED}.")
+    return columns
+
+
+def _tokenize(row: dict[str, Any], tokenizer: Any, args: ProcessRewardConfig) -> dict[str, list]:
+    """Token ids and the label of every position, cut behind the last label that fits."""
+    labels = _checked_labels(row, args.loss_type)
+    ids, ends = encode_steps(tokenizer, row["prompt"], row["steps"], args.step_separator)
+    limit = math.inf if args.max_length is None else args.max_length
+    labelled = {end: y for end, y in zip(ends, labels, strict=True) if y is not None and end < limit}
+    length = max(labelled, default=-1) + 1
+    return {"input_ids": ids[:length], "labels": [labelled.get(i, IGNORED) for i in range(length)]}
+
+
+def _checked_labels(row: dict[str, Any], loss_type: str) -> list[float | None]:
+    labels, steps = row["labels"], row["steps"]
+    where = f"The row of prompt {str(row['prompt'])[:80]!r}"
+    if not steps or len(steps) != len(labels):
+        raise ValueError(
+            f"{where} has {len(steps or [])} `steps` and {len(labels or [])} `labels`. It needs one label (or null) "
+            "per step, and at least one step."
+        )
+    for label in labels:
+        if label is None:
+            continue
+        if not math.isfinite(label) or label == IGNORED:
+            raise ValueError(f"{where} has the label {label}. Labels are finite numbers; null where there is none.")
+        if loss_type == "bce" and not 0 <= label <= 1:
+            raise ValueError(
+                f"{where} has the label {label}, but with `loss_type='bce'` labels are probabilities in [0, 1]. Use "
+                "`loss_type='mse'` for values."
+            )
+    return labels
