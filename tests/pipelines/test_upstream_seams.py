@@ -9,12 +9,22 @@ import inspect
 
 import pytest
 import torch
-from diffusers import DDIMInverseScheduler, DDIMScheduler, StableDiffusionPipeline
+from diffusers import (
+    DDIMInverseScheduler,
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    StableDiffusionPipeline,
+)
 from diffusers.models.attention_processor import Attention
 from diffusers.utils.torch_utils import randn_tensor
 
-from ..seams import parameters, resolve
+from alignext import aligned_attention
 
+from ..seams import parameters, resolve
+from . import tiny
+
+
+FLUX = "diffusers.models.transformers.transformer_flux"
 
 # Name -> all its parameters: what replaces it has to take exactly these.
 REPLACED = {
@@ -23,6 +33,12 @@ REPLACED = {
     ),
     "diffusers.DDIMScheduler.step": (
         "model_output timestep sample eta use_clipped_model_output generator variance_noise return_dict"
+    ),
+    f"{FLUX}.FluxAttnProcessor.__call__": ("attn hidden_states encoder_hidden_states attention_mask image_rotary_emb"),
+    "diffusers.FluxTransformer2DModel.forward": (
+        "hidden_states encoder_hidden_states pooled_projections timestep img_ids txt_ids guidance "
+        "joint_attention_kwargs controlnet_block_samples controlnet_single_block_samples return_dict "
+        "controlnet_blocks_repeat"
     ),
 }
 
@@ -73,6 +89,20 @@ CALLED = {
         "encoder_output generator sample_mode"
     ),
     "diffusers.utils.torch_utils.randn_tensor": "shape generator device dtype",
+    "diffusers.FluxPipeline.__call__": (
+        "prompt height width num_inference_steps num_images_per_prompt latents prompt_embeds pooled_prompt_embeds "
+        "negative_prompt_embeds negative_pooled_prompt_embeds true_cfg_scale output_type return_dict "
+        "max_sequence_length joint_attention_kwargs callback_on_step_end"
+    ),
+    "diffusers.FluxPipeline.prepare_latents": (
+        "batch_size num_channels_latents height width dtype device generator latents"
+    ),
+    "diffusers.FluxPipeline.encode_prompt": ("prompt prompt_2 prompt_embeds pooled_prompt_embeds max_sequence_length"),
+    "diffusers.FluxPipeline._pack_latents": "latents batch_size num_channels_latents height width",
+    f"{FLUX}._get_qkv_projections": "attn hidden_states encoder_hidden_states",
+    f"{FLUX}.FluxPosEmbed.forward": "ids",
+    "diffusers.models.attention_dispatch.dispatch_attention_fn": "query key value backend",
+    "diffusers.models.embeddings.apply_rotary_emb": "x freqs_cis sequence_dim",
 }
 
 PRESENT = [
@@ -81,6 +111,11 @@ PRESENT = [
     "diffusers.StableDiffusionPipeline.do_classifier_free_guidance",
     "diffusers.StableDiffusionXLPipeline._execution_device",
     "diffusers.StableDiffusionXLPipeline.do_classifier_free_guidance",
+    "diffusers.FluxTransformer2DModel.attn_processors",
+    "diffusers.FluxTransformer2DModel.is_cache_enabled",
+    f"{FLUX}.FluxIPAdapterAttnProcessor",
+    "diffusers.FlowMatchEulerDiscreteScheduler.step_index",
+    "diffusers.FlowMatchEulerDiscreteScheduler.begin_index",
 ]
 
 SCHEDULER = {
@@ -138,6 +173,44 @@ def test_attention_passes_on_only_what_the_processor_names() -> None:
     hidden = torch.zeros(1, 3, 8)
     attention(hidden, extra=5)
     assert seen == {"extra": 5, "encoder_hidden_states": None}
+
+
+@pytest.mark.parametrize("double", [True, False])
+@pytest.mark.parametrize("fused", [True, False])
+def test_our_copy_of_the_flux_processor_is_the_installed_one(double: bool, fused: bool) -> None:
+    # what an anchor without targets computes is the stock result, from our copy of the processor's lines
+    model, ids = tiny.flux_transformer(), torch.tensor([[0.0, i, j] for i in range(2) for j in range(3)])
+    if fused:
+        model.fuse_qkv_projections()
+    call = {
+        "hidden_states": torch.randn(1, 6, 16),
+        "encoder_hidden_states": torch.randn(1, 4, tiny.TEXT_DIM),
+        "pooled_projections": torch.randn(1, tiny.TEXT_DIM),
+        "timestep": torch.tensor([0.5]),
+        "guidance": torch.tensor([3.5]),
+        "img_ids": ids,
+        "txt_ids": torch.zeros(4, 3),
+    }
+    expected, used = model(**call).sample, []
+    with aligned_attention(model, share_blocks="double" if double else "single") as sharing:
+        original = sharing.attention
+        sharing.attention = lambda *args, **kwargs: used.append(1) or original(*args, **kwargs)
+        assert torch.equal(model(**call).sample, expected)
+    assert len(used) == (2 if double else 3)
+
+
+def test_flow_scheduler_numbers_its_steps_and_makes_new_timesteps_for_each_loop() -> None:
+    # what tells a step's first call from its second is the scheduler's index, None before the first step
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(3)
+    first = scheduler.timesteps
+    assert scheduler.step_index is None and scheduler.begin_index is None
+    for i, t in enumerate(scheduler.timesteps):
+        scheduler.step(torch.zeros(1, 2), t, torch.zeros(1, 2))
+        assert scheduler.step_index == i + 1
+    scheduler.set_timesteps(3)
+    assert scheduler.timesteps is not first and scheduler.step_index is None
+    torch.testing.assert_close(scheduler.timesteps / 1000, scheduler.sigmas[:3])
 
 
 def test_loop_finds_eta_behind_a_wrapped_step() -> None:
