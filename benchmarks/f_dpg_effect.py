@@ -60,7 +60,7 @@ def joy(completions: list[str], **kwargs: object) -> list[float]:
 
 TARGETS = {
     "binary": ([rabbit], {"target": "binary"}),
-    "distributional": ([boy, dog], {"target": "distributional", "target_moments": [0.5, 0.5], "moment_samples": 2048}),
+    "distributional": ([boy, dog], {"target": "distributional", "target_moments": [0.5, 0.5], "moment_samples": 1440}),
     "exponential": ([joy], {"target": "exponential", "beta": 0.5}),
 }
 DIVERGENCES = ("forward_kl", "reverse_kl", "js", "tv")
@@ -74,9 +74,9 @@ class Sampler(FDPGTrainer):
     @torch.no_grad()
     def draw(self, number: int) -> tuple[list[str], torch.Tensor, torch.Tensor, torch.Tensor]:
         texts, parts = [], []
-        for _ in range(math.ceil(number / 128)):
+        for _ in range(math.ceil(number / SAMPLES)):
             with self._unnoticed(training=False):
-                samples = self._sample([{"prompt": PROMPT}] * 128)[1]
+                samples = self._sample([{"prompt": PROMPT}] * SAMPLES)[1]
             texts += samples.completions
             parts.append(torch.cat([samples.log_q[:, None], samples.log_ref[:, None], samples.rewards], 1))
         values = torch.cat(parts)
@@ -93,7 +93,7 @@ def make(target: str, divergence: str, seed: int, steps: int, learning_rate: flo
         max_steps=steps,
         per_device_train_batch_size=SAMPLES,
         num_generations=SAMPLES,
-        per_device_eval_batch_size=128,
+        per_device_eval_batch_size=SAMPLES,
         max_completion_length=TOKENS,
         learning_rate=learning_rate,
         warmup_steps=4,

@@ -91,6 +91,8 @@ class FDPGConfig(RLOOConfig):
             the model's own law. All estimates are then wrong by an unknown amount.
         num_generations (`int`, *optional*, defaults to `16`):
             Samples of each prompt, instead of 2 as for RLOO. For a single prompt take the whole batch.
+        per_device_train_batch_size (`int`, *optional*, defaults to `16`):
+            Instead of 8, so that it holds the samples of a prompt.
         max_completion_length (`int`, *optional*, defaults to `128`):
             Tokens of a completion, instead of 512. The target is over completions up to this length, cut ones included.
         learning_rate (`float`, *optional*, defaults to `1.41e-5`):
@@ -173,6 +175,7 @@ class FDPGConfig(RLOOConfig):
     num_generations: int | None = field(
         default=16, metadata={"help": "Samples of each prompt; for a single prompt take the whole batch."}
     )
+    per_device_train_batch_size: int = field(default=16, metadata={"help": "Batch size per device for training."})
     max_completion_length: int | None = field(default=128, metadata={"help": "Tokens of a completion."})
     learning_rate: float = field(default=1.41e-5, metadata={"help": "The initial learning rate for AdamW."})
     lr_scheduler_type: str = field(

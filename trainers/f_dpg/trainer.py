@@ -171,6 +171,7 @@ class FDPGTrainer(RLOOTrainer):
         self.proposal_model: Any = None
         if args.proposal == "adaptive":
             self._add_proposal()
+        _without_dropout(self.model)
         self._scored: list | None = None
         self._rewards: torch.Tensor | None = None
         self._completions: list = []
@@ -181,7 +182,7 @@ class FDPGTrainer(RLOOTrainer):
         model = copy.deepcopy(self.accelerator.unwrap_model(self.model))
         vars(model).pop("forward", None)  # the fused head of the original would call the original
         model.requires_grad_(False).eval()
-        disable_dropout_in_model(model)
+        _without_dropout(model)
         add_fused_lm_head(model, temperature=self.temperature)
         if self.is_deepspeed_enabled:
             return prepare_deepspeed(model, self.accelerator)
@@ -336,13 +337,13 @@ class FDPGTrainer(RLOOTrainer):
         finally:
             self._scored = None
         mask = out["completion_mask"]
-        log_pi = log_q = out["old_logps"]
+        out["old_logps"], out["ref_logps"] = _sum(per_token_q, mask), _sum(per_token_ref, mask)
+        log_pi = out["old_logps"]
         if self.args.proposal == "adaptive":
             with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
                 per_token, *_ = super()._get_per_token_logps_and_entropies(self.model, *args, **kwargs)
-            log_pi = (per_token * mask).sum(1)
-        out["ref_logps"] = (per_token_ref * mask).sum(1)
-        logps = gather(torch.stack([log_q, out["ref_logps"], log_pi], 1)).cpu().double()
+            log_pi = _sum(per_token, mask)
+        logps = gather(torch.stack([out["old_logps"], out["ref_logps"], log_pi], 1)).cpu().double()
         assert self._rewards is not None
         fixed = self.args.z_estimator == "fixed"
         keys = ["" if self.args.z_scope == "global" else context_key(row) for row in inputs]
@@ -380,11 +381,9 @@ class FDPGTrainer(RLOOTrainer):
         self._warn(samples, log_p, inclusive)
         size = len(inputs)
         local = slice(self.accelerator.process_index * size, (self.accelerator.process_index + 1) * size)
-        device = self.accelerator.device
-        wide = torch.float32 if device.type == "mps" else torch.float64
         for name, value in (("log_score", score), ("log_z", log_z), ("baseline", baseline)):
-            out[name] = value[local].to(device, wide)
-        out["advantages"] = advantages[local].to(device, torch.float32)
+            out[name] = value[local].to(out["ref_logps"])
+        out["advantages"] = advantages[local].to(out["advantages"])
         logged = self._logs["advantages"]
         for _ in range(min(len(advantages), len(logged))):
             logged.pop()
@@ -440,7 +439,6 @@ class FDPGTrainer(RLOOTrainer):
         self.model.add_adapter(_PROPOSAL, self.model.peft_config["default"])
         self._copy_adapter()
         self.model.set_adapter("default")
-        disable_dropout_in_model(self.model)
 
     @torch.no_grad()
     def _copy_adapter(self) -> None:
@@ -496,15 +494,15 @@ class FDPGTrainer(RLOOTrainer):
             compute_aux_loss=self.aux_loss_enabled,
             **{name: inputs[name] for name in _OF_PICTURES if name in inputs},
         )
-        log_pi, log_q = (per_token * mask).sum(1), inputs["old_logps"]
+        log_pi, log_q = _sum(per_token, mask), inputs["old_logps"]
         log_z, score = inputs["log_z"], inputs["log_score"]
         known = log_z.isfinite() & ~score.isnan()
-        log_t = log_pi.detach().to(score) - (inputs["ref_logps"] + score) + log_z
+        log_t = log_pi.detach() - (inputs["ref_logps"] + score) + log_z
         pseudo = -self.f_prime(torch.where(known, log_t, 0.0))
         if self.args.pseudo_reward_clip is not None:
             pseudo = pseudo.clamp(-self.args.pseudo_reward_clip, self.args.pseudo_reward_clip)
         advantages = torch.where(known, pseudo - inputs["baseline"], 0.0)
-        loss = f_dpg_loss(log_pi, advantages, log_q, ratio_clip=self.args.importance_ratio_clip).mean()
+        loss = f_dpg_loss(log_pi, advantages, log_q, ratio_clip=self.args.importance_ratio_clip).mean().float()
 
         mode = "train" if self.model.training else "eval"
         metrics = self._metrics[mode]
@@ -533,7 +531,7 @@ class FDPGTrainer(RLOOTrainer):
         noted: dict[str, float | torch.Tensor] = {
             "z/ess": torch.stack([effective_sample_size(log_w[rows]) for rows in contexts.values()]).mean(),
             "in_support_fraction": (log_p[scored] > -math.inf).double().mean(),
-            "advantage/std": advantages.std(),
+            "advantage/std": advantages.std(correction=0),
         }
         if len(z):
             noted |= {"z/mean": z.exp().mean(), "z/zero_fraction": (z == -math.inf).double().mean()}
@@ -692,6 +690,21 @@ class FDPGTrainer(RLOOTrainer):
                     yield {"completion": completions[i], "log_weight": log_w[i].item(), "draws": draws}
                 if draws == max_draws or accepted == num_samples:
                     return
+
+
+def _without_dropout(model: torch.nn.Module) -> None:
+    """Also where a module keeps its rate as a number, as attention does."""
+    disable_dropout_in_model(model)
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def _sum(per_token: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities of sequences, in float64 where there is such: small differences of large sums matter."""
+    wide = torch.float32 if per_token.device.type == "mps" else torch.float64
+    return (per_token.to(wide) * mask).sum(1)
 
 
 def _check(model: Any, number: int, args: FDPGConfig, dataset: Dataset | IterableDataset | None) -> None:
