@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
+from peft import AutoPeftModelForTokenClassification
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForTokenClassification, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils.peft_utils import find_adapter_config_file
 
 
 Prompt = str | list[dict[str, Any]]
@@ -131,11 +133,11 @@ class ProcessReward:
             **kwargs: For the model's own `from_pretrained`, such as `device_map` and `dtype`.
         """
         loader: Any = AutoModelForTokenClassification
-        if (Path(name_or_path) / "adapter_config.json").is_file():
-            from peft import AutoPeftModelForTokenClassification
-
+        trained = getattr(AutoConfig.from_pretrained(name_or_path), "process_reward", None)
+        if find_adapter_config_file(name_or_path) is not None:
             loader, kwargs = AutoPeftModelForTokenClassification, {"num_labels": 1, **kwargs}
         model = loader.from_pretrained(name_or_path, **kwargs)
+        model.config.process_reward = trained  # an adapter's base model does not know it
         return cls(model, AutoTokenizer.from_pretrained(name_or_path), batch_size=batch_size)
 
     def scores(self, prompts: Sequence[Prompt], steps: Sequence[Sequence[str]]) -> list[torch.Tensor]:

@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, TrainerState
-from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RLOOConfig, RLOOTrainer
+from trl import (
+    DPOConfig,
+    DPOTrainer,
+    KTOConfig,
+    KTOTrainer,
+    RewardConfig,
+    RewardTrainer,
+    RLOOConfig,
+    RLOOTrainer,
+)
 from trl.trainer.utils import add_fused_lm_head
 
 from ..seams import parameters, resolve
@@ -54,6 +63,15 @@ OVERRIDDEN = {
     "trl.trainer.dpo_trainer.DataCollatorForPreference.torch_call": "examples",
     "transformers.PreTrainedModel._init_weights": "module",
     "transformers.PreTrainedModel.resize_token_embeddings": "new_num_tokens pad_to_multiple_of mean_resizing",
+    # Process rewards
+    "trl.RewardTrainer.__init__": (
+        "model args data_collator train_dataset eval_dataset processing_class compute_metrics callbacks optimizers "
+        "optimizer_cls_and_kwargs preprocess_logits_for_metrics quantization_config peft_config"
+    ),
+    "trl.RewardTrainer._prepare_dataset": "dataset processing_class args dataset_name",
+    "trl.RewardTrainer._set_signature_columns_if_needed": "",
+    "trl.RewardTrainer.compute_loss": "model inputs return_outputs num_items_in_batch",
+    "trl.RewardTrainer.create_model_card": "model_name dataset_name tags",
     # Inversion-DPO, Diffusion-DPO, SmPO
     "transformers.Trainer._set_signature_columns_if_needed": "",
     "transformers.Trainer.compute_loss": "model inputs return_outputs num_items_in_batch",
@@ -113,6 +131,15 @@ CALLED = {
     "transformers.DynamicCache.batch_repeat_interleave": "repeats",
     "transformers.DynamicCache.batch_select_indices": "indices",
     "transformers.DynamicCache.crop": "tokens_to_remove",
+    # Process rewards and guided decoding
+    "trl.data_utils.get_dataset_column_names": "dataset",
+    "trl.trainer.utils.get_config_model_id": "config",
+    "trl.trainer.utils.global_then_local_main_first": "",
+    "trl.trainer.utils.pad": "tensors padding_value padding_side pad_to_multiple_of",
+    "transformers.cache_utils.Cache.reorder_cache": "beam_idx",
+    "transformers.cache_utils.Cache.update": "key_states value_states layer_idx",
+    "transformers.cache_utils.DynamicLayer": "",
+    "transformers.utils.peft_utils.find_adapter_config_file": "model_id",
     # Inversion-DPO, Diffusion-DPO, SmPO
     "diffusers.training_utils.cast_training_params": "model dtype",
     "diffusers.StableDiffusionPipeline.save_lora_weights": "unet_lora_layers unet_lora_adapter_metadata",
@@ -162,6 +189,7 @@ PRESENT = [
 
 KTO = Row(KTOTrainer, KTOConfig, unpaired, {"loss_type": "apo_zero_unpaired"})
 DPO = Row(DPOTrainer, DPOConfig, preference)
+REWARD = Row(RewardTrainer, RewardConfig, preference)
 RLOO = Row(
     RLOOTrainer,
     RLOOConfig,
@@ -202,6 +230,7 @@ ATTRIBUTES = {
         "beta ref_model temperature num_generations num_generations_eval num_iterations reward_funcs _metrics _logs "
         "_step _buffered_inputs"
     ),
+    REWARD: "_metrics _total_train_tokens _tp_size label_names data_collator hub_model_id",
 }
 
 
