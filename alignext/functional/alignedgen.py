@@ -75,8 +75,8 @@ def shifted_ids(ids: torch.Tensor, shift: tuple[float, ...]) -> torch.Tensor:
 
 
 def grid_size(ids: torch.Tensor) -> tuple[int, int]:
-    """`(h, w)` of the smallest grid that holds all positions: the last two columns of `ids`, an `(N, axes)` tensor."""
-    spread = ids[:, -2:].float().aminmax(dim=0)
+    """`(h, w)` of the smallest grid that holds all positions: axes 1 and 2 of `ids`, an `(N, axes)` tensor."""
+    spread = ids[:, 1:3].float().aminmax(dim=0)
     h, w = (spread.max - spread.min + 1).tolist()
     return int(h), int(w)
 

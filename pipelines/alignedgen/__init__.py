@@ -1,9 +1,10 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """AlignedGen: a set of images in one style."""
 
+from alignext.pipelines.alignedgen.attention import AlignedAttention
 from alignext.pipelines.alignedgen.mixin import AlignedGenPipelineOutput
 from alignext.pipelines.alignedgen.pipeline import AlignedGenPipeline
-from alignext.pipelines.alignedgen.sharing import AlignedAttention, aligned_attention
+from alignext.pipelines.alignedgen.sharing import aligned_attention
 from alignext.pipelines.alignedgen.style import StyleReference
 
 

@@ -6,22 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from diffusers.models.transformers.transformer_flux import (
-    FluxAttnProcessor,
-    FluxIPAdapterAttnProcessor,
-    FluxTransformer2DModel,
-)
 
 from alignext.functional.alignedgen import sigma_squared
 from alignext.pipelines.alignedgen.style import StyleReference
-
-
-REFUSED = {
-    "SD3Transformer2DModel": "it has no rotary positions: they are added to the patches once, so the anchor's keys "
-    "cannot be moved beside the targets",
-    "Flux2Transformer2DModel": "its layers have other processors than FLUX.1's",
-    "QwenImageTransformer2DModel": "its layers have other processors than FLUX.1's",
-}
 
 
 @dataclass(frozen=True)
@@ -100,13 +87,14 @@ class Settings:
                 raise ValueError(f"`shift` must have {axes} numbers, one per position axis, received {self.shift}.")
             return tuple(self.shift)
         h, w = grid
-        return (0.0,) * (axes - 2) + {"width": (0, w), "height": (h, 0), "none": (0, 0)}[self.shift]
+        row, column = {"width": (0, w), "height": (h, 0), "none": (0, 0)}[self.shift]
+        return (0, row, column, *(0,) * (axes - 3))
 
 
-def layer_range(transformer: torch.nn.Module, blocks: str | tuple[int, int]) -> range:
+def layer_range(transformer, blocks: str | tuple[int, int]) -> range:
     """Global indices of the layers that share; double-stream layers come first."""
     double = len(transformer.transformer_blocks)
-    total = double + len(transformer.single_transformer_blocks)
+    total = double + len(getattr(transformer, "single_transformer_blocks", ()))
     if isinstance(blocks, str):
         named = {"single": (double, total), "double": (0, double), "all": (0, total)}
         if blocks not in named:
@@ -125,26 +113,22 @@ def layer_range(transformer: torch.nn.Module, blocks: str | tuple[int, int]) -> 
     return range(lo, hi)
 
 
-def check_transformer(transformer: torch.nn.Module, settings: Settings, reference: StyleReference | None) -> None:
-    """Refuse a model that sharing cannot be put on."""
-    name = type(transformer).__name__
-    if not isinstance(transformer, FluxTransformer2DModel):
-        if name in REFUSED:
-            raise NotImplementedError(f"AlignedGen does not support `{name}`: {REFUSED[name]}.")
-        raise ValueError(f"`transformer` must be a `FluxTransformer2DModel`, received `{name}`.")
-    processors = transformer.attn_processors.values()
-    if any(isinstance(p, FluxIPAdapterAttnProcessor) for p in processors):
+def check_transformer(transformer, processors: dict, settings: Settings, reference: StyleReference | None) -> None:
+    """Refuse a model in a state that sharing cannot be put on."""
+    installed = transformer.attn_processors.values()
+    foreign = sorted({type(p).__name__ for p in installed if type(p) not in processors})
+    if any("IPAdapter" in name for name in foreign):
         raise ValueError(
-            "The transformer has an IP-Adapter (`FluxIPAdapterAttnProcessor`), which sharing does not go with. Call "
+            f"The transformer has an IP-Adapter (`{foreign[0]}`), which sharing does not go with. Call "
             "`unload_ip_adapter()`; `style_image` takes its place."
         )
-    foreign = {type(p).__name__ for p in processors if type(p) is not FluxAttnProcessor}
     if foreign:
+        stock = sorted(p.__name__ for p in processors)
         raise ValueError(
-            f"The transformer has processors {sorted(foreign)}, which sharing would replace. Use it with the stock "
-            "`FluxAttnProcessor`, and one `aligned_attention` block at a time."
+            f"The transformer has processors {foreign}, which sharing would replace. Use it with the stock {stock}, "
+            "and one `aligned_attention` block at a time."
         )
-    if any(p._parallel_config is not None for p in processors):
+    if any(p._parallel_config is not None for p in installed):
         raise ValueError(
             "The transformer is split over devices by context parallelism (`_parallel_config` is set), but sharing "
             "needs all tokens of a layer. Switch it off."
@@ -158,7 +142,7 @@ def check_transformer(transformer: torch.nn.Module, settings: Settings, referenc
         )
 
 
-def check_reference(transformer: torch.nn.Module, reference: StyleReference) -> None:
+def check_reference(transformer, reference: StyleReference) -> None:
     """Refuse a style of another model."""
     config = transformer.config
     if reference.num_channels != config.in_channels:
@@ -166,16 +150,17 @@ def check_reference(transformer: torch.nn.Module, reference: StyleReference) -> 
             f"`style_reference` has {reference.num_channels} channels, the transformer takes {config.in_channels}. "
             "Make it with this model."
         )
-    texts = {
+    widths = {
         "prompt_embeds": config.joint_attention_dim,
-        "pooled_prompt_embeds": config.pooled_projection_dim,
+        "pooled_prompt_embeds": config.get("pooled_projection_dim"),  # FLUX.1 only
     }
-    for name, wanted in texts.items():
+    for name, wanted in widths.items():
         text = getattr(reference, name)
-        if text is None or text.shape[-1] != wanted:
-            found = "is missing" if text is None else f"has {text.shape[-1]} channels"
+        found = None if text is None else text.shape[-1]
+        if found != wanted:
             raise ValueError(
-                f"`style_reference.{name}` {found}, the transformer takes {wanted} channels. Make it with this model."
+                f"`style_reference.{name}` has {found} channels, the transformer takes {wanted}. Make it with this "
+                "model."
             )
 
 

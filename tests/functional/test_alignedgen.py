@@ -175,7 +175,7 @@ class TestPositions:
     def test_grid_of_positions(self, h, w):
         assert grid_size(ids(h, w)) == (h, w)
         assert grid_size(shifted_ids(ids(h, w), (0, 7, 9))) == (h, w)
-        four = torch.cat([torch.zeros(h * w, 1), ids(h, w)], 1)
+        four = torch.cat([ids(h, w), torch.zeros(h * w, 1)], 1)
         assert grid_size(four) == (h, w)
 
     def test_half_precision_positions_stay_apart(self):

@@ -11,7 +11,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from peft import LoraConfig
 
 from alignext import StyleReference, aligned_attention
-from alignext.pipelines.alignedgen import sharing as module
+from alignext.pipelines.alignedgen import attention as module
 from alignext.pipelines.alignedgen.checks import Settings
 from tests.pipelines import tiny
 from tests.pipelines.alignedgen import slow
