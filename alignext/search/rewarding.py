@@ -16,8 +16,10 @@ logger = logging.get_logger(__name__)
 
 
 def call(function: Callable[..., Any], *args: Any, **optional: Any) -> Any:
-    """Call with those of the optional keyword arguments that the function takes."""
+    """Call with those of the optional keyword arguments that the function takes and `args` do not fill already."""
     parameters = inspect.signature(function).parameters
+    filled = [name for name, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD][: len(args)]
+    optional = {name: value for name, value in optional.items() if name not in filled}
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         optional = {name: value for name, value in optional.items() if name in parameters}
     return function(*args, **optional)

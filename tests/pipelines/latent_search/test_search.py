@@ -1,0 +1,437 @@
+# Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""Latent search inside the stock loops, on tiny random models: every pipeline it is promised for."""
+
+import functools
+
+import pytest
+import torch
+from diffusers import FirstBlockCacheConfig, FlowMatchEulerDiscreteScheduler
+
+from alignext.pipelines.latent_search import LatentSearch
+from alignext.search import SearchConfig, decode
+
+from .tiny_models import BUILDERS, build
+
+
+pytestmark = [
+    # Configurations of some stock classes are read the old way inside diffusers, and one pipeline is old itself.
+    pytest.mark.filterwarnings("ignore::FutureWarning:diffusers"),
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+]
+
+NAMES = pytest.mark.parametrize("name", BUILDERS)
+VIDEO = [name for name in BUILDERS if name not in ("sd", "sdxl", "sd3", "flux")]
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def contrast(images, prompts):
+    """Something that differs between candidates."""
+    return images.flatten(1).float().std(1) + images.flatten(1).float().mean(1)
+
+
+def configured(**settings):
+    return SearchConfig(**{"num_beams": 2, "num_candidates": 2, "lookahead_steps": 2} | settings)
+
+
+def run(pipe, call, config=None, reward=contrast, prompt="a fox", **kwargs):
+    arguments = {"num_inference_steps": 3, "output_type": "pt", "generator": seeded()} | call | kwargs
+    return LatentSearch(pipe, reward, config or configured())(prompt, **arguments)
+
+
+def denoisers(pipe):
+    return [getattr(pipe, n) for n in ("unet", "transformer", "transformer_2") if getattr(pipe, n, None) is not None]
+
+
+class Rows:
+    """Counts the rows that the denoisers compute; a module's own hooks would see those that are asked for."""
+
+    def __init__(self, pipe):
+        self.total, self.largest = 0, 0
+        for module in denoisers(pipe):
+            module.forward = self.counted(module.forward)
+
+    def counted(self, forward):
+        @functools.wraps(forward)
+        def wrapped(*args, **kwargs):
+            rows = len(args[0] if args else kwargs.get("hidden_states", kwargs.get("sample")))
+            self.total, self.largest = self.total + rows, max(self.largest, rows)
+            return forward(*args, **kwargs)
+
+        return wrapped
+
+
+# ------------------------------------------------------------------------------------------------ every stock pipeline
+
+
+@NAMES
+def test_runs_end_to_end_and_returns_what_it_scored(name):
+    pipe, call = build(name)
+    stock, scheduler, config = (
+        pipe("a fox", num_inference_steps=1, output_type="pt", **call),
+        pipe.scheduler,
+        pipe.config,
+    )
+    rows = Rows(pipe)
+    out = run(pipe, call)
+    assert type(out) is type(stock) and out[0].shape == stock[0].shape and out[0].isfinite().all()
+    assert pipe.scheduler is scheduler and pipe.config == config
+    assert [entry["node"] for entry in out.history] == [1, 2]
+    torch.testing.assert_close(out.rewards[:, 0], contrast(out[0], None), atol=1e-4, rtol=1e-4)
+    # Without an offset the last timestep is 0, from where there is nothing to look ahead to.
+    last = 1 if name in ("animatediff", "latte") else 2
+    assert out.nfe == 2 + 4 * 2 + 4 * last and out.reward_evals == 4 + 4 + (2 if last == 2 else 0)
+    # A guidance pair counts once; Flux and HunyuanVideo are distilled and have none.
+    assert rows.total == out.nfe * (1 if name in ("flux", "hunyuan") else 2)
+    assert out.rewards.dtype == torch.float32 and out.rewards.shape == (1, 1)
+
+
+@NAMES
+def test_a_budget_of_one_is_the_stock_pipeline_bit_for_bit(name):
+    pipe, call = build(name)
+    stock = pipe("a fox", num_inference_steps=3, output_type="pt", generator=(g := seeded()), **call)[0]
+    out = run(pipe, call, SearchConfig(num_beams=1, num_candidates=1), generator=(ours := seeded()))
+    assert torch.equal(out[0], stock) and torch.equal(g.get_state(), ours.get_state())
+    assert torch.equal(run(pipe, call, configured(strategy="none"))[0], stock)
+
+
+@NAMES
+def test_one_candidate_without_noise_is_the_stock_sampler(name):
+    """eta 0 and one beam, through the engine: what the deterministic stock schedulers give, but for the last move."""
+    pipe, call = build(name)
+    if name in ("wan-2.1", "wan-2.2"):
+        pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)  # UniPC is of second order
+    # Stock takes t - 1000 // T for the next timestep, which it is for 4 steps.
+    call = call | {"num_inference_steps": 4} | ({"use_dynamic_cfg": True} if name == "cogvideox" else {})
+    if name in ("sd", "sdxl", "text-to-video-sd"):
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, set_alpha_to_one=True, steps_offset=0)
+    stock = pipe("a fox", output_type="pt", generator=seeded(), **call)[0]
+    config = SearchConfig(num_beams=1, num_candidates=1, eta=0.0, force_engine=True)
+    torch.testing.assert_close(run(pipe, call, config)[0], stock, atol=2e-4, rtol=1e-3)
+
+
+@NAMES
+def test_chunks_change_nothing(name):
+    results = []
+    for size in (None, 1 if name in ("animatediff", "latte", "flux") else 3):  # these send a row per frame, or ids
+        pipe, call = build(name)
+        rows = Rows(pipe)
+        results.append(run(pipe, call, configured(model_batch_size=size), prompt=["a fox", "a dog"]))
+    whole, parts = results
+    torch.testing.assert_close(parts[0], whole[0], atol=1e-3, rtol=1e-3)
+    assert parts.nfe == whole.nfe and rows.largest <= 3
+    for ours, theirs in zip(parts.history, whole.history, strict=True):
+        assert torch.equal(ours["parents"], theirs["parents"])
+
+
+@NAMES
+def test_prompts_do_not_mix(name):
+    pipe, call = build(name)
+    prompts = ["a fox", "a green dog"]
+    both = run(pipe, call, prompt=prompts, generator=[seeded(3), seeded(4)])
+    for p in (0, 1):
+        one = run(pipe, call, prompt=prompts[p], generator=[seeded(3 + p)])
+        torch.testing.assert_close(both[0][p], one[0][0], atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(both.rewards[p], one.rewards[0], atol=1e-3, rtol=1e-3)
+
+
+@NAMES
+@pytest.mark.parametrize("strategy", ["best_of_n", "smc", "local", "greedy"])
+def test_strategies(name, strategy):
+    pipe, call = build(name)
+    rows = Rows(pipe)
+    out = run(pipe, call, configured(strategy=strategy, lookahead_steps=1))
+    starts = {"best_of_n": 4, "smc": 4, "local": 2, "greedy": 1}[strategy]
+    assert out.nfe == starts + 8 and rows.total == out.nfe * (1 if name in ("flux", "hunyuan") else 2)
+    torch.testing.assert_close(out.rewards[:, 0], contrast(out[0], None), atol=1e-4, rtol=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------------------- outputs
+
+
+def test_larger_is_better_and_the_order_is_best_first():
+    pipe, call = build("sd")
+    light = run(pipe, call, configured(num_beams=3), lambda x, p: x.mean((1, 2, 3)), num_images_per_prompt=3)
+    dark = run(pipe, call, configured(num_beams=3), lambda x, p: -x.mean((1, 2, 3)), num_images_per_prompt=3)
+    assert light.images.mean() > dark.images.mean()
+    assert light.rewards.shape == (1, 3) and light.rewards[0].tolist() == sorted(light.rewards[0], reverse=True)
+    torch.testing.assert_close(light.rewards[0], light.images.mean((1, 2, 3)), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["sd", "latte"])
+@pytest.mark.parametrize("output_type", ["pil", "np", "pt", "latent"])
+@pytest.mark.parametrize("budget", [1, 4])
+def test_output_types(name, output_type, budget):
+    pipe, call = build(name)
+    stock = pipe(["a fox", "a dog"], num_inference_steps=2, output_type=output_type, **call)
+    out = run(pipe, call, SearchConfig.from_budget(budget), prompt=["a fox", "a dog"], output_type=output_type)
+    assert type(out[0]) is type(stock[0]) and len(out[0]) == 2
+    assert out.rewards.shape == (2, 1)
+    if isinstance(stock[0], torch.Tensor):
+        assert out[0].shape == stock[0].shape and out[0].dtype == stock[0].dtype
+    expected = pipe(["a fox", "a dog"], num_inference_steps=2, output_type=output_type, return_dict=False, **call)
+    as_tuple = run(pipe, call, SearchConfig.from_budget(budget), output_type=output_type, return_dict=False)
+    assert len(as_tuple) == len(expected) + 4
+
+
+def test_latent_rewards_see_latents_and_nothing_is_decoded():
+    pipe, call = build("sd")
+    shapes = []
+
+    def of_latents(latents, prompts):
+        shapes.append(tuple(latents.shape))
+        return latents.mean((1, 2, 3))
+
+    of_latents.input_type = "latent"
+    decoded = []
+    pipe.vae.decode = decoded.append
+    out = run(pipe, call, reward=of_latents, output_type="latent")
+    assert set(shapes) == {(4, 4, 8, 8), (2, 4, 8, 8)} and decoded == []
+    torch.testing.assert_close(out.rewards[0], out.images.mean((1, 2, 3)))
+
+
+def test_rewards_are_told_prompts_latents_and_progress():
+    pipe, call = build("sd")
+    seen = []
+
+    def watched(images, prompts, timestep_fraction, latents, is_final):
+        seen.append((tuple(images.shape), prompts, latents.shape[1:], is_final))
+        assert 0 <= images.min() and images.max() <= 1 and images.dtype == torch.float32
+        assert 0 < timestep_fraction < 1
+        return torch.tensor([len(prompt) for prompt in prompts])
+
+    out = run(pipe, call, configured(reward_batch_size=3), watched, prompt=["a", "bbb"])
+    assert seen[0][1] == ["a"] * 3 and seen[1][1] == ["a", "bbb", "bbb"] and seen[2][1] == ["bbb"] * 2
+    assert seen[-1][3] and not seen[0][3]
+    assert out.rewards.tolist() == [[1.0], [3.0]]
+
+
+def test_embeddings_instead_of_prompts():
+    for name in ("sd", "sdxl", "sd3", "ltx"):
+        pipe, call = build(name)
+        if name == "ltx":
+            embeds = pipe.encode_prompt(["a fox", "a dog"], max_sequence_length=16, device="cpu")
+            names = (
+                "prompt_embeds",
+                "prompt_attention_mask",
+                "negative_prompt_embeds",
+                "negative_prompt_attention_mask",
+            )
+        else:
+            extra = {"sdxl": {"prompt_2": None}, "sd3": {"prompt_2": None, "prompt_3": None}}.get(name, {})
+            arguments = {"device": "cpu", "num_images_per_prompt": 1, "do_classifier_free_guidance": True} | extra
+            embeds = pipe.encode_prompt(["a fox", "a dog"], **arguments)
+            names = (
+                "prompt_embeds",
+                "negative_prompt_embeds",
+                "pooled_prompt_embeds",
+                "negative_pooled_prompt_embeds",
+            )
+        given = dict(zip(names, embeds, strict=False))
+        texts = []
+
+        def watched(images, prompts, texts=texts):
+            texts.append(prompts)
+            return contrast(images, prompts)
+
+        ours = run(pipe, call, reward=watched, prompt=None, **given)
+        assert set(texts) == {None}
+        torch.testing.assert_close(ours[0], run(pipe, call, prompt=["a fox", "a dog"])[0], atol=1e-4, rtol=1e-4)
+
+
+def test_given_latents():
+    pipe, call = build("sd")
+    z = torch.randn(4, 4, 8, 8, generator=seeded(9))
+    one = run(pipe, call, latents=z[:1])
+    per_beam = run(pipe, call, latents=z[:1].expand(2, -1, -1, -1))
+    torch.testing.assert_close(one.images, per_beam.images)
+    assert one.nfe == 18
+    per_slot = run(pipe, call, latents=z)
+    assert per_slot.nfe == 20  # four starts that all count
+    with pytest.raises(ValueError, match="must have 1, 2 or 4 rows"):
+        run(pipe, call, latents=z[:3])
+
+
+def test_starts_are_the_first_that_stock_would_draw():
+    pipe, call = build("sd")
+    z = torch.randn(4, 4, 8, 8, generator=seeded())
+    fresh = seeded()
+    torch.randn(4, 4, 8, 8, generator=fresh)
+    torch.testing.assert_close(run(pipe, call).images, run(pipe, call, latents=z[:2], generator=fresh).images)
+
+
+def test_injected_noise():
+    pipe, call = build("sd")
+    asked = []
+
+    def sampler(node, shape):
+        asked.append((node, tuple(shape)))
+        return torch.randn(shape, generator=seeded(node))
+
+    z = torch.randn(2, 4, 8, 8, generator=seeded(9))
+    arguments = {"num_inference_steps": 3, "output_type": "pt", "latents": z} | call
+    first = LatentSearch(pipe, contrast, configured())("a fox", noise_sampler=sampler, **arguments)
+    assert asked == [(0, (4, 4, 8, 8)), (1, (4, 4, 8, 8))]
+    again = LatentSearch(pipe, contrast, configured())("a fox", noise_sampler=sampler, **arguments)
+    assert torch.equal(first.images, again.images)
+
+
+def test_own_eta_of_the_pipeline_does_not_count():
+    for name in ("sd", "cogvideox"):
+        pipe, call = build(name)
+        results = [run(pipe, call, eta=eta) for eta in (0.0, 1.0)]
+        assert torch.equal(results[0][0], results[1][0])
+        assert all(entry["rewards"].unique().numel() > 2 for entry in results[0].history)
+
+
+def test_bfloat16_loop_and_float32_step():
+    pipe, call = build("sd")
+    pipe.to(torch.bfloat16)
+    out = run(pipe, call, output_type="latent")
+    assert out.images.dtype == torch.bfloat16 and out.images.isfinite().all()
+    torch.testing.assert_close(
+        run(pipe, call).rewards[:, 0], contrast(run(pipe, call).images, None), atol=1e-2, rtol=1e-2
+    )
+
+
+def test_a_tiny_decoder_for_scoring():
+    pipe, call = build("sd")
+    calls = []
+
+    def tiny_decoder(latents, owner):
+        assert owner is pipe
+        calls.append(len(latents))
+        return latents[:, :3].sigmoid()
+
+    searched = LatentSearch(pipe, contrast, configured(decode_batch_size=3), decode_fn=tiny_decoder)
+    out = searched("a fox", num_inference_steps=3, output_type="pt", generator=seeded(), **call)
+    assert calls == [3, 1, 3, 1, 2] and out.images.shape == (1, 3, 16, 16)
+
+
+def test_an_unknown_pipeline_decodes_through_its_own_call(monkeypatch):
+    pipe, call = build("sd")
+
+    known = run(pipe, call)
+    monkeypatch.setattr(decode, "_DECODERS", {})
+    fallback = run(pipe, call)
+    torch.testing.assert_close(fallback.images, known.images)
+    torch.testing.assert_close(fallback.rewards, known.rewards, atol=1e-4, rtol=1e-4)
+
+
+# ------------------------------------------------------------------------------------------ leaving no trace, stopping
+
+
+class Stop(BaseException):
+    pass
+
+
+def test_nothing_stays_behind_after_an_exception():
+    pipe, call = build("sd")
+    before = {k: dict(vars(m)) for k, m in pipe.unet.named_modules()}
+    state, scheduler, config = dict(vars(pipe)), pipe.scheduler, pipe.config
+
+    def failing(images, prompts):
+        raise Stop
+
+    with pytest.raises(Stop):
+        run(pipe, call, configured(model_batch_size=1), failing)
+    assert pipe.scheduler is scheduler and pipe.config == config
+    assert pipe._progress_bar_config == state["_progress_bar_config"]
+    assert {k: dict(vars(m)) for k, m in pipe.unet.named_modules()} == before
+
+
+@pytest.mark.parametrize("name", ["sd", "text-to-video-sd"])
+@pytest.mark.parametrize("when", [1, 3])
+def test_an_interrupt_returns_the_best_so_far(name, when):
+    pipe, call = build(name)
+    count = []
+
+    def interrupted(images, prompts):
+        count.append(len(images))
+        if len(count) == when + 1:
+            raise KeyboardInterrupt
+        return contrast(images, prompts)
+
+    out = run(pipe, call, reward=interrupted, num_inference_steps=6)
+    assert out.interrupted and len(out.history) == when
+    assert out.rewards[0, 0] == out.history[-1]["rewards"].max()
+    torch.testing.assert_close(out.rewards[:, 0], contrast(out[0], None), atol=1e-4, rtol=1e-4)
+
+
+def test_an_interrupt_before_anything_is_scored_is_an_interrupt():
+    pipe, call = build("sd")
+
+    def forward(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    pipe.unet.forward = forward
+    with pytest.raises(KeyboardInterrupt):
+        run(pipe, call)
+
+
+def test_the_interrupt_flag_of_the_pipeline():
+    pipe, call = build("sd")
+
+    def stop(owner, i, t, tensors):
+        assert owner is pipe
+        owner._interrupt = i == 4
+        return tensors
+
+    out = run(pipe, call, num_inference_steps=6, callback_on_step_end=stop)
+    assert out.interrupted and len(out.history) == 2
+    torch.testing.assert_close(out.rewards[:, 0], contrast(out[0], None), atol=1e-4, rtol=1e-4)
+
+
+def test_one_progress_bar_with_evaluations_and_the_best_reward(capsys):
+    pipe, call = build("sd")
+    pipe.set_progress_bar_config(disable=False, mininterval=0)
+    run(pipe, call)
+    shown = capsys.readouterr().err
+    assert "5/5" in shown and "nfe=18" in shown and "best=" in shown and shown.count("0it") == 1
+    pipe.set_progress_bar_config(disable=True)
+    run(pipe, call)
+    assert capsys.readouterr().err == ""
+
+
+# ----------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    "arguments, text",
+    [
+        ({"num_images_per_prompt": 3}, "3 outputs per prompt were asked for and 2 survive"),
+        ({"generator": [seeded(), seeded()]}, "one for each of 1 prompts, received 2"),
+        ({"prompt": None}, "`prompt` must be a string or a list"),
+        ({"ip_adapter_image_embeds": [torch.zeros(1)]}, "`ip_adapter_image_embeds` is not supported"),
+    ],
+)
+def test_bad_calls_are_named(arguments, text):
+    pipe, call = build("sd")
+    with pytest.raises(ValueError, match=text):
+        run(pipe, call, **arguments)
+
+
+def test_bad_rewards_and_pipelines_are_named():
+    pipe, call = build("sd")
+    with pytest.raises(ValueError, match="`reward` must be callable"):
+        LatentSearch(pipe, "brightness")
+    with pytest.raises(TypeError, match="returned None"):
+        run(pipe, call, reward=lambda images, prompts: None)
+    with pytest.raises(TypeError, match="must be a diffusers pipeline"):
+        run(torch.nn.Linear(1, 1), call)
+    xl, call = build("sdxl")
+    with pytest.raises(ValueError, match="`denoising_end` stops early"):
+        run(xl, call, denoising_end=0.5)
+    animated, call = build("animatediff")
+    animated.enable_free_init()
+    with pytest.raises(ValueError, match="FreeInit"):
+        run(animated, call)
+
+
+def test_a_cached_denoiser_is_refused():
+    pipe, call = build("flux")
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    with pytest.raises(ValueError, match="disable_cache"):
+        run(pipe, call)
