@@ -10,7 +10,7 @@ the reward.
 import copy
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -452,8 +452,9 @@ def _steps_of(boundary: str | Callable[[str], bool], **given: Any) -> _Steps:
 
 def _texts_of(tokenizer: PreTrainedTokenizerBase, prompts: Prompt | Sequence[Prompt]) -> list[_Text]:
     one = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], dict))
+    several: Any = [prompts] if one else prompts
     texts = []
-    for i, prompt in enumerate([prompts] if one else prompts):
+    for i, prompt in enumerate(several):
         ids = prompt_ids(tokenizer, prompt)
         if not ids:
             raise ValueError(f"`prompts[{i}]` is {prompt!r}, which has no tokens. Begin with at least one.")
@@ -520,7 +521,7 @@ def _column(values: Any, count: int) -> torch.Tensor:
 
 
 @contextmanager
-def _drawing_from(generator: torch.Generator | None, device: torch.device) -> Iterator[None]:
+def _drawing_from(generator: torch.Generator | None, device: torch.device) -> Generator[None]:
     """`generate` samples from the global generator of the device: lend it the state of ours, and take that back."""
     if generator is None:
         yield

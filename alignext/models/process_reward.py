@@ -5,7 +5,7 @@ Both classes are called as TRL calls reward functions, `reward(prompts=..., comp
 float per completion, larger is better.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -74,16 +74,16 @@ class ValueHead(nn.Sequential):
     """
 
     def __init__(self, hidden_size: int, generator: torch.Generator | None = None) -> None:
-        layers = [nn.Linear(hidden_size, hidden_size), nn.ReLU(), nn.Linear(hidden_size, 1)]
-        super().__init__(*layers)
-        for layer in (layers[0], layers[2]):
+        first, last = nn.Linear(hidden_size, hidden_size), nn.Linear(hidden_size, 1)
+        super().__init__(first, nn.ReLU(), last)
+        for layer in (first, last):
             nn.init.normal_(layer.weight, std=0.02, generator=generator)
             nn.init.zeros_(layer.bias)
         self.float()
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Values of shape `(..., 1)`, float32, of hidden states of shape `(..., d)`."""
-        return super().forward(hidden.float())
+        return super().forward(input.float())
 
 
 class ProcessReward:
@@ -132,11 +132,10 @@ class ProcessReward:
             batch_size (`int`, *optional*, defaults to 32): Solutions per forward pass.
             **kwargs: For the model's own `from_pretrained`, such as `device_map` and `dtype`.
         """
-        loader: Any = AutoModelForTokenClassification
+        adapter = find_adapter_config_file(name_or_path) is not None
+        loader: Any = AutoPeftModelForTokenClassification if adapter else AutoModelForTokenClassification
         trained = getattr(AutoConfig.from_pretrained(name_or_path), "process_reward", None)
-        if find_adapter_config_file(name_or_path) is not None:
-            loader, kwargs = AutoPeftModelForTokenClassification, {"num_labels": 1, **kwargs}
-        model = loader.from_pretrained(name_or_path, **kwargs)
+        model = loader.from_pretrained(name_or_path, **({"num_labels": 1} if adapter else {}), **kwargs)
         model.config.process_reward = trained  # an adapter's base model does not know it
         return cls(model, AutoTokenizer.from_pretrained(name_or_path), batch_size=batch_size)
 
@@ -281,7 +280,7 @@ def _logits(model: Any, rows: list[list[int]]) -> torch.Tensor:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def _evaluating(model: nn.Module) -> Generator[None]:
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
