@@ -1,0 +1,299 @@
+# Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""What MAH-DPO does on the embedded story model, against separate and pooled DPO at equal training compute.
+
+    python benchmarks/mah_dpo_effect.py --seed 0    # one seed, about ten minutes on one CPU core
+    python benchmarks/mah_dpo_effect.py             # the tables and the picture from all seeds run so far
+
+Three objectives with pairs labelled by rule (see `examples/mah_dpo.py`). One model with a head each is trained for
+some steps of 8 pairs of each objective; three DPO models see the pairs of one objective each, 8 a step; one DPO model
+sees all of them, 24 a step. All see the same number of pairs of each objective. Writes `results/mah_dpo_effect.json`,
+`.md` and `docs/assets/mah-dpo-trade-off.png`.
+"""
+
+import argparse
+import json
+import math
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean, stdev
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import DPOConfig, DPOTrainer
+
+from alignext import MAHDPOConfig, MAHDPOTrainer, mini
+from alignext.functional.multi_objective import hypervolume
+
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "examples"))
+stories = import_module("mah_dpo")  # the example: its data and rules
+NAMES = list(stories.RULES)
+MODEL = str(mini.path("lm"))
+RESULT = HERE / "results" / "mah_dpo_effect.json"
+TRAIN = "Tom Lily Ben Mia Sam Anna Max Sue Jack Sara Tim Lucy"
+HELD_OUT = "Amy Bob Jane Leo"
+LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
+T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57}  # by number of seeds
+
+
+def sweep() -> dict[str, list[float]]:
+    """The weight vectors: each objective from 0 to 1, the others sharing the rest; and all equal."""
+    points = {"equal": [1 / 3] * 3}
+    for k, name in enumerate(NAMES):
+        for w in LEVELS:
+            points[f"{name}={w:g}"] = [w if j == k else (1 - w) / 2 for j in range(3)]
+    return points
+
+
+def train(trainer: type, config: type, data: Dataset, batch: int, steps: int, learning_rate: float, seed: int, **more):
+    with tempfile.TemporaryDirectory() as folder:
+        args = config(
+            folder,
+            max_steps=steps,
+            per_device_train_batch_size=batch,
+            learning_rate=learning_rate,
+            lr_scheduler_type="linear",
+            logging_steps=1000,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=True,
+            bf16=False,
+            activation_checkpointing=False,
+            seed=seed,
+            **more,
+        )
+        start = time.process_time()
+        run = trainer(model=MODEL, args=args, train_dataset=data)
+        run.train()
+        return run.model.eval(), time.process_time() - start
+
+
+@torch.no_grad()
+def margins(model: torch.nn.Module, tokenizer, pairs: Dataset, **head: torch.Tensor) -> torch.Tensor:
+    """`log pi(chosen) - log pi(rejected)` of each pair, shape `(n,)`."""
+    values = []
+    for start in range(0, len(pairs), 16):
+        batch = pairs[start : start + 16]
+        texts = [p + c for side in ("chosen", "rejected") for p, c in zip(batch["prompt"], batch[side], strict=True)]
+        ids = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right")
+        prompt = torch.tensor([len(tokenizer(p).input_ids) for p in batch["prompt"]]).repeat(2)
+        ids["input_ids"] = torch.cat([ids.input_ids, torch.full((len(texts), 1), tokenizer.eos_token_id)], 1)
+        ids["attention_mask"] = torch.nn.functional.pad(ids.attention_mask, (1, 0), value=1)
+        length = ids.attention_mask.sum(1, keepdim=True)
+        ids.input_ids.scatter_(1, length - 1, tokenizer.eos_token_id)
+        logps = model(**{k: ids[k] for k in ("input_ids", "attention_mask")}, **head).logits[:, :-1].log_softmax(-1)
+        logps = logps.gather(-1, ids.input_ids[:, 1:, None])[..., 0]
+        at = torch.arange(1, ids.input_ids.shape[1])
+        chosen, rejected = (logps * ((at >= prompt[:, None]) & (at < length))).sum(1).chunk(2)
+        values.append(chosen - rejected)
+    return torch.cat(values)
+
+
+def run_seed(seed: int, steps: int, learning_rate: float, samples: int, tell: int) -> dict:
+    """Train everything with one seed and measure it."""
+    base, tokenizer = AutoModelForCausalLM.from_pretrained(MODEL).eval(), AutoTokenizer.from_pretrained(MODEL)
+    data = stories.preferences(base, tokenizer, stories.beginnings(TRAIN), samples, seed=100 * seed + 1)
+    per_objective = {name: data.filter(lambda row, name=name: row["objective"] == name) for name in NAMES}
+    n = min(map(len, per_objective.values()))
+    per_objective = {name: rows.shuffle(seed=seed).select(range(n)) for name, rows in per_objective.items()}
+    held_out = stories.preferences(base, tokenizer, stories.beginnings(HELD_OUT), samples, seed=100 * seed + 2)
+    held_out = {name: held_out.filter(lambda row, name=name: row["objective"] == name) for name in NAMES}
+    prompts = tell * stories.beginnings(HELD_OUT)
+    reference = {name: margins(base, tokenizer, rows) for name, rows in held_out.items()}
+
+    def accuracy(model: torch.nn.Module, **head: object) -> dict[str, float]:
+        right = {name: margins(model, tokenizer, rows, **head) > reference[name] for name, rows in held_out.items()}
+        return {name: float(r.float().mean()) for name, r in right.items()}
+
+    def told(model: torch.nn.Module) -> dict[str, float]:
+        texts = stories.tell(model, tokenizer, prompts, seed=100 * seed + 3)
+        return stories.shares(texts) | {"words": sum(len(text.split()) for text in texts) / len(texts)}
+
+    result = {
+        "seed": seed,
+        "pairs_per_objective": n,
+        "held_out_pairs": {name: len(rows) for name, rows in held_out.items()},
+        "stories_a_point": len(prompts),
+        "accuracy": {},
+        "points": {"base": told(base)},
+        "cpu_seconds": {},
+    }
+    common = {"steps": steps, "learning_rate": learning_rate, "seed": seed}
+    model, seconds = train(MAHDPOTrainer, MAHDPOConfig, per_objective, 24, **common, objectives=NAMES)
+    result["cpu_seconds"]["MAH-DPO"] = seconds
+    for k, name in enumerate(NAMES):
+        one_hot = torch.nn.functional.one_hot(torch.tensor(k), 3)
+        result["accuracy"][f"head {name}"] = accuracy(model, objective_weights=one_hot)
+    for name, weights in sweep().items():
+        with model.mixed_heads(weights):
+            result["points"][name] = told(model)
+    print(json.dumps(result), flush=True)
+    del model
+    for name in NAMES:
+        model, seconds = train(DPOTrainer, DPOConfig, per_objective[name].remove_columns("objective"), 8, **common)
+        result["cpu_seconds"][f"DPO {name}"] = seconds
+        result["accuracy"][f"DPO {name}"] = accuracy(model)
+        result["points"][f"DPO {name}"] = told(model)
+    pooled = MAHDPOTrainer._joined(per_objective, "objective").remove_columns("objective")
+    model, seconds = train(DPOTrainer, DPOConfig, pooled, 24, **common)
+    result["cpu_seconds"]["DPO pooled"] = seconds
+    result["accuracy"]["DPO pooled"] = accuracy(model)
+    result["points"]["DPO pooled"] = told(model)
+    return result
+
+
+# Tables
+
+
+def interval(values: list[float]) -> str:
+    """Mean and half of the 95 % interval of Student's t over seeds."""
+    if len(values) < 2:
+        return f"{mean(values):.3f}"
+    return f"{mean(values):.3f} ± {T95.get(len(values), 2.3) * stdev(values) / math.sqrt(len(values)):.3f}"
+
+
+def volumes(run: dict) -> dict[str, float]:
+    """Hypervolumes over the origin: three shares of stories span a unit cube."""
+
+    def of(*names: str) -> float:
+        return hypervolume([[run["points"][name][k] for k in NAMES] for name in names], [0.0] * 3)
+
+    corners = [f"{name}=1" for name in NAMES]
+    return {
+        "MAH-DPO, 16 mixtures": of(*sweep()),
+        "MAH-DPO, the 3 single heads": of(*corners),
+        "MAH-DPO, equal weights": of("equal"),
+        "3 DPO models": of(*[f"DPO {name}" for name in NAMES]),
+        "DPO on pooled pairs": of("DPO pooled"),
+        "base model": of("base"),
+    }
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def report(runs: list[dict]) -> str:
+    """The tables as Markdown."""
+    parts = []
+
+    def over_seeds(get: Callable[[dict], float]) -> str:
+        return interval([get(run) for run in runs])
+
+    rows = [
+        [model, *(over_seeds(lambda run, m=model, k=k: run["accuracy"][m][k]) for k in NAMES)]
+        for model in runs[0]["accuracy"]
+    ]
+    parts.append(table(["held-out accuracy", *NAMES], rows))
+    rows = [
+        [point, *(over_seeds(lambda run, p=point, k=k: run["points"][p][k]) for k in (*NAMES, "words"))]
+        for point in runs[0]["points"]
+    ]
+    parts.append(table(["share of stories", *NAMES, "words"], rows))
+    rows = []
+    for name in NAMES:
+        levels = [[run["points"][f"{name}={w:g}"][name] for run in runs] for w in LEVELS]
+        shares = [mean(level) for level in levels]
+        n = sum(run["stories_a_point"] for run in runs)
+        down = [a - b for a, b in pairwise(shares) if b < a]
+        error = max(math.sqrt(2 * p * (1 - p) / n) for p in shares)
+        rows.append([name, *(f"{s:.3f}" for s in shares), f"{max(down, default=0.0):.3f}", f"{error:.3f}"])
+    header = ["share, its weight from 0 to 1", *(f"{w:g}" for w in LEVELS), "largest step down", "error of a step"]
+    parts.append(table(header, rows))
+    by_run = [volumes(run) for run in runs]
+    ours = "MAH-DPO, 16 mixtures"
+    rows = [
+        [name, interval([v[name] for v in by_run]), interval([v[ours] - v[name] for v in by_run])]
+        for name in by_run[0]
+    ]
+    parts.append(table(["hypervolume", "mean over seeds", f"{ours}, minus it"], rows))
+    rows = [[name, over_seeds(lambda run, m=name: run["cpu_seconds"][m])] for name in runs[0]["cpu_seconds"]]
+    parts.append(table(["training", "CPU seconds"], rows))
+    return "\n".join(parts)
+
+
+def picture(runs: list[dict], path: Path) -> None:
+    """Share of stories by weight, and two objectives against each other."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    def share(point: str, name: str) -> float:
+        return mean(run["points"][point][name] for run in runs)
+
+    colours = dict(zip(NAMES, ("#c1553b", "#d8a031", "#3b7a57"), strict=True))
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.6), constrained_layout=True)
+    for name in NAMES:
+        for other in NAMES:
+            shares = [share(f"{name}={w:g}", other) for w in LEVELS]
+            style = {
+                "color": colours[other],
+                "lw": 2.2 if other == name else 1.0,
+                "alpha": 1 if other == name else 0.45,
+            }
+            axes[0].plot(LEVELS, shares, marker="o", ms=3, label=other if other == name else None, **style)
+    axes[0].set(xlabel="weight of an objective", ylabel="share of stories", title="thick: its own, thin: the others")
+    axes[0].legend(frameon=False)
+    for axis, (x, y) in zip(axes[1:], ((0, 1), (0, 2)), strict=True):
+        x, y = NAMES[x], NAMES[y]
+        axis.scatter(
+            [share(p, x) for p in sweep()], [share(p, y) for p in sweep()], c="#2f4b7c", s=22, label="mixtures"
+        )
+        axis.scatter(
+            [share(f"DPO {n}", x) for n in NAMES],
+            [share(f"DPO {n}", y) for n in NAMES],
+            c="#c1553b",
+            marker="s",
+            s=30,
+            label="3 DPO models",
+        )
+        axis.scatter(share("DPO pooled", x), share("DPO pooled", y), c="#d8a031", marker="D", s=34, label="pooled DPO")
+        axis.scatter(share("base", x), share("base", y), c="#888888", marker="x", s=34, label="base model")
+        axis.set(xlabel=x, ylabel=y)
+    axes[1].legend(frameon=False, fontsize=8)
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, help="run this seed and add it to the results (default: only report)")
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--learning-rate", type=float, default=2e-4)
+    parser.add_argument("--samples", type=int, default=16, help="stories per beginning that pairs are made of")
+    parser.add_argument("--tell", type=int, default=8, help="stories per beginning at each point")
+    parser.add_argument("--result", type=Path, default=RESULT)
+    args = parser.parse_args()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    torch.set_num_threads(1)
+    result = json.loads(args.result.read_text()) if args.result.exists() else {"runs": []}
+    if args.seed is not None:
+        run = run_seed(args.seed, args.steps, args.learning_rate, args.samples, args.tell)
+        settings = {"steps": args.steps, "learning_rate": args.learning_rate, "torch": torch.__version__}
+        result = json.loads(args.result.read_text()) if args.result.exists() else {"runs": []}
+        others = [r for r in result["runs"] if r["seed"] != args.seed]
+        result = settings | {"runs": sorted([*others, run], key=lambda r: r["seed"])}
+        args.result.parent.mkdir(exist_ok=True)
+        args.result.write_text(json.dumps(result, indent=1) + "\n")
+    text = report(result["runs"])
+    args.result.with_suffix(".md").write_text(text)
+    print(text)
+    if args.result == RESULT:
+        picture(result["runs"], HERE.parent / "docs" / "assets" / "mah-dpo-trade-off.png")
+
+
+if __name__ == "__main__":
+    main()
