@@ -38,7 +38,8 @@ def test_available_method_is_what_the_table_says(method):
     for name, parent in zip(method.classes, parents, strict=True):
         value = getattr(alignext, name)
         module, _, parent_name = parent.rpartition(".")
-        assert issubclass(value, getattr(import_module(module), parent_name))
+        if module:  # else it is no subclass of one class: it takes any pipeline
+            assert issubclass(value, getattr(import_module(module), parent_name))
         assert value._paper["id"] == method.arxiv
         assert value._paper["title"] == method.paper
         assert method.arxiv in (ROOT / "README.md").read_text()

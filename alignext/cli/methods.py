@@ -60,7 +60,7 @@ METHODS = (
         classes=("LatentSearch",),
         parents=("any diffusers pipeline",),
         needs="a reward; no training",
-        available=False,
+        available=True,
     ),
     Method(
         name="BCO",
