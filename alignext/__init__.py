@@ -42,7 +42,14 @@ if TYPE_CHECKING:
     from alignext.rewards import WeightedReward, calibrate_weights
     from alignext.search import SearchConfig, SearchScheduler
     from alignext.trainers.bco import BCOConfig, BCOTrainer
-    from alignext.trainers.diffusion_preference import DiffusionDPOConfig, DiffusionDPOTrainer
+    from alignext.trainers.diffusion_preference import (
+        DiffusionDPOConfig,
+        DiffusionDPOTrainer,
+        InversionDPOConfig,
+        InversionDPOTrainer,
+        SmPOConfig,
+        SmPOTrainer,
+    )
     from alignext.trainers.f_dpg import FDPGConfig, FDPGTrainer
     from alignext.trainers.mah_dpo import MAHDPOConfig, MAHDPOTrainer
     from alignext.trainers.process_reward import ProcessRewardConfig, ProcessRewardTrainer
@@ -66,6 +73,8 @@ _MODULES = {
     "FDPGTrainer": "alignext.trainers.f_dpg",
     "FluxSearchPipeline": "alignext.pipelines.latent_search",
     "HunyuanVideoSearchPipeline": "alignext.pipelines.latent_search",
+    "InversionDPOConfig": "alignext.trainers.diffusion_preference",
+    "InversionDPOTrainer": "alignext.trainers.diffusion_preference",
     "LTXSearchPipeline": "alignext.pipelines.latent_search",
     "LatentSearch": "alignext.pipelines.latent_search",
     "LatteSearchPipeline": "alignext.pipelines.latent_search",
@@ -80,6 +89,8 @@ _MODULES = {
     "RIVALXLPipeline": "alignext.pipelines.rival",
     "SearchConfig": "alignext.search",
     "SearchScheduler": "alignext.search",
+    "SmPOConfig": "alignext.trainers.diffusion_preference",
+    "SmPOTrainer": "alignext.trainers.diffusion_preference",
     "StableDiffusion3SearchPipeline": "alignext.pipelines.latent_search",
     "StableDiffusionSearchPipeline": "alignext.pipelines.latent_search",
     "StableDiffusionXLSearchPipeline": "alignext.pipelines.latent_search",
@@ -106,6 +117,8 @@ __all__ = [
     "FDPGTrainer",
     "FluxSearchPipeline",
     "HunyuanVideoSearchPipeline",
+    "InversionDPOConfig",
+    "InversionDPOTrainer",
     "LTXSearchPipeline",
     "LatentSearch",
     "LatteSearchPipeline",
@@ -120,6 +133,8 @@ __all__ = [
     "RIVALXLPipeline",
     "SearchConfig",
     "SearchScheduler",
+    "SmPOConfig",
+    "SmPOTrainer",
     "StableDiffusion3SearchPipeline",
     "StableDiffusionSearchPipeline",
     "StableDiffusionXLSearchPipeline",

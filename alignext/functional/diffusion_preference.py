@@ -260,7 +260,7 @@ def invert(
             The step each row stops after, 0 for none. Rows that have stopped cost nothing.
         eta (`float`, *optional*, defaults to 0.0): Standard deviation of the noise added after each step, in units of
             that of the DDIM posterior, `(s_{k-1} / s_k) sqrt(s_k^2 - (a_k s_{k-1} / a_{k-1})^2)`.
-        noise (`Callable[[int], torch.Tensor]`, *optional*): That noise for step `k`, standard normal, of shape of `x0`.
+        noise (`Callable[[int], torch.Tensor]`, *optional*): For step `k`, standard normal, of `x0`'s shape.
 
     Yields:
         [`InversionStep`], one per step that any row takes.
@@ -548,7 +548,7 @@ def preference_probability(
 
 def label_factor(probability: torch.Tensor, sharpness: float = 10.0) -> torch.Tensor:
     """
-    The factor `2 alpha - gamma` of the margin with `alpha = gamma p`: `gamma (2 p - 1)`. Zero, and so without gradient,
+    The factor `2 alpha - gamma` of the margin with `alpha = gamma p`: `gamma (2 p - 1)`. Zero, so without gradient,
     for a pair that could go either way; 1 with sure labels and a `sharpness` of 1.
 
     Args:

@@ -2,7 +2,17 @@
 """Preference optimization of diffusion models: train a text-to-image pipeline on pairs of pictures."""
 
 from .config import DiffusionDPOConfig, InversionDPOConfig, SmPOConfig
-from .trainer import DiffusionDPOTrainer
+from .diffusion_dpo import DiffusionDPOTrainer
+from .inversion import InversionDPOTrainer, SmPOTrainer
+from .samples import SampleGridCallback
 
 
-__all__ = ["DiffusionDPOConfig", "DiffusionDPOTrainer", "InversionDPOConfig", "SmPOConfig"]
+__all__ = [
+    "DiffusionDPOConfig",
+    "DiffusionDPOTrainer",
+    "InversionDPOConfig",
+    "InversionDPOTrainer",
+    "SampleGridCallback",
+    "SmPOConfig",
+    "SmPOTrainer",
+]

@@ -41,8 +41,6 @@ class DiffusionTrainer(Trainer):
         ref_model (`DiffusionPipeline` or `torch.nn.Module`, *optional*): The reference in place of the initial policy.
         peft_config (`LoraConfig`, *optional*): Train this adapter only.
         denoiser_forward (`Callable`, *optional*): How to call an architecture that is not known here.
-        needs_reference (`bool`, *optional*, defaults to `True`): Whether to keep a copy of the initial denoiser where
-            there is neither a LoRA nor a `ref_model`.
         init_noise (`float`, *optional*, defaults to 0.0): See [`jitter`]; not where there is a `ref_model`.
         **kwargs: All other arguments of [`~transformers.Trainer`].
     """
@@ -60,7 +58,6 @@ class DiffusionTrainer(Trainer):
         ref_model: Any = None,
         peft_config: LoraConfig | None = None,
         denoiser_forward: DenoiserForward | None = None,
-        needs_reference: bool = True,
         init_noise: float = 0.0,
         **kwargs: Any,
     ) -> None:
@@ -94,7 +91,7 @@ class DiffusionTrainer(Trainer):
         disable_dropout_in_model(denoiser)
 
         self.ref_denoiser: DenoiserModule | None = None
-        if ref_model is not None or (needs_reference and not self.is_lora):
+        if not self.is_lora:
             self.ref_denoiser = self._frozen(ref_model, module)
         if init_noise and ref_model is None:
             jitter(denoiser, init_noise, args.seed)
@@ -137,8 +134,10 @@ class DiffusionTrainer(Trainer):
         return predict
 
     def reference(self, model: torch.nn.Module) -> Denoiser:
-        """The reference as a function, in the mixed precision of the policy: Trainer's is in the policy's forward alone."""
-        if self.ref_denoiser is not None:
+        """The reference as a function, in the mixed precision of the policy: Trainer's own is in its forward alone."""
+        if not self.is_lora:
+            if self.ref_denoiser is None:
+                raise ValueError("The reference has been let go, as its inversions were computed beforehand.")
             return self.without_grad(self.ref_denoiser)
         policy = self.without_grad(model)
 
@@ -278,7 +277,7 @@ class DiffusionTrainer(Trainer):
         hub._write(Path(self.args.output_dir, "README.md"), str(card))
 
     def _card_text(self, base: str) -> str:
-        repo, cls, name = self.hub_model_id or self.args.output_dir, type(self.pipe).__name__, denoiser_name(self.pipe)
+        repo, name = self.hub_model_id or self.args.output_dir, denoiser_name(self.pipe)
         what = f"A LoRA for {base}" if self.is_lora else f"The {name} of {base}"
         return f"{what}, trained with {self._name} by alignext.\n\n```python\n{self.usage(repo, base)}\n```"
 
@@ -303,8 +302,8 @@ class DiffusionTrainer(Trainer):
 
 def add_lora(denoiser: torch.nn.Module, config: LoraConfig) -> None:
     """
-    Put a LoRA into a denoiser and make it the only thing that is trained. Adapters that are active already stay so, and
-    stay frozen.
+    Put a LoRA into a denoiser and make it the only thing that is trained. Adapters that are active already stay so,
+    and stay frozen.
 
     Raises:
         ValueError: if the config is not one diffusers can save as a LoRA file, or the name is taken.

@@ -1,5 +1,5 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""The network in the middle of a pipeline, as a module that a `Trainer` can take: one way to call every architecture."""
+"""The network in the middle of a pipeline as a module that `Trainer` can take: one call for every architecture."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -103,7 +103,7 @@ class DenoiserModule(torch.nn.Module):
         name = type(self.denoiser).__name__
         if forward is None and name not in FORWARDS:
             raise ValueError(
-                f"`model` has a {name}, which is none of {', '.join(FORWARDS)}. Pass a `denoiser_forward` that calls it."
+                f"`model` has a {name}, none of {', '.join(FORWARDS)}. Pass a `denoiser_forward` that calls it."
             )
         self._call = FORWARDS[name] if forward is None else forward
         self.embedded_guidance = embedded_guidance

@@ -1,12 +1,10 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""`DiffusionDPOTrainer`, `InversionDPOTrainer` and `SmPOTrainer`: three losses over one core."""
+"""The core of `DiffusionDPOTrainer`, `InversionDPOTrainer` and `SmPOTrainer`: pairs, prompts, margins, metrics."""
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,43 +14,21 @@ from diffusers import DiffusionPipeline
 from peft import LoraConfig
 from torch.utils.data import DataLoader
 from transformers import DataCollator, TrainerCallback
-from transformers.utils import logging
 
 from alignext.functional.diffusion_preference import (
-    Denoiser,
-    InversionPoints,
     Levels,
     PreferenceErrors,
-    add_noise,
-    clean_and_noise,
-    diffusion_dpo_errors,
-    guide,
     implicit_rewards,
-    inversion_errors,
-    inversion_points,
-    invert,
-    label_factor,
     preference_loss,
-    preference_probability,
-    two_pass_backward,
 )
 
 from .base import DiffusionTrainer
-from .config import DiffusionDPOConfig, InversionDPOConfig, SmPOConfig
+from .config import DiffusionDPOConfig
 from .data import PairCollator, prepare_pairs
 from .denoiser import DenoiserForward, denoiser_name, get_denoiser
-from .encode import (
-    InversionCache,
-    PromptCache,
-    encode_images,
-    encode_unconditional,
-    inversion_identity,
-    precompute_latents,
-)
-from .schedule import inversion_levels, prediction_type, training_levels
+from .encode import PromptCache, encode_images, precompute_latents
+from .schedule import prediction_type, training_levels
 
-
-logger = logging.get_logger(__name__)
 
 _TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
@@ -150,16 +126,19 @@ class DiffusionPreferenceTrainer(DiffusionTrainer):
         scale = getattr(pipe, "vae_scale_factor", 8)
         denoiser = get_denoiser(pipe)
         if data_collator is None:
-            resolution = args.resolution or denoiser.config.sample_size * scale
+            resolution = (
+                args.resolution or (getattr(pipe, "default_sample_size", None) or denoiser.config.sample_size) * scale
+            )
             # Transformers read patches of 2 x 2 latents.
             multiple = scale * (2 if denoiser_name(pipe) == "transformer" else 1)
             # Pictures are flipped below, where random numbers are those of the pair.
-            data_collator = PairCollator(resolution, multiple, random_caption=not self._keeps_inversions(args))
-        train_dataset = self._prepared(train_dataset)
+            data_collator = PairCollator(resolution, multiple)
+        if train_dataset is not None:
+            train_dataset = self._prepared(train_dataset, args)
         if isinstance(eval_dataset, Mapping):
-            eval_dataset = {name: self._prepared(dataset) for name, dataset in eval_dataset.items()}
-        else:
-            eval_dataset = self._prepared(eval_dataset)
+            eval_dataset = {name: self._prepared(dataset, args) for name, dataset in eval_dataset.items()}
+        elif eval_dataset is not None:
+            eval_dataset = self._prepared(eval_dataset, args)
         super().__init__(
             pipe,
             args,
@@ -175,73 +154,72 @@ class DiffusionPreferenceTrainer(DiffusionTrainer):
             **kwargs,
         )
         self.prompts = PromptCache(pipe, args.max_sequence_length)
-        self._nothing: dict[str, dict[str, torch.Tensor]] = {}
         self._levels: dict[tuple[int, int], Levels] = {}
-        self._prepare_encoders()
+        self._place_encoders()
+        if self._precomputes:
+            self._map_datasets(self._precompute)
+            self._release()
+
+    @property
+    def _precomputes(self) -> bool:
+        return self.args.precompute_latents
 
     def _check(self, pipe: DiffusionPipeline, args: Any, ref_model: Any) -> None:
         """Raise `ValueError` where settings and pipeline do not go together."""
 
     # Data
 
-    @staticmethod
-    def _keeps_inversions(args: Any) -> bool:
-        return getattr(args, "precompute_inversion", False)
-
-    def _prepared(self, dataset: Any) -> Any:
-        return None if dataset is None else prepare_pairs(dataset, order_by_score=False)
+    def _prepared(self, dataset: Any, args: Any) -> Any:
+        return prepare_pairs(dataset, order_by_score=False)
 
     def _map_datasets(self, change: Callable[[Any], Any]) -> None:
         """Replace every dataset by what `change` makes of it."""
-        self.train_dataset = change(self.train_dataset)
+        if self.train_dataset is not None:
+            self.train_dataset = change(self.train_dataset)
         if isinstance(self.eval_dataset, Mapping):
             self.eval_dataset = {name: change(dataset) for name, dataset in self.eval_dataset.items()}
-        else:
+        elif self.eval_dataset is not None:
             self.eval_dataset = change(self.eval_dataset)
 
-    def _datasets(self) -> list[Any]:
-        found: list[Any] = []
-        self._map_datasets(lambda dataset: (found.append(dataset), dataset)[1])
-        return [dataset for dataset in found if dataset is not None]
-
-    def _prepare_encoders(self) -> None:
-        """Put the VAE and the text encoders where they are needed; encode beforehand what is to be."""
-        args, device = self.args, self.accelerator.device
-        keep = args.precompute_latents or self._keeps_inversions(args)
-        first = {name for dataset in self._datasets() for name in next(iter(dataset))}
-        self._needs_text = "prompt_embeds" not in first
-        encoders = [e for name in _TEXT_ENCODERS if (e := getattr(self.pipe, name, None)) is not None]
-        if self._needs_text or args.prompt_dropout or getattr(args, "guidance_scale", 1) != 1:
-            for encoder in encoders:
-                encoder.to(device)
-        if not self._needs_text and not encoders and args.prompt_dropout:
+    def _place_encoders(self) -> None:
+        """Put the VAE and the text encoders on the device if they are needed, and say so if they are missing."""
+        columns: set[str] = set()
+        self._map_datasets(lambda dataset: (columns.update(next(iter(dataset))), dataset)[1])
+        encoders = self._text_encoders()
+        if not encoders and self.args.prompt_dropout and "prompt_embeds" in columns:
             raise ValueError(
-                "`prompt_dropout` needs the text encoders for the empty prompt, and the pipeline has none. Set it to 0."
+                "`prompt_dropout` needs text encoders for the empty prompt, and the pipeline has none. Set it to 0."
             )
-        if "image_chosen" in first:
+        for encoder in encoders:
+            encoder.to(self.accelerator.device)
+        if "image_chosen" in columns:
             if getattr(self.pipe, "vae", None) is None:
                 raise ValueError("The pipeline has no `vae` to encode pictures with. Load one, or give latents.")
-            self.pipe.vae.to(device)
-        elif args.random_flip:
+            self.pipe.vae.to(self.accelerator.device)
+        elif self.args.random_flip and columns:
             raise ValueError("`random_flip` needs pictures, and the dataset has latents. Set it to False.")
-        if not keep:
-            return
-        if any(isinstance(dataset, IterableDataset) for dataset in self._datasets()):
-            raise ValueError(
-                "Latents and inversions of a stream cannot be computed beforehand. Load it as a `Dataset`."
-            )
-        if "image_chosen" in first:
-            with args.main_process_first(desc="encoding pictures"):
-                self._map_datasets(
-                    lambda dataset: (
-                        dataset
-                        if dataset is None or "image_chosen" not in dataset.column_names
-                        else precompute_latents(self.pipe, dataset, self.data_collator, args.vae_batch_size, args.seed)
-                    )
-                )
+
+    def _text_encoders(self) -> list[torch.nn.Module]:
+        return [e for name in _TEXT_ENCODERS if (e := getattr(self.pipe, name, None)) is not None]
+
+    def _release(self) -> None:
+        """Take off the device what training does not need any more."""
+        if getattr(self.pipe, "vae", None) is not None:
             self.pipe.vae.to("cpu")
 
+    def _precompute(self, dataset: Any) -> Any:
+        """The dataset with its pictures encoded, where they are to be."""
+        if isinstance(dataset, IterableDataset):
+            raise ValueError("What is computed before training needs a `Dataset`, and a stream was given.")
+        if "image_chosen" not in dataset.column_names:
+            return dataset
+        with self.args.main_process_first(desc="encoding pictures"):
+            return precompute_latents(self.pipe, dataset, self.data_collator, self.args.vae_batch_size, self.args.seed)
+
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        if eval_dataset is not None and not isinstance(eval_dataset, str) and "index" not in next(iter(eval_dataset)):
+            eval_dataset = self._prepared(eval_dataset, self.args)
+            eval_dataset = self._precompute(eval_dataset) if self._precomputes else eval_dataset
         collator = self.data_collator
         try:
             if isinstance(collator, PairCollator):
@@ -250,9 +228,10 @@ class DiffusionPreferenceTrainer(DiffusionTrainer):
         finally:
             self.data_collator = collator
 
-    def get_batch(self, inputs: dict[str, Any]) -> PairBatch:
+    def get_batch(self, inputs: dict[str, Any], training: bool | None = None) -> PairBatch:
         """Latents, conditioning and random numbers of what the collator made."""
-        training, device = self.model.training, self.accelerator.device
+        training = self.model.training if training is None else training
+        device = self.accelerator.device
         draws = Draws(self.args.seed, self.state.global_step if training else "eval", inputs["index"])
         x0 = inputs["latents"] if "latents" in inputs else self._encode(inputs["pixel_values"], draws, training)
         dropped = draws.uniform("dropout") < (self.args.prompt_dropout if training else 0)
@@ -263,7 +242,7 @@ class DiffusionPreferenceTrainer(DiffusionTrainer):
             rows = {name: inputs[name] for name in ("prompt_embeds", "pooled_prompt_embeds") if name in inputs}
             prompts = list(rows["prompt_embeds"])
             if dropped.any():
-                empty = self._empty("dropped", lambda: self.prompts([""]))
+                empty = self.prompts([""], device)
                 for name, value in rows.items():
                     rows[name] = torch.where(
                         dropped.to(device).view(-1, *(1,) * (value.dim() - 1)), empty[name].to(value), value
@@ -277,11 +256,6 @@ class DiffusionPreferenceTrainer(DiffusionTrainer):
             pixels = torch.where(mirrored[:, None, None, None], pixels.flip(-1), pixels)
         generators = draws.generators("winner") + draws.generators("loser")
         return encode_images(self.pipe, pixels, self.args.vae_batch_size, generators)
-
-    def _empty(self, name: str, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        if name not in self._nothing:
-            self._nothing[name] = {key: value.to(self.accelerator.device) for key, value in make().items()}
-        return self._nothing[name]
 
     def levels(self, x0: torch.Tensor) -> Levels:
         """The noise levels that pairs are trained at; flow schedules may depend on the size of the latents."""
@@ -341,82 +315,3 @@ class DiffusionPreferenceTrainer(DiffusionTrainer):
             # Trainer's own is wrong where the last batch of several processes is filled up.
             metrics["loss"] = self.losses(errors.delta, batch)
         self.note(metrics)
-
-
-class DiffusionDPOTrainer(DiffusionPreferenceTrainer):
-    """
-    Trainer for Diffusion-DPO: fine-tunes the denoiser of a text-to-image pipeline, by a LoRA or as a whole, on pairs of
-    pictures of which one is preferred. Both pictures of a pair are noised alike; the policy learns to denoise the
-    winner better, relative to the loser and to the initial model, than before.
-
-    Example:
-
-    ```python
-    >>> from peft import LoraConfig
-    >>> from alignext import DiffusionDPOTrainer
-
-    >>> trainer = DiffusionDPOTrainer(
-    ...     "stable-diffusion-v1-5/stable-diffusion-v1-5", train_dataset=dataset, peft_config=LoraConfig(r=16)
-    ... )
-    >>> trainer.train()
-    ```
-
-    Args:
-        model (`str` or `DiffusionPipeline`):
-            A pipeline of Stable Diffusion 1, 2, XL or 3, or Flux, or where to load one from. Its denoiser is trained in
-            place.
-        ref_model (`DiffusionPipeline` or `torch.nn.Module`, *optional*):
-            The reference, a pipeline or a denoiser. If not given: the initial model, which costs no memory with a
-            `peft_config`.
-        args ([`DiffusionDPOConfig`], *optional*):
-            The configuration. If not given: the defaults.
-        data_collator (`DataCollator`, *optional*):
-            Makes batches as `PairCollator`, which is the default.
-        train_dataset (`Dataset` or `IterableDataset`):
-            Columns `prompt`, `image_chosen`, `image_rejected`, or those of Pick-a-Pic.
-        eval_dataset (`Dataset` or `IterableDataset` or `dict`, *optional*):
-            The same. Noise and timesteps are the same at every evaluation.
-        callbacks (`list[TrainerCallback]`, *optional*):
-            As for [`~transformers.Trainer`].
-        optimizers (`tuple`, *optional*):
-            As for [`~transformers.Trainer`].
-        peft_config (`LoraConfig`, *optional*):
-            Train this LoRA beside the pipeline's frozen adapters. If not given: train all weights of the denoiser.
-            `target_modules` of `None` are the attention projections.
-        denoiser_forward (`Callable`, *optional*):
-            `forward(module, latents, timesteps, prompt_embeds, pooled_prompt_embeds)`, which calls the network
-            `module.denoiser` of another architecture.
-        **kwargs:
-            All other arguments of [`~transformers.Trainer`].
-    """
-
-    _tag_names = ["trl", "alignext", "diffusion-dpo"]
-    _name = "Diffusion-DPO"
-    _paper = {
-        "title": "Diffusion Model Alignment Using Direct Preference Optimization",
-        "id": "2311.12908",
-        "citation": """\
-@inproceedings{wallace2024diffusion,
-    title     = {{Diffusion Model Alignment Using Direct Preference Optimization}},
-    author    = {Wallace, Bram and Dang, Meihua and Rafailov, Rafael and Zhou, Linqi and Lou, Aaron and Purushwalkam,
-                 Senthil and Ermon, Stefano and Xiong, Caiming and Joty, Shafiq and Naik, Nikhil},
-    booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition},
-    year      = {2024},
-}""",
-    }
-
-    def errors(self, model: torch.nn.Module, batch: PairBatch) -> PreferenceErrors:
-        levels = self.levels(batch.x0)
-        k = (1 + batch.draws.points("time", 1, levels.num_steps)[0]).to(batch.x0.device)
-        noise = batch.draws.normal("noise", tuple(batch.x0.shape[1:]), batch.x0.device)
-        return diffusion_dpo_errors(
-            model,
-            self.reference(model),
-            batch.x0,
-            noise,
-            levels.timesteps[k - 1],
-            levels.a[k],
-            levels.s[k],
-            batch.conditioning,
-            prediction_type=self.prediction_type,
-        )
