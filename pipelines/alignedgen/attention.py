@@ -393,7 +393,8 @@ class AlignedAttention:
         if self.mode == "inject":
             return attend_targets(query, key, value, mask, self.anchors[processor.layer])
         a = 0 if self.mode == "capture" else self.settings.anchor_index
-        q, k, v, m = (None if x is None else x[a : a + 1] for x in (query, key, value, mask))
+        q, k, v = (x[a : a + 1] for x in (query, key, value))
+        m = None if mask is None else mask[a : a + 1]
         anchor = self._anchor(q, k, v, rotate)
         q, k = rotate(q, rotary), rotate(k, rotary)
         alone = attend(q, k, v, m) if self.settings.isolate_anchor else attend_shared(q, k, v, m, anchor, 1.0)
@@ -403,8 +404,8 @@ class AlignedAttention:
             return alone
         if len(query) == 1:
             return alone
-        rest = (None if x is None else self._without(x, a) for x in (query, key, value, mask))
-        others = attend_targets(*rest, anchor)
+        q, k, v = (self._without(x, a) for x in (query, key, value))
+        others = attend_targets(q, k, v, None if mask is None else self._without(mask, a), anchor)
         return torch.cat([others[:a], alone, others[a:]])
 
     def _image(self) -> slice:

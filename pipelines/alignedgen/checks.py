@@ -68,15 +68,15 @@ class Settings:
 
     def lambda_at(self, sigma: float | torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """`lambda` at a noise level, as a tensor on the device of `like`: compiled code sees no new constant."""
-        value = self.style_lambda
-        if callable(self.lambda_schedule):
-            value = self.lambda_schedule(float(sigma))
+        value, schedule = self.style_lambda, self.lambda_schedule
+        if not isinstance(schedule, str):
+            value = schedule(float(sigma))
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(
                     f"`lambda_schedule` must give a finite number, 0 or more, received {value} at sigma "
                     f"{float(sigma)}."
                 )
-        elif self.lambda_schedule == "sigma_squared":
+        elif schedule == "sigma_squared":
             value = sigma_squared(sigma)
         return torch.as_tensor(value, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
 

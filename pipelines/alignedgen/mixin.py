@@ -29,6 +29,7 @@ class AlignedGenPipelineOutput(FluxPipelineOutput):
             The anchor of the call.
     """
 
+    images: Any
     style_reference: StyleReference
 
 
@@ -197,7 +198,9 @@ class AlignedGenMixin(HubMixin):
         if not record_style:
             return output
         style = sharing.recorded(self._scaling())
-        return AlignedGenPipelineOutput(output.images, style) if call["return_dict"] else (output[0], style)
+        if not call["return_dict"]:
+            return *output, style
+        return AlignedGenPipelineOutput(images=output.images, style_reference=style)
 
     @torch.no_grad()
     def encode_style(

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from huggingface_hub import CommitInfo, create_repo, hf_hub_download, upload_file
@@ -74,7 +75,7 @@ class StyleReference:
                 f"{'neither' if self.x0 is None else 'both'}. Make it with `encode_style` or `record_style=True`."
             )
         h, w = self.grid
-        latents = self.x0 if self.x0 is not None else self.trajectory[0]
+        latents = self._clean if self.trajectory is None else self.trajectory[0]
         if latents.ndim != 3 or tuple(latents.shape[:2]) != (1, h * w):
             raise ValueError(
                 f"Latents of a {h} x {w} grid must have shape (1, {h * w}, channels), received {tuple(latents.shape)}."
@@ -90,9 +91,14 @@ class StyleReference:
             )
 
     @property
+    def _clean(self) -> torch.Tensor:
+        assert self.x0 is not None
+        return self.x0
+
+    @property
     def num_channels(self) -> int:
         """C."""
-        return (self.x0 if self.x0 is not None else self.trajectory).shape[-1]
+        return (self._clean if self.trajectory is None else self.trajectory).shape[-1]
 
     def latents(self, sigma: torch.Tensor | float, step: int) -> torch.Tensor:
         """
@@ -110,9 +116,10 @@ class StyleReference:
         """
         if self.trajectory is None:
             noise = self.noise if self.noise is not None else self._draw()
-            return renoise(self.x0.to(torch.promote_types(self.x0.dtype, noise.dtype)), noise, sigma)
-        if step >= len(self.trajectory) or abs(float(self.sigmas[step]) - float(sigma)) > 1e-4:
-            was = f"{float(self.sigmas[step]):.4f}" if step < len(self.sigmas) else "not recorded"
+            return renoise(self._clean.to(torch.promote_types(self._clean.dtype, noise.dtype)), noise, sigma)
+        sigmas = [] if self.sigmas is None else self.sigmas.tolist()
+        if step >= len(sigmas) or abs(sigmas[step] - float(sigma)) > 1e-4:
+            was = f"{sigmas[step]:.4f}" if step < len(sigmas) else "not recorded"
             raise ValueError(
                 f"Step {step} has noise level {float(sigma):.4f}; in the recorded style of {len(self.trajectory)} "
                 f"steps it is {was}. Use the number of steps, the size and the scheduler it was recorded with, or a "
@@ -122,7 +129,7 @@ class StyleReference:
 
     def _draw(self) -> torch.Tensor:
         generator = torch.Generator().manual_seed(self.seed)
-        return torch.randn(self.x0.shape, generator=generator).to(self.x0.device)
+        return torch.randn(self._clean.shape, generator=generator).to(self._clean.device)
 
     def to(self, device: torch.device | str | None = None) -> "StyleReference":
         """On another device; with `x0`, the noise is drawn if it was not."""
@@ -156,9 +163,10 @@ class StyleReference:
             if "style_reference" not in metadata:
                 raise ValueError(f"`path`: {os.fspath(path)!r} is not a style saved by `StyleReference.save`.")
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-        plain = json.loads(metadata["style_reference"])
-        plain = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
-        return cls(**{"pooled_prompt_embeds": None} | tensors | plain)
+        found: dict[str, Any] = {"pooled_prompt_embeds": None} | tensors
+        for name, value in json.loads(metadata["style_reference"]).items():
+            found[name] = tuple(value) if isinstance(value, list) else value
+        return cls(**found)
 
     def push_to_hub(
         self,
