@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         DiffusionDPOTrainer,
         InversionDPOConfig,
         InversionDPOTrainer,
+        SampleGridCallback,
         SmPOConfig,
         SmPOTrainer,
     )
@@ -87,6 +88,7 @@ _MODULES = {
     "RIVALPipeline": "alignext.pipelines.rival",
     "RIVALXLControlNetPipeline": "alignext.pipelines.rival",
     "RIVALXLPipeline": "alignext.pipelines.rival",
+    "SampleGridCallback": "alignext.trainers.diffusion_preference",
     "SearchConfig": "alignext.search",
     "SearchScheduler": "alignext.search",
     "SmPOConfig": "alignext.trainers.diffusion_preference",
@@ -131,6 +133,7 @@ __all__ = [
     "RIVALPipeline",
     "RIVALXLControlNetPipeline",
     "RIVALXLPipeline",
+    "SampleGridCallback",
     "SearchConfig",
     "SearchScheduler",
     "SmPOConfig",

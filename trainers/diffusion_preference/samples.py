@@ -2,6 +2,7 @@
 """Pictures of the model in training, as files and in the trackers."""
 
 import copy
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from alignext.cli.gallery import contact_sheet
 
+from .denoiser import get_denoiser
 from .encode import encode_prompts, encode_unconditional
 
 
@@ -24,36 +26,36 @@ class SampleGridCallback(TrainerCallback):
     on. Draws no global random numbers, so that training does not notice.
 
     Args:
-        trainer (`Trainer`): Whose trackers and mixed precision are used.
-        pipe (`DiffusionPipeline`): With the denoiser in training; its text encoders are needed now only.
-        prompts (`Sequence[str]`): What to draw.
+        trainer ([`DiffusionPreferenceTrainer`]): Whose pipeline, trackers and mixed precision are used.
+        prompts (`Sequence[str]`): What to draw. They are encoded now; the text encoders may go afterwards.
         num_inference_steps (`int`, *optional*, defaults to 25): Denoising steps.
-        guidance_scale (`float`, *optional*): As of the pipeline.
-        resolution (`int`, *optional*): Side in pixels.
+        guidance_scale (`float`, *optional*): The pipeline's default if not given.
         seed (`int`, *optional*, defaults to 0): Of the noise of the first prompt; each next one has the next seed.
+
+    Example:
+
+    ```python
+    >>> trainer.add_callback(SampleGridCallback(trainer, ["a red fox", "a rocket"]))
+    ```
     """
 
     def __init__(
         self,
         trainer: Trainer,
-        pipe: DiffusionPipeline,
         prompts: Sequence[str],
         num_inference_steps: int = 25,
         guidance_scale: float | None = None,
-        resolution: int | None = None,
         seed: int = 0,
     ) -> None:
-        self.trainer, self.pipe, self.prompts, self.seed = trainer, pipe, list(prompts), seed
-        self.arguments = {
-            "num_inference_steps": num_inference_steps,
-            "guidance_scale": guidance_scale,
-            "height": resolution,
-            "width": resolution,
-        }
-        self.arguments = {name: value for name, value in self.arguments.items() if value is not None}
-        self.embeds = encode_prompts(pipe, self.prompts)
-        if not pipe.__class__.__name__.startswith("Flux"):
-            nothing = encode_unconditional(pipe, len(self.prompts))
+        self.trainer, self.prompts, self.seed = trainer, list(prompts), seed
+        self.pipe: DiffusionPipeline = trainer.pipe
+        side = trainer.args.resolution
+        self.arguments = {"num_inference_steps": num_inference_steps, "height": side, "width": side}
+        if guidance_scale is not None:
+            self.arguments["guidance_scale"] = guidance_scale
+        self.embeds = encode_prompts(self.pipe, self.prompts)
+        if "negative_prompt_embeds" in inspect.signature(self.pipe.encode_prompt).parameters:
+            nothing = encode_unconditional(self.pipe, len(self.prompts))
             self.embeds |= {f"negative_{name}": tensor for name, tensor in nothing.items()}
         self._last_step = -1
 
@@ -98,7 +100,7 @@ class SampleGridCallback(TrainerCallback):
     def draw(self) -> list[PIL.Image.Image]:
         """One picture of each prompt."""
         pipe = self.pipe
-        denoiser = getattr(pipe, "unet", None) or pipe.transformer
+        denoiser = get_denoiser(pipe)
         # A pipeline of its own around the same weights: sampling sets timesteps on the scheduler, and takes the device
         # of the first component for that of all.
         parts: dict[str, Any] = pipe.components | {"scheduler": copy.deepcopy(pipe.scheduler)}
