@@ -11,7 +11,11 @@ from pathlib import Path
 
 # Name -> the command module of the method. Its `demo(out, *, seed, steps)` returns the sections of its gallery and
 # prints what it measured; `steps` is None where the method's own default holds.
-_DEMOS = {"rival": "alignext.cli.rival", "alignedgen": "alignext.cli.alignedgen"}
+_DEMOS = {
+    "rival": "alignext.cli.rival",
+    "alignedgen": "alignext.cli.alignedgen",
+    "diffusion-dpo": "alignext.cli.diffusion_preference",
+}
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:

@@ -1,0 +1,265 @@
+# Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""`alignext inversion-dpo`, `diffusion-dpo` and `smpo`: train a text-to-image pipeline on pairs of pictures."""
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+    from diffusers import DiffusionPipeline
+    from peft import LoraConfig
+    from PIL.Image import Image
+    from transformers import Trainer
+    from trl import ScriptArguments, TrlParser
+
+    from alignext.cli.gallery import Section
+
+# Command -> the trainer, whose config is named after it, and what it is for.
+_COMMANDS = {
+    "inversion-dpo": ("InversionDPOTrainer", "train a text-to-image pipeline on pairs of pictures, Inversion-DPO"),
+    "diffusion-dpo": ("DiffusionDPOTrainer", "train a text-to-image pipeline on pairs of pictures, Diffusion-DPO"),
+    "smpo": ("SmPOTrainer", "train a text-to-image pipeline on pairs of pictures with scores, SmPO and InPO"),
+}
+_READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+_PREFERRED = "glossy"  # of the demo
+_PICTURES = ("image_chosen", "image_rejected", "chosen", "rejected")
+
+
+@dataclass
+class PipelineArguments:
+    """The pipeline that is trained, its adapter, and the pictures drawn on the way."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Pipeline folder or Hub id; the embedded mini-SD if not given."}
+    )
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a Hub id."})
+    variant: str | None = field(default=None, metadata={"help": "Variant of the weight files, such as fp16."})
+    dtype: str | None = field(
+        default=None,
+        metadata={"help": "What the frozen weights are held in.", "choices": ["float32", "bfloat16", "float16"]},
+    )
+    use_peft: bool = field(default=False, metadata={"help": "Train a LoRA in place of all weights of the denoiser."})
+    lora_r: int = field(default=16, metadata={"help": "Rank of the LoRA."})
+    lora_alpha: int | None = field(default=None, metadata={"help": "Scale of the LoRA; its rank if not given."})
+    lora_target_modules: list[str] | None = field(
+        default=None, metadata={"help": "Layers with a LoRA; the attention projections if not given."}
+    )
+    sample_prompts: list[str] | None = field(
+        default=None, metadata={"help": "Draw these before training, at evaluations and at the end, into samples/."}
+    )
+    sample_guidance: float | None = field(default=None, metadata={"help": "Guidance of those drawings."})
+
+
+def register(subparsers: argparse._SubParsersAction) -> None:
+    """Add the three commands, whose arguments TRL's own parser reads later: making it imports all of TRL."""
+    for name, (_, text) in _COMMANDS.items():
+        parser = subparsers.add_parser(name, help=text, add_help=False)
+        parser.parse_known_args = partial(_keep, name)
+
+
+def _keep(name: str, args: Sequence[str], namespace: object = None) -> tuple[argparse.Namespace, list[str]]:
+    words = [word for word in args if word != "--debug"]
+    return argparse.Namespace(func=run, name=name, words=words, debug=len(words) < len(args)), []
+
+
+def make_parser(name: str) -> "TrlParser":
+    """The parser of a command: the dataset, every field of the trainer's config, the pipeline, `--config FILE`."""
+    from trl import ScriptArguments, TrlParser
+
+    import alignext
+
+    trainer, text = _COMMANDS[name]
+    config = getattr(alignext, trainer.replace("Trainer", "Config"))
+    return TrlParser(
+        (ScriptArguments, config, PipelineArguments),
+        prog=f"alignext {name}",
+        description=f"{text[0].upper()}{text[1:]}. --dataset_name is a JSON, CSV or Parquet file with columns prompt, "
+        "chosen, rejected (paths of pictures, relative to the file), a folder with such a metadata.jsonl "
+        "(chosen_file_name, rejected_file_name), or a Hub id, such as one in the format of Pick-a-Pic. The model is "
+        "the embedded one unless --model_name_or_path names another. --config FILE reads the same names from YAML.",
+        epilog=f"Example: alignext {name} --dataset_name pairs.jsonl --output_dir trained --use_peft --use_cpu",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train, save, and say how to load the result."""
+    script, config, pipeline = make_parser(args.name).parse_args_and_config(args=args.words)
+    import alignext
+
+    dataset = load_pairs(script)
+    evaluated = config.eval_strategy != "no"
+    for split in (script.dataset_train_split, *([script.dataset_test_split] if evaluated else [])):
+        if split not in dataset:
+            raise ValueError(f"The dataset has no split {split!r}, only {', '.join(dataset)}. Name another one.")
+    trainer = getattr(alignext, _COMMANDS[args.name][0])(
+        model=load_pipeline(pipeline),
+        args=config,
+        train_dataset=dataset[script.dataset_train_split],
+        eval_dataset=dataset[script.dataset_test_split] if evaluated else None,
+        peft_config=lora_config(pipeline),
+    )
+    if pipeline.sample_prompts:
+        sheets = alignext.SampleGridCallback(trainer, pipeline.sample_prompts, guidance_scale=pipeline.sample_guidance)
+        trainer.add_callback(sheets)
+    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    trainer.save_model()
+    if config.push_to_hub:
+        trainer.push_to_hub()
+    trainer.accelerator.print(f"Saved. Load it with:\n{_loading_lines(trainer, config.output_dir)}")
+
+
+def load_pipeline(args: PipelineArguments) -> "DiffusionPipeline":
+    """The pipeline to train."""
+    import torch
+    from diffusers import DiffusionPipeline
+
+    from alignext import mini
+
+    return DiffusionPipeline.from_pretrained(
+        args.model_name_or_path or mini.path("sd"),
+        revision=args.model_revision,
+        variant=args.variant,
+        dtype=getattr(torch, args.dtype or "float32"),
+    )
+
+
+def lora_config(args: PipelineArguments) -> "LoraConfig | None":
+    """The adapter asked for; the trainer fills in the layers."""
+    if not args.use_peft:
+        return None
+    from peft import LoraConfig
+
+    alpha = args.lora_r if args.lora_alpha is None else args.lora_alpha
+    return LoraConfig(r=args.lora_r, lora_alpha=alpha, target_modules=args.lora_target_modules)
+
+
+def load_pairs(script: "ScriptArguments") -> "DatasetDict":
+    """The dataset by splits, from a file, folder or Hub id. Paths in a file are relative to it."""
+    from datasets import load_dataset
+
+    if not script.dataset_name:
+        raise ValueError("There is no dataset. Pass --dataset_name, a file such as pairs.jsonl, a folder or a Hub id.")
+    path = Path(script.dataset_name)
+    if path.suffix not in _READERS:
+        return load_dataset(script.dataset_name, script.dataset_config, streaming=script.dataset_streaming)
+    if not path.is_file():
+        raise FileNotFoundError(f"--dataset_name {path} is no file.")
+    dataset = load_dataset(_READERS[path.suffix], data_files=str(path), streaming=script.dataset_streaming)
+
+    def absolute(row: dict) -> dict:
+        return {name: str(path.parent / row[name]) for name in _PICTURES if isinstance(row.get(name), str)}
+
+    return dataset.map(absolute)
+
+
+def _loading_lines(trainer: "Trainer", folder: str) -> str:
+    if trainer.is_lora:
+        return f"  pipe.load_lora_weights({folder!r})"
+    if trainer.args.save_full_pipeline:
+        return f"  from diffusers import DiffusionPipeline\n  pipe = DiffusionPipeline.from_pretrained({folder!r})"
+    part = "unet" if "unet" in trainer.pipe.components else "transformer"
+    kind = type(trainer.denoiser).__name__
+    return f"  from diffusers import {kind}\n  pipe.{part} = {kind}.from_pretrained({folder!r}, subfolder={part!r})"
+
+
+def demo(out: Path, *, seed: int, steps: int | None) -> "list[Section]":
+    """Diffusion-DPO on real drawings: a style that was preferred, in drawings of other things."""
+    import torch
+    from datasets import Dataset
+    from diffusers import StableDiffusionPipeline
+    from peft import LoraConfig
+
+    from alignext import DiffusionDPOConfig, DiffusionDPOTrainer, mini
+    from alignext.cli.gallery import Figure, Section, Table, contact_sheet
+    from alignext.mini.judges import Judge
+
+    steps = steps or 20
+    drawings: dict[str, dict[str, mini.Picture]] = {}
+    for picture in mini.pictures():
+        drawings.setdefault(picture.concept, {})[picture.style] = picture
+    styles = ("noto", "blob", "flat", "glossy", "ink")
+    trained = [concept for concept, of in drawings.items() if set(styles) <= set(of)]
+    pairs = [
+        {
+            "prompt": of[_PREFERRED].caption.partition(",")[0],
+            "image_chosen": of[_PREFERRED].image,
+            "image_rejected": of[other].image,
+        }
+        for of in (drawings[concept] for concept in trained)
+        for other in styles
+        if other != _PREFERRED
+    ]
+    pipe = StableDiffusionPipeline.from_pretrained(mini.path("sd"))
+    pipe.set_progress_bar_config(disable=True)
+    others = [picture for picture in mini.pictures("unseen_style") if picture.concept not in trained]
+    prompts = [picture.caption for picture in others[::3]]
+
+    def draw() -> "list[Image]":
+        generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
+        return pipe(prompts, num_inference_steps=steps, guidance_scale=3.0, generator=generators).images
+
+    print(f"Diffusion-DPO: drawing {len(prompts)} things before training", flush=True)
+    before = draw()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = DiffusionDPOTrainer(
+            model=pipe,
+            args=DiffusionDPOConfig(
+                folder,
+                max_steps=60,
+                per_device_train_batch_size=12,
+                learning_rate=5e-4,
+                precompute_latents=True,
+                activation_checkpointing=False,
+                seed=seed,
+                use_cpu=True,
+                report_to="none",
+                save_strategy="no",
+                logging_strategy="no",
+                disable_tqdm=True,
+            ),
+            train_dataset=Dataset.from_list(pairs),
+            peft_config=LoraConfig(r=16, lora_alpha=16),
+        )
+        print(f"Diffusion-DPO: 60 updates on {len(pairs)} pairs", flush=True)
+        trainer.train()
+    after = draw()
+
+    judge = Judge("style")
+    shares = [judge.name(images).count(_PREFERRED) / len(images) for images in (before, after)]
+    print(f"{_PREFERRED}: {shares[0]:.2f} of {len(prompts)} drawings before, {shares[1]:.2f} after")
+    chosen, shown = drawings["red fox"], slice(0, 24, 3)
+    sheet = contact_sheet(
+        [before[shown], after[shown]], row_labels=["before", "after"], col_labels=prompts[shown], cell=96
+    )
+    pair = contact_sheet(
+        [[chosen[_PREFERRED].image, *(chosen[s].image for s in styles if s != _PREFERRED)]],
+        col_labels=[f"preferred: {_PREFERRED}", *(s for s in styles if s != _PREFERRED)],
+        cell=96,
+    )
+    return [
+        Section(
+            "Diffusion-DPO: a preferred style",
+            f"{len(pairs)} pairs of real drawings: the same thing in the preferred style and in another one, with a "
+            "prompt that names no style. Sixty updates of a LoRA.",
+            figures=[Figure("diffusion-dpo-pairs", pair, alt="A fox in five styles: four pairs.")],
+        ),
+        Section(
+            "Other things, before and after",
+            "These things were in no pair. The same noise above and below.",
+            figures=[Figure("diffusion-dpo", sheet, alt="Eight things drawn before and after training.")],
+            tables=[
+                Table(
+                    ["samples", f"share in the style {_PREFERRED!r}"],
+                    [["before", shares[0]], ["after", shares[1]]],
+                    caption=f"By the embedded style judge, of {len(prompts)} drawings.",
+                )
+            ],
+            commands=[f"alignext demo diffusion-dpo --seed {seed} --steps {steps}"],
+        ),
+    ]
