@@ -5,7 +5,7 @@ A new pipeline joins by adding a row.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from diffusers import (
@@ -28,10 +28,13 @@ from diffusers.callbacks import (
 
 from alignext import (
     AlignedGenPipeline,
+    FluxSearchPipeline,
     RIVALControlNetPipeline,
     RIVALPipeline,
     RIVALXLControlNetPipeline,
     RIVALXLPipeline,
+    SearchConfig,
+    StableDiffusionSearchPipeline,
 )
 
 from . import tiny
@@ -57,6 +60,7 @@ class Row:
         latents (`Callable[[DiffusionPipeline, Tensor], Tensor]`): Latents of `vae.decode` as the loop has them.
         unpacked (`Callable[[DiffusionPipeline, Tensor], Tensor]`): Of the loop's latents, what `vae.decode` takes.
         cutoff (`type`, *optional*): diffusers' callback that switches guidance off half-way, if it has one that works.
+        exempt (`dict[str, str]`): How the names of tests begin that cannot hold for the method, and why.
     """
 
     name: str
@@ -80,6 +84,7 @@ class Row:
         latents / pipe.vae.config.scaling_factor
     )
     cutoff: type[PipelineCallback] | None = SDCFGCutoffCallback
+    exempt: dict[str, str] = field(default_factory=dict)
 
     def build(self, ours: bool = True) -> DiffusionPipeline:
         pipe = (self.ours if ours else self.stock)(**self.components())
@@ -142,6 +147,22 @@ def flux_unpacked(pipe: DiffusionPipeline, latents: torch.Tensor) -> torch.Tenso
 
 def flow_unipc(own) -> UniPCMultistepScheduler:
     return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+
+
+def search_active(call: dict) -> dict:
+    config = SearchConfig(num_beams=3, num_candidates=2, lookahead_steps=1)
+    return {"reward_fn": lambda images, prompts: images.flatten(1).std(1), "search_config": config}
+
+
+SEARCH_EXEMPT = {
+    "test_components_are_untouched_after_an_exception[scheduler": "the search steps, not the pipeline's scheduler",
+    "test_interrupt_ends_the_work[active": "the best so far comes back, as tests of the search show",
+    "test_batch_equals_single_calls[active": "a generator is for a prompt, not for an image",
+}
+
+
+def search_neutral(call: dict) -> dict:
+    return search_active(call) | {"search_config": SearchConfig(num_beams=1, num_candidates=1)}
 
 
 XL_EMBEDS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
@@ -207,6 +228,35 @@ ROWS = [
         latents=flux_packed,
         unpacked=flux_unpacked,
         cutoff=None,
+    ),
+    Row(
+        "search-sd",
+        ours=StableDiffusionSearchPipeline,
+        stock=StableDiffusionPipeline,
+        components=tiny.sd_components,
+        active=search_active,
+        neutral=search_neutral,
+        schedulers=(lambda own: PNDMScheduler.from_config(own.config),),
+        cutoff=None,  # it keeps the prompt of one row only
+        exempt=SEARCH_EXEMPT,
+    ),
+    Row(
+        "search-flux",
+        ours=FluxSearchPipeline,
+        stock=FluxPipeline,
+        components=tiny.flux_components,
+        active=search_active,
+        neutral=search_neutral,
+        inputs=flux_inputs,
+        embeds=("prompt_embeds", "pooled_prompt_embeds"),
+        denoiser="transformer",
+        attention="single_transformer_blocks.0.attn",
+        attention_kwargs="joint_attention_kwargs",
+        schedulers=(flow_unipc,),
+        latents=flux_packed,
+        unpacked=flux_unpacked,
+        cutoff=None,
+        exempt=SEARCH_EXEMPT,
     ),
 ]
 

@@ -26,6 +26,13 @@ BOTH = pytest.mark.parametrize("mode", ["neutral", "active"])
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}  # batched against single rows: the same sums in another order
 
 
+@pytest.fixture(autouse=True)
+def skip_where_exempt(row, request):
+    for beginning, reason in row.exempt.items():
+        if request.node.name.startswith(beginning):
+            pytest.skip(reason)
+
+
 @pytest.fixture
 def pipe(row):
     pipe = row.build()
@@ -163,7 +170,7 @@ FAILURES = {
     "text encoder": failure_in("text_encoder", 0),
     "first denoiser call": failure_in("{denoiser}", 0),
     "later denoiser call": failure_in("{denoiser}", 3),
-    "inside an attention layer": failure_in("{denoiser}.{attention}.to_q", 6),
+    "inside an attention layer": failure_in("{denoiser}.{attention}.to_q", 3),
     "scheduler": failing_step,
     "decoder": failure_in("vae.decoder", 0),
 }
