@@ -416,8 +416,10 @@ class AlignedAttention:
         return Anchor(token_statistics(query), token_statistics(key), rotate(key, self.shifted), value)
 
     def _restyled(self, x: torch.Tensor, statistics: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        image = self._image()
-        return torch.cat([x[:, : image.start], adain(x[:, image], *statistics), x[:, image.stop :]], dim=1)
+        image = adain(x[:, self._image()], *statistics)
+        x = x.clone() if x.requires_grad else x  # in place where no gradient needs it: a layer's queries are large
+        x[:, self._image()] = image
+        return x
 
     @staticmethod
     def _without(x: torch.Tensor, row: int) -> torch.Tensor:

@@ -1,0 +1,285 @@
+# Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""AlignedGen: what sharing costs in time and memory, at FLUX.1's width.
+
+    python benchmarks/alignedgen.py                     # 1 + 2 layers, 384 x 384; about 11 minutes on one CPU core
+    python benchmarks/alignedgen.py --size 256 --repeats 1
+    python benchmarks/alignedgen.py --device cuda       # all 19 + 38 layers of FLUX.1-dev, 1024 x 1024; needs 40 GB
+
+Weights are random: this tells the cost, not the effect. Results go to `results/alignedgen-cost*`, as JSON with a
+Markdown table beside it.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import diffusers
+import torch
+import torch.nn.functional as F
+from diffusers import FluxTransformer2DModel
+from diffusers.models.embeddings import apply_rotary_emb
+from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import alignext
+from alignext import StyleReference, aligned_attention
+
+
+RESULTS = Path(__file__).parent / "results"
+WIDTH, HEADS, TEXT = 3072, 24, 512
+
+
+class PeakBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors that are made and still alive, and their largest sum. Not what kernels use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: dict[StorageWeakRef, int] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = {
+            StorageWeakRef(x.untyped_storage()) for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)
+        }
+        out = func(*args, **kwargs or {})
+        for x in tree_leaves(out):
+            if isinstance(x, torch.Tensor) and (key := StorageWeakRef(x.untyped_storage())) not in given:
+                self.alive[key] = x.untyped_storage().nbytes()
+        self.alive = {key: size for key, size in self.alive.items() if not key.expired()}
+        self.peak = max(self.peak, sum(self.alive.values()))
+        return out
+
+
+class DenseMaskProcessor(FluxAttnProcessor):
+    """The straightforward way: every image gets the anchor's keys, and a mask hides them from the anchor."""
+
+    def __init__(self, state: dict) -> None:
+        super().__init__()
+        self.state = state
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, image_rotary_emb=None):
+        q, k, v = (f(hidden_states).unflatten(-1, (-1, attn.head_dim)) for f in (attn.to_q, attn.to_k, attn.to_v))
+        q, k, text = attn.norm_q(q), attn.norm_k(k), self.state["text"]
+        for x in (q, k):
+            image = x[:, text:]
+            mean, std = image.mean(1, keepdim=True), (image.var(1, keepdim=True) + 1e-5).sqrt()
+            image.copy_((image - mean) / std * std[:1] + mean[:1])
+        extra = apply_rotary_emb(k[:1, text:], self.state["shifted"], sequence_dim=1)
+        q, k = (apply_rotary_emb(x, image_rotary_emb, sequence_dim=1) for x in (q, k))
+        rows = len(q)
+        scale = torch.full((rows, 1, 1, 1), 1.1, dtype=q.dtype, device=q.device)
+        k = torch.cat([k, scale * extra.expand(rows, -1, -1, -1)], 1)
+        v = torch.cat([v, v[:1, text:].expand(rows, -1, -1, -1)], 1)
+        mask = torch.zeros(rows, attn.heads, q.shape[1], k.shape[1], dtype=q.dtype, device=q.device)
+        mask[0, :, :, q.shape[1] :] = -torch.inf
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+
+
+class Workload:
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.rows, self.side = args.images, args.size // 16
+        dtype, device = getattr(torch, args.dtype), torch.device(args.device)
+        double, single = args.layers
+        torch.manual_seed(0)
+        torch.set_default_dtype(dtype)
+        with device:
+            self.model = FluxTransformer2DModel(num_layers=double, num_single_layers=single, guidance_embeds=True)
+        torch.set_default_dtype(torch.float32)
+        self.model.requires_grad_(False).eval()
+
+        def randn(*shape: int) -> torch.Tensor:
+            return torch.randn(*shape, generator=torch.Generator().manual_seed(1)).to(device, dtype)
+
+        n = self.side**2
+        ids = torch.zeros(self.side, self.side, 3)
+        ids[..., 1], ids[..., 2] = torch.arange(self.side)[:, None], torch.arange(self.side)
+        self.call = {
+            "hidden_states": randn(self.rows, n, 64),
+            "encoder_hidden_states": randn(self.rows, TEXT, 4096),
+            "pooled_projections": randn(self.rows, 768),
+            "timestep": torch.full((self.rows,), 0.7, device=device, dtype=dtype),
+            "guidance": torch.full((self.rows,), 3.5, device=device),
+            "img_ids": ids.flatten(0, 1).to(device, dtype),
+            "txt_ids": torch.zeros(TEXT, 3, device=device, dtype=dtype),
+        }
+        self.style = StyleReference(randn(1, TEXT, 4096), randn(1, 768), (self.side, self.side), x0=randn(1, n, 64))
+
+    def stock(self, rows: int | None = None) -> torch.Tensor:
+        call = {name: x if name.endswith("ids") else x[:rows] for name, x in self.call.items()}
+        return self.model(**call).sample
+
+    def aligned(self, **levers) -> torch.Tensor:
+        with aligned_attention(self.model, **levers):
+            return self.model(**self.call).sample
+
+    def dense(self) -> torch.Tensor:
+        ids = self.call["img_ids"].float() + torch.tensor([0, 0, self.side], device=self.call["img_ids"].device)
+        state = {"text": TEXT, "shifted": self.model.pos_embed(ids)}
+        layers = [block.attn for block in self.model.single_transformer_blocks]
+        kept = [layer.processor for layer in layers]
+        for layer in layers:
+            layer.set_processor(DenseMaskProcessor(state))
+        out = self.model(**self.call).sample
+        for layer, processor in zip(layers, kept, strict=True):
+            layer.set_processor(processor)
+        return out
+
+    def contenders(self) -> dict[str, Callable[[], torch.Tensor]]:
+        return {
+            f"stock, {self.rows} images": self.stock,
+            f"aligned, {self.rows} images at once": self.aligned,
+            "aligned, anchor then targets one by one": lambda: self.aligned(target_batch_size=1),
+            f"aligned with a style picture, {self.rows} images": lambda: self.aligned(style_reference=self.style),
+            "stock, 1 image": lambda: self.stock(1),
+            "dense mask": self.dense,
+        }
+
+
+def seconds(run: Callable[[], object], device: str) -> float:
+    """Of a GPU the wall time; of one CPU thread its own time, in which other processes on the machine do not count."""
+    clock = time.perf_counter if device == "cuda" else time.process_time
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = clock()
+    run()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return clock() - start
+
+
+def peak_bytes(run: Callable[[], object], device: str) -> int:
+    """The most that is alive at once beyond what was there before."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    with PeakBytes() as counted:
+        run()
+    return counted.peak
+
+
+def flops_ratio(args: argparse.Namespace) -> float:
+    """Of all images, the anchor included, from the products of matrices alone."""
+    n = (args.size // 16) ** 2
+    s, (double, single) = TEXT + n, args.layers
+    per_token = 2 * WIDTH**2 * (12 * double + 12 * single)  # of text or image: projections and feed-forward
+    attention = 4 * s * s * WIDTH
+    stock = s * per_token + (double + single) * attention
+    extra = single * 4 * s * n * WIDTH
+    return 1 + extra * (args.images - 1) / (args.images * stock)
+
+
+@torch.no_grad()
+def measure(args: argparse.Namespace) -> None:
+    work = Workload(args)
+    contenders = work.contenders()
+    peaks = {name: peak_bytes(run, args.device) for name, run in contenders.items()}  # which also warms up
+    agreement = (work.aligned() - work.dense())[1:].float().abs().max().item()
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(args.repeats):
+        for name, run in contenders.items():
+            times[name].append(seconds(run, args.device))
+            print(f"{name}: {times[name][-1]:.2f} s", flush=True)
+    base = next(iter(contenders))
+    n, bytes_per = work.side**2, work.call["hidden_states"].element_size()
+    single, tokens = args.layers[1], TEXT + work.side**2
+    estimates = {  # of what comes on top of the stock forward of the same number of images
+        f"aligned, {work.rows} images at once": 2 * (work.rows - 1) * (tokens + n) * WIDTH * bytes_per,
+        f"aligned with a style picture, {work.rows} images": 2 * work.rows * (tokens + n) * WIDTH * bytes_per
+        + 2 * single * n * WIDTH * bytes_per,
+        "dense mask": work.rows * HEADS * tokens * (tokens + n) * bytes_per,
+    }
+    one = peaks["stock, 1 image"]
+    rows = [
+        {
+            "what": name,
+            "seconds": times[name],
+            "median": statistics.median(times[name]),
+            "over_stock": statistics.median(times[name]) / statistics.median(times[base]),
+            "peak_bytes": peaks[name],
+            "extra_bytes": peaks[name] - (one if "one by one" in name else peaks[base]),
+            "estimated_extra_bytes": estimates.get(name),
+        }
+        for name in contenders
+    ]
+    one_by_one = next(row for row in rows if "one by one" in row["what"])
+    one_by_one["estimated_extra_bytes"] = 2 * (tokens + n) * WIDTH * bytes_per + 2 * single * n * WIDTH * bytes_per
+    device = torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.machine()} CPU, 1 thread"
+    document = {
+        "date": date.today().isoformat(),
+        "device": device,
+        "dtype": args.dtype,
+        "layers": args.layers,
+        "size": args.size,
+        "images": args.images,
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "alignext": alignext.__version__,
+        "flops_over_stock": flops_ratio(args),
+        "largest_difference_to_dense_mask": agreement,
+        "rows": rows,
+    }
+    mib = 2**20
+    table = [
+        "| what runs | median s | of stock | peak MiB | extra MiB | estimate MiB |",
+        "|---|---|---|---|---|---|",
+        *(
+            f"| {r['what']} | {r['median']:.2f} | {r['over_stock']:.2f} | {r['peak_bytes'] / mib:.0f} | "
+            f"{r['extra_bytes'] / mib:.0f} | "
+            + ("" if r["estimated_extra_bytes"] is None else f"{r['estimated_extra_bytes'] / mib:.0f}")
+            + " |"
+            for r in rows
+        ),
+    ]
+    clock = "wall time" if args.device == "cuda" else "processor time of one thread"
+    counted = (
+        "of the allocator" if args.device == "cuda" else "of all tensors alive, buffers inside kernels not counted"
+    )
+    text = (
+        f"# AlignedGen: cost\n\n{document['date']}, {device}, {args.dtype}, torch {torch.__version__}, diffusers "
+        f"{diffusers.__version__}. One forward of a transformer of FLUX.1's width with {args.layers[0]} double-stream "
+        f"and {args.layers[1]} single-stream layers, random weights, {args.images} images of {args.size} x "
+        f"{args.size} pixels, {TEXT} text tokens; {clock}, the median of {args.repeats} runs taken by turns; memory "
+        f"{counted}, weights not included. Extra memory is on top of the stock forward of as many images, for the "
+        "one-by-one run on top of that of one image; the estimate is that of the keys and values with the anchor's "
+        "appended in one layer and, where the anchor runs on its own, the anchor's of all layers that share. The "
+        "style picture is an image more. Floating point operations predict "
+        f"{document['flops_over_stock']:.3f} of stock for the run at once, which differs from the dense mask by at most {agreement:.1e}.\n\n"
+        + "\n".join(table)
+        + "\n"
+    )
+    RESULTS.mkdir(exist_ok=True)
+    name = "alignedgen-cost" + ("-cuda" if args.device == "cuda" else "")
+    (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
+    (RESULTS / f"{name}.md").write_text(text)
+    print(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
+    parser.add_argument("--images", type=int, default=4, help="B, the anchor included")
+    parser.add_argument("--size", type=int, help="pixels of a side; 384, with CUDA 1024")
+    parser.add_argument("--layers", type=int, nargs=2, help="double- and single-stream; 1 2, with CUDA 19 38")
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
+    cuda = args.device == "cuda"
+    args.size = args.size or (1024 if cuda else 384)
+    args.layers = args.layers or ([19, 38] if cuda else [1, 2])
+    torch.set_num_threads(1)
+    measure(args)
+
+
+if __name__ == "__main__":
+    main()
