@@ -15,6 +15,7 @@ _DEMOS = {
     "rival": "alignext.cli.rival",
     "alignedgen": "alignext.cli.alignedgen",
     "diffusion-dpo": "alignext.cli.diffusion_preference",
+    "search": "alignext.cli.search",
 }
 
 

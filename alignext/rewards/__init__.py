@@ -8,6 +8,7 @@ gradients flow from the result to `images`. Any function of this form is a rewar
 
 from alignext.rewards.clip import AestheticReward, CLIPReward, PickScoreReward
 from alignext.rewards.composite import Calibration, WeightedReward, calibrate_weights
+from alignext.rewards.judges import JudgeReward
 from alignext.rewards.pixels import brightness, compressibility, dynamics
 from alignext.rewards.temporal import TemporalConsistency
 
@@ -16,6 +17,7 @@ __all__ = [
     "AestheticReward",
     "CLIPReward",
     "Calibration",
+    "JudgeReward",
     "PickScoreReward",
     "TemporalConsistency",
     "WeightedReward",

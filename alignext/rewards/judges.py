@@ -1,0 +1,51 @@
+# Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""The embedded judges as rewards."""
+
+import torch
+
+from alignext.mini.judges import Judge
+from alignext.rewards.pixels import over_frames
+
+
+class JudgeReward:
+    """
+    Log-probability, by an embedded judge, that a picture is what its prompt names. For captions of the embedded models
+    such as `"a red fox, flat style"`. Differentiable.
+
+    Args:
+        name (`str`): `"concept"`, what is drawn, or `"style"`, in which of the five styles.
+    """
+
+    differentiable = True
+
+    def __init__(self, name: str) -> None:
+        self.name, self.judge = name, Judge(name)
+
+    def label(self, prompt: str) -> str:
+        """
+        What the judge looks for.
+
+        Raises:
+            ValueError: If the prompt names nothing that the judge knows.
+        """
+        thing, _, style = prompt.partition(", ")
+        found = style.removesuffix(" style") if self.name == "style" else thing.partition(" ")[2]
+        if found not in self.judge.labels:
+            raise ValueError(
+                f"The {self.name} judge knows captions such as 'a red fox, flat style'; it finds no {self.name} that "
+                f"it knows in {prompt!r}."
+            )
+        return found
+
+    def __call__(self, images: torch.Tensor, prompts: list[str] | None) -> torch.Tensor:
+        if prompts is None:
+            raise ValueError("JudgeReward compares with the prompts: pass `prompt`, not embeddings alone.")
+        columns = torch.tensor([self.judge.labels.index(self.label(prompt)) for prompt in prompts])
+        if images.ndim == 5:
+            columns = columns.repeat_interleave(images.shape[1])
+
+        def score(frames: torch.Tensor) -> torch.Tensor:
+            logs = self.judge(frames).logits.log_softmax(1)
+            return logs.gather(1, columns.to(logs.device)[:, None])[:, 0]
+
+        return over_frames(score, images)

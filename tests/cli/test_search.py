@@ -1,0 +1,101 @@
+# Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""`alignext search` as a person types it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from alignext import cli
+from tests.pipelines.latent_search.tiny_models import build
+
+
+SMALL = ("--beams", "2", "--candidates", "2", "--lookahead", "1", "--steps", "3", "--device", "cpu")
+
+
+def call(out, *more, prompts=("a red fox, flat style",), reward="style"):
+    return cli.main(["search", *prompts, "--reward", reward, "--out", str(out), *SMALL, *more])
+
+
+def history(folder):
+    document = json.loads((folder / "search.json").read_text())
+    return document["results"]
+
+
+def test_embedded_model(tmp_path, capsys):
+    assert call(tmp_path / "out", "-n", "2", prompts=("a red fox, flat style", "an apple, ink style")) == 0
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names >= {"index.html", "search.json"} | {f"{k:02d}-{i}.png" for k in (0, 1) for i in ("00", "01", "beams")}
+    assert str((tmp_path / "out" / "index.html").resolve()) in capsys.readouterr().out
+    first, second = history(tmp_path / "out")
+    assert first["prompt"] == "a red fox, flat style" and (first["seed"], second["seed"]) == (0, 1)
+    assert first["rewards"] == sorted(first["rewards"], reverse=True) and first["nfe"] == 2 + 2 * 4
+    assert [entry["node"] for entry in first["history"]] == [1, 2] and len(first["history"][0]["parents"]) == 4
+    assert call(tmp_path / "again", prompts=("an apple, ink style",), reward="style") == 0
+    assert history(tmp_path / "again")[0]["rewards"] != second["rewards"][:1]  # another seed
+    assert call(tmp_path / "seeded", "--seed", "1", prompts=("an apple, ink style",)) == 0
+    assert history(tmp_path / "seeded")[0]["rewards"][0] == pytest.approx(second["rewards"][0], abs=1e-4)
+
+
+def test_video_and_a_reward_of_ones_own(tmp_path, monkeypatch):
+    pipe, _ = build("latte")
+    monkeypatch.setattr("alignext.cli.search._load", lambda *args: pipe)
+    more = ("--model", "some/video", "--frames", "2", "--height", "16", "--width", "16")
+    assert call(tmp_path / "out", *more, reward="alignext.rewards:dynamics") == 0
+    assert (tmp_path / "out" / "00-00.gif").exists() and "the video is 00-00.gif" in (
+        tmp_path / "out" / "index.html"
+    ).read_text()
+
+
+def test_interrupted(tmp_path, monkeypatch):
+    calls = []
+
+    def reward(images, prompts):
+        calls.append(len(images))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return images.mean((1, 2, 3))
+
+    monkeypatch.setattr("alignext.cli.search._reward", lambda args: reward)
+    assert call(tmp_path / "out") == 0
+    assert history(tmp_path / "out")[0]["interrupted"]
+    assert "Interrupted: the best so far." in (tmp_path / "out" / "index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "more, text",
+    [
+        (("--reward", "beauty"), "--reward must be one of aesthetic, brightness"),
+        (("--reward", "aesthetic"), "needs --head"),
+        (("-n", "3"), "3 outputs per prompt were asked for and 2 survive"),
+        (("--eta", "0"), "all candidates of a beam would be equal"),
+        (("--frames", "4"), "StableDiffusionPipeline takes no num_frames"),
+        (("--noise", "flow_grpo"), "is for flow models"),
+    ],
+)
+def test_what_does_not_fit_is_named(tmp_path, capsys, more, text):
+    assert call(tmp_path / "out", *more) == 2
+    assert text in capsys.readouterr().err
+
+
+def test_a_caption_that_the_judge_does_not_know(tmp_path, capsys):
+    assert call(tmp_path / "out", prompts=("a masterpiece",)) == 2
+    assert "finds no style that it knows in 'a masterpiece'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds(tmp_path):
+    """Prompts are shared out; a prompt's search depends on its own seed only."""
+    prompts = ("a red fox, flat style", "an apple, ink style", "a house, blob style")
+    arguments = ["search", *prompts, "--reward", "style", *SMALL]
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", "0"]
+    for name, start in (("one", ["-m", "alignext"]), ("two", [*launch, "-m", "alignext"])):
+        command = [sys.executable, *start, *arguments, "--out", str(tmp_path / name)]
+        answer = subprocess.run(command, capture_output=True, text=True)
+        assert answer.returncode == 0, answer.stderr
+    one, two = history(tmp_path / "one"), history(tmp_path / "two")
+    assert [result["prompt"] for result in two] == list(prompts)
+    for ours, theirs in zip(one, two, strict=True):
+        assert [e["parents"] for e in ours["history"]] == [e["parents"] for e in theirs["history"]]
+        assert ours["rewards"] == pytest.approx(theirs["rewards"], abs=1e-4)
