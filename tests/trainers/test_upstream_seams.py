@@ -4,11 +4,13 @@
 When a test here fails after an upgrade, read what changed upstream before touching the table.
 """
 
+import copy
 import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig
 from transformers import AutoModelForCausalLM, DynamicCache, TrainerState
 from trl import (
     DPOConfig,
@@ -46,10 +48,13 @@ OVERRIDDEN = {
     "trl.RLOOTrainer._calculate_rewards": "inputs prompts completions completion_ids_list",
     "trl.RLOOTrainer._generate_and_score_completions": "inputs",
     "trl.RLOOTrainer._compute_loss": "model inputs",
-    "trl.RLOOTrainer._prepare_inputs": "generation_batch",
+    "trl.RLOOTrainer._get_per_token_logps_and_entropies": (
+        "model input_ids attention_mask logits_to_keep batch_size compute_entropy compute_aux_loss pixel_values "
+        "image_grid_thw num_images pixel_attention_mask spatial_shapes num_tiles image_sizes token_type_ids "
+        "mm_token_type_ids image_position_ids"
+    ),
     "trl.RLOOTrainer._save_checkpoint": "model trial",
     "trl.RLOOTrainer._load_optimizer_and_scheduler": "checkpoint",
-    "trl.RLOOTrainer.train": "resume_from_checkpoint trial ignore_keys_for_eval",
     # MAH-DPO
     "trl.DPOTrainer.__init__": (
         "model ref_model args data_collator train_dataset eval_dataset processing_class compute_metrics callbacks "
@@ -103,11 +108,6 @@ CALLED = {
     "accelerate.utils.is_peft_model": "model",
     "accelerate.Accelerator.reduce": "tensor reduction",
     # f-DPG
-    "trl.RLOOTrainer._get_per_token_logps_and_entropies": (
-        "model input_ids attention_mask logits_to_keep batch_size compute_entropy compute_aux_loss pixel_values "
-        "image_grid_thw num_images pixel_attention_mask spatial_shapes num_tiles image_sizes token_type_ids "
-        "mm_token_type_ids image_position_ids"
-    ),
     "trl.trainer.utils.add_fused_lm_head": "model temperature outputs",
     "trl.trainer.utils.disable_dropout_in_model": "model",
     "trl.models.utils.prepare_deepspeed": "model accelerator",
@@ -115,7 +115,6 @@ CALLED = {
     "accelerate.Accelerator.prepare_model": "model evaluation_mode",
     "trl.trainer.utils.shuffle_sequence_dict": "seq_dict",
     "trl.trainer.utils.split_tensor_dict": "tensor_dict num_chunks",
-    "trl.trainer.utils.selective_log_softmax": "logits index",
     "accelerate.utils.gather": "tensor",
     "accelerate.utils.gather_object": "object",
     # MAH-DPO
@@ -227,8 +226,9 @@ ATTRIBUTES = {
     ),
     DPO: "beta ref_model precompute_ref_logps aux_loss_enabled router_aux_loss_coef _metrics data_collator",
     RLOO: (
-        "beta ref_model temperature num_generations num_generations_eval num_iterations reward_funcs _metrics _logs "
-        "_step _buffered_inputs"
+        "beta ref_model temperature num_generations num_generations_eval num_iterations reward_funcs "
+        "reward_func_names reward_weights aux_loss_enabled router_aux_loss_coef model_wrapped _metrics _logs _step "
+        "_buffered_inputs"
     ),
     REWARD: "_metrics _total_train_tokens _tp_size label_names data_collator hub_model_id",
 }
@@ -273,6 +273,35 @@ def test_scored_completions_of_rloo_have_the_keys_we_add_to(tmp_path: Path) -> N
     assert {"prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "old_logps", "advantages"} <= set(scored)
     assert scored["old_logps"].shape == scored["advantages"].shape == (4,)
     assert len(trainer._logs["advantages"]) == 4
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_rloo_scores_samples_with_the_policy_and_then_with_the_reference(tmp_path: Path, lora: bool) -> None:
+    # f-DPG reads both from the calls
+    adapter = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"]) if lora else None
+    trainer, seen = RLOO.start(tmp_path, peft_config=adapter), []
+    score = trainer._get_per_token_logps_and_entropies
+
+    def noted(model: torch.nn.Module, *args: object, **kwargs: object) -> tuple:
+        disabled = lora and model.base_model.model.model.layers[0].self_attn.q_proj.disable_adapters
+        seen.append("reference" if model is trainer.ref_model or disabled else "policy")
+        return score(model, *args, **kwargs)
+
+    trainer._get_per_token_logps_and_entropies = noted
+    trainer.model.train()
+    trainer._generate_and_score_completions([{"prompt": "One day"}] * 4)
+    assert seen == ["policy", "reference"]
+
+
+def test_fused_head_of_a_copy_calls_the_original(tmp_path: Path) -> None:
+    # hence f-DPG drops the patched forward of a copy before it adds a head of its own
+    model = RLOO.start(tmp_path).model
+    twin = copy.deepcopy(model)
+    vars(twin).pop("forward")
+    with torch.no_grad():
+        twin.get_input_embeddings().weight.zero_()
+        ids = torch.tensor([[1, 300, 400]])
+        assert not torch.equal(twin(ids).logits, model(ids).logits)
 
 
 def test_rloo_loads_no_reference_without_beta(tmp_path: Path) -> None:
