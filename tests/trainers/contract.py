@@ -53,6 +53,11 @@ def unpaired(conversational: bool = False) -> Dataset:
     )
 
 
+def preference_by_objective(conversational: bool = False) -> Dataset:
+    """Pairs of two objectives: `prompt`, `chosen`, `rejected`, `objective`."""
+    return preference(conversational).add_column("objective", ["kind", "lively"] * (len(STORIES) // 2))
+
+
 def solutions(conversational: bool = False) -> Dataset:
     """Texts in steps, each with its label: `prompt`, `steps`, `labels`."""
     return Dataset.from_list(

@@ -21,11 +21,25 @@ from transformers import (
 )
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RLOOConfig, RLOOTrainer
 
+from alignext.models.objective_heads import AutoModelForCausalLMWithObjectiveHeads
 from alignext.trainers.bco import BCOConfig, BCOTrainer
+from alignext.trainers.f_dpg import FDPGConfig, FDPGTrainer
+from alignext.trainers.mah_dpo import MAHDPOConfig, MAHDPOTrainer
 from alignext.trainers.process_reward import ProcessRewardConfig, ProcessRewardTrainer
 
 from ..fake_hub import fake_hub
-from .contract import MINI_LM, Row, count_vowels, curve, preference, prompts, solutions, unpaired, weights
+from .contract import (
+    MINI_LM,
+    Row,
+    count_vowels,
+    curve,
+    preference,
+    preference_by_objective,
+    prompts,
+    solutions,
+    unpaired,
+    weights,
+)
 
 
 ROWS = [
@@ -43,6 +57,15 @@ ROWS = [
     ),
     Row(BCOTrainer, BCOConfig, unpaired, ours=True),
     Row(
+        FDPGTrainer,
+        FDPGConfig,
+        prompts,
+        {"num_generations": 2, "max_completion_length": 16, "beta": 2.0},
+        {"reward_funcs": count_vowels},
+        samples=True,
+        ours=True,
+    ),
+    Row(
         ProcessRewardTrainer,
         ProcessRewardConfig,
         solutions,
@@ -51,6 +74,15 @@ ROWS = [
         auto_settings={"num_labels": 1},
         task="TOKEN_CLS",
         head="score",
+    ),
+    Row(
+        MAHDPOTrainer,
+        MAHDPOConfig,
+        preference_by_objective,
+        ours=True,
+        auto=AutoModelForCausalLMWithObjectiveHeads,
+        auto_settings={"objectives": ["kind", "lively"]},
+        head="objective_heads",
     ),
 ]
 OURS = [row for row in ROWS if row.ours]

@@ -88,7 +88,7 @@ class MAHDPOConfig(DPOConfig):
     head_dtype: str = field(
         default="float32", metadata={"help": "Of the heads. In bfloat16, small updates of them are lost."}
     )
-    objective_loss_weights: dict[str, float] | list[float] | str | None = field(
+    objective_loss_weights: dict[str, float] | str | list[float] | None = field(
         default=None,
         metadata={"help": 'Weight of the loss of each objective, as JSON: \'{"honest": 2, "helpful": 1}\'.'},
     )
