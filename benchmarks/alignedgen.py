@@ -254,9 +254,8 @@ def measure(args: argparse.Namespace) -> None:
         "one-by-one run on top of that of one image; the estimate is that of the keys and values with the anchor's "
         "appended in one layer and, where the anchor runs on its own, the anchor's of all layers that share. The "
         "style picture is an image more. Floating point operations predict "
-        f"{document['flops_over_stock']:.3f} of stock for the run at once, which differs from the dense mask by at most {agreement:.1e}.\n\n"
-        + "\n".join(table)
-        + "\n"
+        f"{document['flops_over_stock']:.3f} of stock for the run at once, which differs from the dense mask by at "
+        f"most {agreement:.1e}.\n\n" + "\n".join(table) + "\n"
     )
     RESULTS.mkdir(exist_ok=True)
     name = "alignedgen-cost" + ("-cuda" if args.device == "cuda" else "")

@@ -28,9 +28,10 @@ from alignext.pipelines.alignedgen.style import StyleReference
 class AlignedFluxAttnProcessor(FluxAttnProcessor):
     """[`FluxAttnProcessor`] that shares the anchor's image tokens while its [`AlignedAttention`] says so."""
 
-    def __init__(self, sharing: "AlignedAttention", layer: int, stock: FluxAttnProcessor):
+    def __init__(self, sharing: "AlignedAttention", stock: FluxAttnProcessor):
         super().__init__()
-        self.sharing, self.layer = sharing, layer
+        self.sharing = sharing
+        self.anchor: Anchor | None = None  # between "capture" and "inject"
         self._attention_backend, self._parallel_config = stock._attention_backend, stock._parallel_config
 
     def __call__(
@@ -83,13 +84,13 @@ class AlignedAttention:
 
     # The model in question: our processor for each stock one, what its forward returns, which of its arguments hold
     # the texts of a style, and which hold one value for the whole batch.
-    processors: dict[type, type] = {FluxAttnProcessor: AlignedFluxAttnProcessor}
+    processor_classes: dict[type, type] = {FluxAttnProcessor: AlignedFluxAttnProcessor}
     output_class: type = Transformer2DModelOutput
     texts = {"prompt_embeds": "encoder_hidden_states", "pooled_prompt_embeds": "pooled_projections"}
     common = ("img_ids", "txt_ids")
 
     def __init__(self, transformer, settings: Settings, scheduler, reference: StyleReference | None, record: bool):
-        check_transformer(transformer, self.processors, settings, reference)
+        check_transformer(transformer, self.processor_classes, settings, reference)
         if reference is not None:
             check_reference(transformer, reference)
             if record:
@@ -102,14 +103,14 @@ class AlignedAttention:
         self.num_inference_steps: int | None = None
         self.sigma: float | torch.Tensor | None = None
         self.mode = "stock"  # or "joint": anchor and targets in one call; "capture": anchor alone; "inject": targets
-        self.anchors: dict[int, Anchor] = {}  # by layer, between "capture" and "inject"
+        self.processors: list[Any] = []  # ours, those of the chosen layers
         self.style_lambda: torch.Tensor | float = settings.style_lambda
         self.text_length = 0
         self.image_length = 0  # tokens of the image to be generated, which come right behind the text
         self.grid = (0, 0)
         self.shifted: Any = None  # rotary table of the anchor's shifted positions
         blocks = [*transformer.transformer_blocks, *getattr(transformer, "single_transformer_blocks", ())]
-        self.layers = {i: blocks[i].attn for i in layer_range(transformer, settings.share_blocks)}
+        self.layers = [blocks[i].attn for i in layer_range(transformer, settings.share_blocks)]
         self._signature = inspect.signature(type(transformer).forward)
         self._inner: Callable = transformer.forward
         self._open = False
@@ -125,15 +126,16 @@ class AlignedAttention:
     def installed(self) -> Generator[None]:
         """Put processors on the chosen layers and a wrapper on `transformer.forward`, and take them off again."""
         own = vars(self.transformer)
-        kept = {i: attn.processor for i, attn in self.layers.items()}
+        kept = [attn.processor for attn in self.layers]
+        self.processors = [self.processor_classes[type(processor)](self, processor) for processor in kept]
         absent = object()
         previous = own.get("forward", absent)  # hooks of accelerate and diffusers are kept there, too
         self._inner = self.transformer.forward
         forward = functools.wraps(self._inner)(lambda *args, **kwargs: self._forward(*args, **kwargs))
         self._open = True
         try:
-            for i, attn in self.layers.items():
-                attn.set_processor(self.processors[type(kept[i])](self, i, kept[i]))
+            for attn, processor in zip(self.layers, self.processors, strict=True):
+                attn.set_processor(processor)
             self.transformer.forward = forward
             yield
         finally:
@@ -144,10 +146,10 @@ class AlignedAttention:
                     del self.transformer.forward
                 else:
                     self.transformer.forward = previous
-            for i, attn in self.layers.items():
-                attn.set_processor(kept[i])
-            self.mode, self.anchors, self._captured_for = "stock", {}, None
+            for attn, processor in zip(self.layers, kept, strict=True):
+                attn.set_processor(processor)
             self.shifted = self._layout = None
+            self._forget_anchor()
 
     # -------------------------------------------------------------------------------------------- around the model
 
@@ -184,7 +186,7 @@ class AlignedAttention:
         finally:
             self.mode = "stock"
             if reference is None:
-                self.anchors = {}
+                self._forget_anchor()
 
     def _enter(self, call: dict) -> tuple[int, int | None, Any]:
         """Step, number of steps and noise level of this call."""
@@ -305,10 +307,15 @@ class AlignedAttention:
         own |= self._reference_positions(call, reference)
         lengths = self.text_length, self.image_length
         self.text_length, self.image_length = own["encoder_hidden_states"].shape[1], own["hidden_states"].shape[1]
-        self.anchors = {}
+        self._forget_anchor()
         self._run(own, "capture")
         self.text_length, self.image_length = lengths
         self._captured_for = negative, [x.clone() for x in single.values()]
+
+    def _forget_anchor(self) -> None:
+        self._captured_for = None
+        for processor in self.processors:
+            processor.anchor = None
 
     # ------------------------------------------------------------------------------------------------- recording
 
@@ -365,7 +372,7 @@ class AlignedAttention:
         Attention of one layer, from queries and keys that are normed and not yet rotated.
 
         Args:
-            processor: The layer's processor, with its number and its attention backend.
+            processor: The layer's processor, which has its attention backend and keeps the anchor between two calls.
             query, key, value (`torch.Tensor` of shape `(B, S, n, d)`): Text tokens first, then the image's.
             rotate (`Callable`): Rotates a tensor by a table.
             rotary: The call's own table.
@@ -391,7 +398,7 @@ class AlignedAttention:
             return attend_shared(rotate(q, rotary), rotate(k, rotary), v, mask, anchor, self.style_lambda)
 
         if self.mode == "inject":
-            return attend_targets(query, key, value, mask, self.anchors[processor.layer])
+            return attend_targets(query, key, value, mask, processor.anchor)
         a = 0 if self.mode == "capture" else self.settings.anchor_index
         q, k, v = (x[a : a + 1] for x in (query, key, value))
         m = None if mask is None else mask[a : a + 1]
@@ -400,7 +407,7 @@ class AlignedAttention:
         alone = attend(q, k, v, m) if self.settings.isolate_anchor else attend_shared(q, k, v, m, anchor, 1.0)
         if self.mode == "capture":
             # Cloned, since the view would keep the text's and a fused projection's memory.
-            self.anchors[processor.layer] = replace(anchor, value=anchor.value.clone())
+            processor.anchor = replace(anchor, value=anchor.value.clone())
             return alone
         if len(query) == 1:
             return alone

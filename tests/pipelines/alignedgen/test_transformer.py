@@ -9,6 +9,7 @@ from accelerate import cpu_offload
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module, remove_hook_from_submodules
 from diffusers import FlowMatchEulerDiscreteScheduler
 from peft import LoraConfig
+from torch._dynamo.testing import CompileCounter
 
 from alignext import StyleReference, aligned_attention
 from alignext.pipelines.alignedgen import attention as module
@@ -534,14 +535,13 @@ def test_nothing_is_kept_between_calls_and_afterwards(model):
     call = inputs()
     with aligned_attention(model, target_batch_size=1) as sharing:
         model(**call)
-        assert sharing.anchors == {}
+        assert [p.anchor for p in sharing.processors] == [None] * 3
     with aligned_attention(model, style_reference=reference()) as sharing:
         model(**call)
-        kept = sharing.anchors
-        assert sorted(kept) == [2, 3, 4]
-        sizes = {x.untyped_storage().nbytes() for anchor in kept.values() for x in (anchor.key, anchor.value)}
+        kept = [p.anchor for p in sharing.processors]
+        sizes = {x.untyped_storage().nbytes() for anchor in kept for x in (anchor.key, anchor.value)}
         assert sizes == {H * W * 2 * 12 * 4}  # N tokens and no more, so neither text nor queries hang on
-    assert sharing.anchors == {} and sharing.shifted is None
+    assert [p.anchor for p in sharing.processors] == [None] * 3 and sharing.shifted is None
 
 
 # ----------------------------------------------------------------------------------------------------- put back again
@@ -646,6 +646,24 @@ def test_scale_of_a_lora(model, size, caplog):
     assert (outs[0.5] - outs[1.0]).abs().max() > 1e-3
     assert (outs[0.5] - outs[0.0]).abs().max() > 1e-3
     assert "not expected" not in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the compiler
+@pytest.mark.parametrize("size", [None, 1])
+def test_compiled_layers_are_compiled_once_for_all_layers_and_noise_levels(size):
+    """By a compiler that only counts: what it is given must be the same for all layers and all values of lambda."""
+    frames, given = [], {"lambda_schedule": "sigma_squared", "target_batch_size": size}
+    for layers in (3, 7):
+        model, counter = build(num_single_layers=layers), CompileCounter()
+        expected = [run(model, inputs(sigma=sigma), **given) for sigma in (0.9, 0.4)]
+        model.compile_repeated_blocks(backend=counter)
+        for sigma, sample in zip((0.9, 0.4), expected, strict=True):
+            torch.testing.assert_close(run(model, inputs(sigma=sigma), **given), sample, **CLOSE)
+            frames.append(counter.frame_count)
+        torch.testing.assert_close(model(**inputs()).sample, build(num_single_layers=layers)(**inputs()).sample)
+        torch._dynamo.reset()
+    assert frames[0] == frames[2]
 
 
 def test_gradients_flow(model):
