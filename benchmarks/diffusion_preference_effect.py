@@ -1,8 +1,8 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """What preference training does to new samples of the embedded model: Diffusion-DPO, InPO, SmPO, Inversion-DPO.
 
-    python benchmarks/diffusion_preference_effect.py                        # all methods and seeds, about 40 minutes
-    python benchmarks/diffusion_preference_effect.py --method diffusion-dpo --seeds 0 1
+    python benchmarks/diffusion_preference_effect.py                        # all methods and seeds, about 20 minutes
+    python benchmarks/diffusion_preference_effect.py --method diffusion-dpo inpo --seeds 0 1
     python benchmarks/diffusion_preference_effect.py --report               # the tables of what has been run
 
 Pairs are real drawings of the same thing: one in the preferred style beside one in each other style, with a prompt
@@ -43,7 +43,7 @@ PREFERRED = "glossy"
 SHOWN = ("crown", "frog", "cloud", "bee", "lion", "violin", "umbrella", "pineapple")
 
 _INVERSION = {
-    "num_inversion_steps": 20,
+    "num_inversion_steps": 10,
     "precompute_inversion": True,
     "num_cached_points": 10,
 }
@@ -267,11 +267,11 @@ def strip(images: list[PIL.Image.Image], sampler: Sampler) -> PIL.Image.Image:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--method", choices=METHODS, help="one only (default: all)")
+    parser.add_argument("--method", choices=METHODS, nargs="+", default=list(METHODS), help="which (default: all)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--preferred", choices=STYLES, default=PREFERRED)
-    parser.add_argument("--steps", type=int, default=80, help="updates (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=16, help="pairs per update (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=60, help="updates (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=12, help="pairs per update (default: %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--beta", type=float, default=2000.0)
     parser.add_argument("--per-concept", type=int, default=1, help="samples of each new thing (default: %(default)s)")
@@ -285,7 +285,7 @@ def main() -> None:
     document = json.loads(path.read_text()) if path.exists() and not args.fresh else {}
     grid = Grid.load()
     if not args.report:
-        sampler = Sampler(grid, args.preferred, args.per_concept, steps=20, guidance=3.0)
+        sampler = Sampler(grid, args.preferred, args.per_concept, steps=15, guidance=3.0)
         settings = {
             "preferred": args.preferred,
             "pairs": len(grid.trained) * (len(STYLES) - 1),
@@ -316,7 +316,7 @@ def main() -> None:
             document["distance_of_coarse"] = float(np.mean(sampler.judge(coarse)["distance"]))
             strip(images, sampler).save(strips / "before.png")
             write(document)
-        for method in [args.method] if args.method else METHODS:
+        for method in args.method:
             for seed in args.seeds:
                 done = [(run["method"], run["seed"]) for run in document["runs"]]
                 if (method, seed) in done:

@@ -1,0 +1,78 @@
+# Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""On the embedded model and real drawings: what was preferred turns up in new samples of other things."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from diffusers import StableDiffusionPipeline
+from peft import LoraConfig
+
+from alignext import DiffusionDPOConfig, DiffusionDPOTrainer, mini
+from alignext.mini.judges import Judge
+
+
+STYLES = ("noto", "blob", "flat", "glossy", "ink")
+PREFERRED = "glossy"
+
+pytestmark = pytest.mark.effect
+
+
+@torch.no_grad()
+def shares(pipe: StableDiffusionPipeline, others: list[mini.Picture]) -> tuple[float, float]:
+    """Of one sample of each thing, from fixed noise: the shares in the preferred style and of the thing asked for."""
+    pipe.set_progress_bar_config(disable=True)
+    images = pipe(
+        [picture.caption for picture in others],
+        num_inference_steps=15,
+        guidance_scale=3.0,
+        generator=[torch.Generator().manual_seed(i) for i in range(len(others))],
+    ).images
+    named = zip(Judge("concept").name(images), others, strict=True)
+    in_style = Judge("style").name(images).count(PREFERRED)
+    return in_style / len(images), sum(name == picture.concept for name, picture in named) / len(images)
+
+
+def test_a_preferred_style_turns_up_in_drawings_of_other_things(tmp_path: Path) -> None:
+    drawings: dict[str, dict[str, mini.Picture]] = {}
+    for picture in mini.pictures():
+        drawings.setdefault(picture.concept, {})[picture.style] = picture
+    in_pairs = {concept: styles for concept, styles in drawings.items() if set(STYLES) <= set(styles)}
+    pairs = Dataset.from_list(
+        [
+            {
+                "prompt": styles[PREFERRED].caption.partition(",")[0],
+                "image_chosen": styles[PREFERRED].image,
+                "image_rejected": styles[other].image,
+            }
+            for styles in in_pairs.values()
+            for other in STYLES
+            if other != PREFERRED
+        ]
+    )
+    others = [picture for picture in mini.pictures("unseen_style") if picture.concept not in in_pairs][::2]
+    pipe = StableDiffusionPipeline.from_pretrained(mini.path("sd"))
+    style_before, concept_before = shares(pipe, others)
+    trainer = DiffusionDPOTrainer(
+        pipe,
+        args=DiffusionDPOConfig(
+            str(tmp_path),
+            max_steps=60,
+            per_device_train_batch_size=12,
+            learning_rate=5e-4,
+            precompute_latents=True,
+            activation_checkpointing=False,
+            use_cpu=True,
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+        ),
+        train_dataset=pairs,
+        peft_config=LoraConfig(r=16, lora_alpha=16),
+    )
+    trainer.train()
+    style_after, concept_after = shares(pipe, others)
+    # Seen: 0.07 before and 0.34 after, the thing asked for kept in 0.97 both times.
+    assert style_after > style_before + 0.1
+    assert concept_after > concept_before - 0.1
