@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
@@ -206,23 +206,23 @@ def demo(out: Path, *, seed: int, steps: int | None) -> "list[Section]":
 
     print(f"Diffusion-DPO: drawing {len(prompts)} things before training", flush=True)
     before = draw()
+    settings: dict[str, Any] = {
+        "max_steps": 60,
+        "per_device_train_batch_size": 12,
+        "learning_rate": 5e-4,
+        "precompute_latents": True,
+        "activation_checkpointing": False,
+        "seed": seed,
+        "use_cpu": True,
+        "report_to": "none",
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "disable_tqdm": True,
+    }
     with tempfile.TemporaryDirectory() as folder:
         trainer = DiffusionDPOTrainer(
             model=pipe,
-            args=DiffusionDPOConfig(
-                folder,
-                max_steps=60,
-                per_device_train_batch_size=12,
-                learning_rate=5e-4,
-                precompute_latents=True,
-                activation_checkpointing=False,
-                seed=seed,
-                use_cpu=True,
-                report_to="none",
-                save_strategy="no",
-                logging_strategy="no",
-                disable_tqdm=True,
-            ),
+            args=DiffusionDPOConfig(**settings | {"output_dir": folder}),
             train_dataset=Dataset.from_list(pairs),
             peft_config=LoraConfig(r=16, lora_alpha=16),
         )
