@@ -206,23 +206,24 @@ def demo(out: Path, *, seed: int, steps: int | None) -> "list[Section]":
 
     print(f"Diffusion-DPO: drawing {len(prompts)} things before training", flush=True)
     before = draw()
-    settings: dict[str, Any] = {
-        "max_steps": 60,
-        "per_device_train_batch_size": 12,
-        "learning_rate": 5e-4,
-        "precompute_latents": True,
-        "activation_checkpointing": False,
-        "seed": seed,
-        "use_cpu": True,
-        "report_to": "none",
-        "save_strategy": "no",
-        "logging_strategy": "no",
-        "disable_tqdm": True,
-    }
     with tempfile.TemporaryDirectory() as folder:
+        settings: dict[str, Any] = {
+            "output_dir": folder,
+            "max_steps": 60,
+            "per_device_train_batch_size": 12,
+            "learning_rate": 5e-4,
+            "precompute_latents": True,
+            "activation_checkpointing": False,
+            "seed": seed,
+            "use_cpu": True,
+            "report_to": "none",
+            "save_strategy": "no",
+            "logging_strategy": "no",
+            "disable_tqdm": True,
+        }
         trainer = DiffusionDPOTrainer(
             model=pipe,
-            args=DiffusionDPOConfig(**settings | {"output_dir": folder}),
+            args=DiffusionDPOConfig(**settings),
             train_dataset=Dataset.from_list(pairs),
             peft_config=LoraConfig(r=16, lora_alpha=16),
         )
