@@ -16,6 +16,7 @@ from alignext.search.config import SearchConfig
 from alignext.search.decode import decoder, only_decode
 from alignext.search.hooks import in_chunks
 from alignext.search.inputs import check_call, number_of_prompts, take
+from alignext.search.noise_search import RandomNoiseSearch, ZeroOrderNoiseSearch, search_noise
 from alignext.search.rewarding import LatentReward
 from alignext.search.scheduler import SearchScheduler
 
@@ -49,7 +50,8 @@ class LatentSearch:
             `(n, F, 3, H, W)`, float32 in [0, 1]; prompts a list of n texts, or None where only embeddings were given.
             It is also given `timestep_fraction`, `latents` (clean latents) and `is_final` if it takes them. With
             `reward.input_type = "latent"` it is given clean latents in the place of images, and nothing is decoded.
-        config ([`SearchConfig`], *optional*): The settings.
+        config ([`SearchConfig`], [`RandomNoiseSearch`] or [`ZeroOrderNoiseSearch`], *optional*): The settings; the
+            last two search over the initial noise of the unchanged sampler instead, prompt by prompt.
         decode_fn (`Callable`, *optional*): `decode_fn(latents, pipe)` in the place of the pipeline's own decoding, for
             scoring only; for example a tiny autoencoder. `rewards` are those of what it decodes.
     """
@@ -60,13 +62,15 @@ class LatentSearch:
         self,
         pipe: Any,
         reward: Callable[..., Any],
-        config: SearchConfig | None = None,
+        config: SearchConfig | RandomNoiseSearch | ZeroOrderNoiseSearch | None = None,
         *,
         decode_fn: Callable[[torch.Tensor, Any], torch.Tensor] | None = None,
     ) -> None:
         if not callable(reward):
             raise ValueError(f"`reward` must be callable as `reward(images, prompts)`, received {reward!r}.")
-        self.pipe, self.reward, self.config = pipe, reward, config or SearchConfig()
+        self.pipe, self.reward = pipe, reward
+        self.outer = None if config is None or isinstance(config, SearchConfig) else config
+        self.config = config if isinstance(config, SearchConfig) else SearchConfig()
         self.decode_fn = decode_fn
         self.scheduler: SearchScheduler | None = None
 
@@ -119,7 +123,7 @@ class LatentSearch:
         check_call(call, self.config.lookahead_steps)
         self._check_pipeline()
         P, m = number_of_prompts(call), _count(call)
-        survivors = self.config.shape[0]
+        survivors = self.config.shape[0] if self.outer is None else 1
         if m > survivors:
             raise ValueError(
                 f"{m} outputs per prompt were asked for and {survivors} survive with strategy "
@@ -128,7 +132,9 @@ class LatentSearch:
         generator = call.get("generator")
         if isinstance(generator, list) and len(generator) != P:
             raise ValueError(f"`generator` must be one, or one for each of {P} prompts, received {len(generator)}.")
-        if self.config.strategy == "best_of_n" and not self.config.force_engine:
+        if self.outer is not None:
+            latents, rewards, extra = self._noise_search(call, P)
+        elif self.config.strategy == "best_of_n" and not self.config.force_engine:
             latents, rewards, extra = self._best_of_n(call, P)
         else:
             latents, rewards, extra = self._search(call, P, noise_sampler, uniform_sampler)
@@ -170,6 +176,33 @@ class LatentSearch:
             rewards,
             {"history": [], "nfe": rows * len(self.pipe.scheduler.timesteps), "reward_evals": rows},
         )
+
+    def _noise_search(self, call: dict[str, Any], P: int) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+        """The stock sampler again and again, each prompt from its own initial latents."""
+        if call.get("latents") is not None:
+            raise ValueError("`latents` are what this search is over. Leave them out.")
+        found, history, counts = [], [], {"nfe": 0, "reward_evals": 0}
+        for p in range(P):
+            one = take(call, [p])
+            generator = call["generator"][p] if isinstance(call.get("generator"), list) else call.get("generator")
+            probe = one | {"return_dict": False, "generator": None}
+            start = only_decode(self.pipe, stock_call, probe, None, "latent")[0]
+            score = LatentReward(self.reward, self._decode(call), _texts(one), self.config)
+
+            def evaluate(noise: torch.Tensor, p=p, like=start, score=score, generator=generator) -> tuple:
+                inner = take(call, [p] * len(noise)) | {"output_type": "latent", "return_dict": False}
+                inner |= {"latents": noise.to(like), "generator": generator}
+                with in_chunks(self._denoisers(), self.config.model_batch_size):
+                    latents = stock_call(self.pipe, **inner)[0]
+                counts["nfe"] += len(noise) * len(self.pipe.scheduler.timesteps)
+                counts["reward_evals"] += len(noise)
+                return latents, score(latents)
+
+            *best, rounds = search_noise(self.outer, evaluate, start.shape[1:], generator, start.device)
+            found.append(best)
+            history += [{"prompt": p, **entry} for entry in rounds]
+        latents, rewards = (torch.stack(parts)[:, None] for parts in zip(*found, strict=True))
+        return latents, rewards, {"history": history, **counts}
 
     def _search(
         self, call: dict[str, Any], P: int, noise_sampler: Any, uniform_sampler: Any

@@ -8,7 +8,7 @@ import torch
 from diffusers import FirstBlockCacheConfig, FlowMatchEulerDiscreteScheduler
 
 from alignext.pipelines.latent_search import LatentSearch
-from alignext.search import SearchConfig, decode
+from alignext.search import RandomNoiseSearch, SearchConfig, ZeroOrderNoiseSearch, decode
 
 from .tiny_models import BUILDERS, build
 
@@ -318,6 +318,24 @@ def test_an_unknown_pipeline_decodes_through_its_own_call(monkeypatch):
     fallback = run(pipe, call)
     torch.testing.assert_close(fallback.images, known.images)
     torch.testing.assert_close(fallback.rewards, known.rewards, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["sd", "flux", "text-to-video-sd", "ltx"])
+@pytest.mark.parametrize("method", [RandomNoiseSearch(rounds=2), ZeroOrderNoiseSearch(rounds=2, neighbors=2)])
+def test_search_over_the_initial_noise(name, method):
+    pipe, call = build(name)
+    tries = {RandomNoiseSearch: {6}, ZeroOrderNoiseSearch: {5, 6}}[type(method)]
+    out = run(pipe, call, method, prompt=["a fox", "a green dog"], generator=[seeded(1), seeded(2)])
+    steps = len(pipe.scheduler.timesteps)
+    assert out.nfe == steps * out.reward_evals and out.reward_evals in {a + b for a in tries for b in tries}
+    torch.testing.assert_close(out.rewards[:, 0], contrast(out[0], None), atol=1e-3, rtol=1e-3)
+    for p in (0, 1):
+        rounds = [entry["rewards"].max() for entry in out.history if entry["prompt"] == p]
+        torch.testing.assert_close(out.rewards[p, 0], max(rounds))
+        one = run(pipe, call, method, prompt=["a fox", "a green dog"][p], generator=seeded(p + 1))
+        torch.testing.assert_close(one.rewards[0], out.rewards[p], atol=1e-3, rtol=1e-3)
+    with pytest.raises(ValueError, match="Leave them out"):
+        run(pipe, call, method, latents=torch.zeros(1))
 
 
 # ------------------------------------------------------------------------------------------ leaving no trace, stopping
