@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from alignext.models.objective_heads import AutoModelForCausalLMWithObjectiveHeads
     from alignext.pipelines.alignedgen import (
         AlignedAttention,
+        AlignedGenKontextPipeline,
         AlignedGenPipeline,
         AlignedGenPipelineOutput,
         StyleReference,
@@ -61,6 +62,7 @@ __version__ = "0.1.0.dev0"
 # Public name -> the module that defines it. The only place where alignext points at pipelines and trainers.
 _MODULES = {
     "AlignedAttention": "alignext.pipelines.alignedgen",
+    "AlignedGenKontextPipeline": "alignext.pipelines.alignedgen",
     "AlignedGenPipeline": "alignext.pipelines.alignedgen",
     "AlignedGenPipelineOutput": "alignext.pipelines.alignedgen",
     "AnimateDiffSearchPipeline": "alignext.pipelines.latent_search",
@@ -106,6 +108,7 @@ _MODULES = {
 
 __all__ = [
     "AlignedAttention",
+    "AlignedGenKontextPipeline",
     "AlignedGenPipeline",
     "AlignedGenPipelineOutput",
     "AnimateDiffSearchPipeline",

@@ -4,12 +4,14 @@
 from alignext.pipelines.alignedgen.attention import AlignedAttention
 from alignext.pipelines.alignedgen.mixin import AlignedGenPipelineOutput
 from alignext.pipelines.alignedgen.pipeline import AlignedGenPipeline
+from alignext.pipelines.alignedgen.pipeline_kontext import AlignedGenKontextPipeline
 from alignext.pipelines.alignedgen.sharing import aligned_attention
 from alignext.pipelines.alignedgen.style import StyleReference
 
 
 __all__ = [
     "AlignedAttention",
+    "AlignedGenKontextPipeline",
     "AlignedGenPipeline",
     "AlignedGenPipelineOutput",
     "StyleReference",

@@ -169,8 +169,7 @@ class AlignedGenMixin(HubMixin):
             style_reference = self.encode_style(
                 style_image,
                 style_prompt or "",
-                height=call["height"],
-                width=call["width"],
+                **self._style_size(call),
                 max_sequence_length=call["max_sequence_length"],
             )
         with aligned_attention(
@@ -243,22 +242,13 @@ class AlignedGenMixin(HubMixin):
         Raises:
             `ValueError`: If `image` is not one picture, or the model is no text-to-image model.
         """
-        channels = 4 * self.vae.config.latent_channels
-        if self.transformer.config.in_channels != channels:
-            raise ValueError(
-                f"The transformer takes {self.transformer.config.in_channels} channels, packed latents of the VAE "
-                f"have {channels}: a style image needs a text-to-image checkpoint, not a Fill or Control one."
-            )
         default = self.default_sample_size * self.vae_scale_factor
         unit = 2 * self.vae_scale_factor
         picture = to_pil(image[0] if getattr(image, "ndim", 0) == 4 and len(image) == 1 else image)
         scale = ((height or default) * (width or default) / (picture.width * picture.height)) ** 0.5
         h, w = (max(1, round(side * scale / unit)) for side in (picture.height, picture.width))
         pixels = self.image_processor.preprocess(picture, h * unit, w * unit)
-        pixels = pixels.to(self._execution_device, self.vae.dtype)
-        mode = self.vae.encode(pixels).latent_dist.mode().float()
-        shift_factor, scaling_factor = self._scaling()
-        x0 = self._pack_latents((mode - shift_factor) * scaling_factor, 1, channels // 4, 2 * h, 2 * w)
+        x0 = self._clean_latents(pixels.to(self._execution_device, self.vae.dtype))
         prompt_embeds, pooled_prompt_embeds, _ = self.encode_prompt(
             prompt=prompt,
             prompt_2=prompt_2,
@@ -269,6 +259,22 @@ class AlignedGenMixin(HubMixin):
         self.maybe_free_model_hooks()
         scaling = self._scaling()
         return StyleReference(prompt_embeds, pooled_prompt_embeds, (h, w), x0=x0, seed=seed, scaling=scaling)
+
+    def _style_size(self, call: dict) -> dict[str, int | None]:
+        """Size of the images of a call, for `encode_style`."""
+        return {"height": call["height"], "width": call["width"]}
+
+    def _clean_latents(self, pixels: torch.Tensor) -> torch.Tensor:
+        """`x0` of pixels in [-1, 1] with one row: the mode of the VAE's distribution, scaled and packed."""
+        channels = 4 * self.vae.config.latent_channels
+        if self.transformer.config.in_channels != channels:
+            raise ValueError(
+                f"The transformer takes {self.transformer.config.in_channels} channels, packed latents of the VAE "
+                f"have {channels}: a style image needs a text-to-image checkpoint, not a Fill or Control one."
+            )
+        shift_factor, scaling_factor = self._scaling()
+        z = (self.vae.encode(pixels).latent_dist.mode().float() - shift_factor) * scaling_factor
+        return self._pack_latents(z, *z.shape)
 
     def _scaling(self) -> tuple[float, float]:
         return self.vae.config.shift_factor or 0.0, self.vae.config.scaling_factor

@@ -58,18 +58,19 @@ def attention(
         logits = q @ k.transpose(-1, -2) / math.sqrt(attn.head_dim)
         return (logits.softmax(-1) @ v).transpose(1, 2).flatten(2)
 
-    a = levers.anchor
+    a, own = levers.anchor, img_ids[:, 0] == 0  # what is to be edited has other places on the first axis
+    image = slice(length, length + int(own.sum()))
     if levers.adain:
         for x in (q, k):
-            mean, std = statistics(x[:, :, length:])
-            x[:, :, length:] = (x[:, :, length:] - mean) / std * std[a : a + 1] + mean[a : a + 1]
-    moved = img_ids + torch.tensor(levers.shift)
-    extra = rotate(k[a : a + 1, :, length:], moved, axes)
+            mean, std = statistics(x[:, :, image])
+            x[:, :, image] = (x[:, :, image] - mean) / std * std[a : a + 1] + mean[a : a + 1]
+    moved = img_ids[own] + torch.tensor(levers.shift)
+    extra = rotate(k[a : a + 1, :, image], moved, axes)
     q, k = rotate(q, ids, axes), rotate(k, ids, axes)
     scale = torch.full((rows, 1, 1, 1), levers.style_lambda)
     scale[a] = 1.0
     keys = torch.cat([k, scale * extra], dim=2)
-    values = torch.cat([v, v[a : a + 1, :, length:].expand(rows, -1, -1, -1)], dim=2)
+    values = torch.cat([v, v[a : a + 1, :, image].expand(rows, -1, -1, -1)], dim=2)
     mask = torch.zeros(rows, attn.heads, tokens, keys.shape[2])
     if levers.isolate:
         mask[a, :, :, tokens:] = -torch.inf
