@@ -32,17 +32,17 @@ from alignext.trainers.f_dpg.diversity import distinct_n, self_bleu
 HERE = Path(__file__).parent
 PARTS = Path(tempfile.gettempdir()) / "alignext-f-dpg-effect"
 PROMPT = "Once upon a time"
-TOKENS, SAMPLES = 32, 96  # of a completion; of a step
-JOY = set("happy fun smile smiled laugh laughed friend friends play played playing love nice kind".split())
+TOKENS, SAMPLES = 16, 64  # of a completion; of a step
+JOY = set("happy fun smile smiled laugh laughed friend friends play played playing love loved loves nice kind".split())
 
 
 def words(text: str) -> set[str]:
     return set(re.findall(r"[a-z']+", text.lower()))
 
 
-def rabbit(completions: list[str], **kwargs: object) -> list[float]:
-    """1 in 0.8 % of the stories of the initial model."""
-    return [float("rabbit" in words(text)) for text in completions]
+def lion(completions: list[str], **kwargs: object) -> list[float]:
+    """1 in 0.7 % of the stories of the initial model."""
+    return [float("lion" in words(text)) for text in completions]
 
 
 def boy(completions: list[str], **kwargs: object) -> list[float]:
@@ -59,8 +59,8 @@ def joy(completions: list[str], **kwargs: object) -> list[float]:
 
 
 TARGETS = {
-    "binary": ([rabbit], {"target": "binary"}),
-    "distributional": ([boy, dog], {"target": "distributional", "target_moments": [0.5, 0.5], "moment_samples": 1440}),
+    "binary": ([lion], {"target": "binary"}),
+    "distributional": ([boy, dog], {"target": "distributional", "target_moments": [0.5, 0.5], "moment_samples": 512}),
     "exponential": ([joy], {"target": "exponential", "beta": 0.5}),
 }
 DIVERGENCES = ("forward_kl", "reverse_kl", "js", "tv")
@@ -120,8 +120,8 @@ def interval(values: torch.Tensor) -> list[float]:
 
 
 def describe(texts: list[str], log_pi: torch.Tensor, log_a: torch.Tensor, rewards: torch.Tensor) -> dict:
-    """Each measure as mean and half-width; diversity over blocks of 128 stories."""
-    blocks = [texts[i : i + 128] for i in range(0, len(texts) - 127, 128)]
+    """Each measure as mean and half-width; diversity over blocks as large as a batch."""
+    blocks = [texts[i : i + SAMPLES] for i in range(0, len(texts), SAMPLES)]
     return {
         **{f"feature_{k}": interval(rewards[:, k]) for k in range(rewards.size(1))},
         "kl_policy_base": interval(log_pi - log_a),
@@ -296,9 +296,9 @@ def main() -> None:
     parser.add_argument("--initial", action="store_true", help="measure the initial model and the targets only")
     parser.add_argument("--report", action="store_true", help="only write table and plot from the parts")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--learning-rate", type=float, default=2e-4)
-    parser.add_argument("--final", type=int, default=1024, help="stories that are measured at the end")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--learning-rate", type=float, default=1e-5)
+    parser.add_argument("--final", type=int, default=384, help="stories that are measured at the end")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     args = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -307,7 +307,7 @@ def main() -> None:
     PARTS.mkdir(parents=True, exist_ok=True)
     everything = not (args.run or args.initial or args.report)
     if args.initial or everything:
-        (PARTS / "initial.json").write_text(json.dumps(initial(8192, cpu)))
+        (PARTS / "initial.json").write_text(json.dumps(initial(2048, cpu)))
     runs = [args.run] if args.run else [(t, d) for t in TARGETS for d in DIVERGENCES] if everything else []
     for target, divergence in runs:
         result = one_run(target, divergence, args.seed, args.steps, args.learning_rate, args.final, cpu)

@@ -3,15 +3,11 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
-    from datasets import DatasetDict
-    from trl import DatasetMixtureConfig, ScriptArguments, TrlParser
-
-_READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+    from trl import TrlParser
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
@@ -44,54 +40,9 @@ def make_parser() -> "TrlParser":
 def run(args: argparse.Namespace) -> None:
     """Train, save, and say how to load the result."""
     script, config, model, mixture = make_parser().parse_args_and_config(args=args.words)
-    from trl import get_peft_config, get_quantization_config
+    from alignext import BCOTrainer
+    from alignext.cli.training import load_rows, model_arguments, splits, train_and_save
 
-    from alignext import BCOTrainer, mini
-
-    dataset = _load(script, mixture)
-    evaluated = config.eval_strategy != "no"
-    for split in (script.dataset_train_split, *([script.dataset_test_split] if evaluated else [])):
-        if split not in dataset:
-            raise ValueError(f"The dataset has no split {split!r}, only {', '.join(dataset)}. Name another one.")
-    config.model_init_kwargs = {
-        "revision": model.model_revision,
-        "attn_implementation": model.attn_implementation,
-        "dtype": model.dtype,
-    } | (config.model_init_kwargs or {})
-    trainer = BCOTrainer(
-        model=model.model_name_or_path or str(mini.path("lm")),
-        args=config,
-        train_dataset=dataset[script.dataset_train_split],
-        eval_dataset=dataset[script.dataset_test_split] if evaluated else None,
-        quantization_config=get_quantization_config(model),
-        peft_config=get_peft_config(model),
-    )
-    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
-    trainer.save_model()
-    if config.push_to_hub:
-        trainer.push_to_hub(dataset_name=script.dataset_name)
-    loader = "AutoPeftModelForCausalLM" if model.use_peft else "AutoModelForCausalLM"
-    package = "peft" if model.use_peft else "transformers"
-    trainer.accelerator.print(
-        f"Saved. Load it with:\n  from {package} import {loader}\n  {loader}.from_pretrained({config.output_dir!r})"
-    )
-    trainer.end()
-
-
-def _load(script: "ScriptArguments", mixture: "DatasetMixtureConfig") -> "DatasetDict":
-    """The dataset by splits: a mixture from the YAML file, or a file, folder or Hub id."""
-    from datasets import load_dataset
-    from trl import get_dataset
-
-    if mixture.datasets:
-        return get_dataset(mixture)
-    if not script.dataset_name:
-        raise ValueError(
-            "There is no dataset. Pass --dataset_name, a file such as thumbs.jsonl, a folder or a Hub id."
-        )
-    path = Path(script.dataset_name)
-    if path.suffix in _READERS:
-        if not path.is_file():
-            raise FileNotFoundError(f"--dataset_name {path} is no file.")
-        return load_dataset(_READERS[path.suffix], data_files=str(path), streaming=script.dataset_streaming)
-    return load_dataset(script.dataset_name, script.dataset_config, streaming=script.dataset_streaming)
+    data = splits(load_rows(script, mixture, example="thumbs.jsonl"), script, config)
+    trainer = BCOTrainer(args=config, **data, **model_arguments(model, config))
+    train_and_save(trainer, script, model)

@@ -16,6 +16,7 @@ _DEMOS = {
     "alignedgen": "alignext.cli.alignedgen",
     "diffusion-dpo": "alignext.cli.diffusion_preference",
     "search": "alignext.cli.search",
+    "f-dpg": "alignext.cli.f_dpg",
 }
 
 

@@ -60,7 +60,7 @@ def _check(name: str, alpha: float | None) -> None:
 
 def f_value(name: str, log_t: torch.Tensor, alpha: float | None = None) -> torch.Tensor:
     r"""
-    The generator `f(t)` of `D_f(pi || p) = E_p[f(pi / p)] + f'(inf) pi(p = 0)`, with `f(1) = 0` (paper, Eq. 1):
+    The generator `f(t)` of `D_f(pi || p) = E_p[f(pi / p)] + f'(inf) pi(p = 0)`, with `f(1) = 0`:
 
         forward_kl     -log t                                   KL(p, pi)
         reverse_kl     t log t                                  KL(pi, p)
@@ -117,7 +117,7 @@ def f_prime(
     log_t_clip: float = 30.0,
 ) -> torch.Tensor:
     r"""
-    The derivative `f'(t)`, as a function of `u = log t`; the pseudo-reward of a sample is `-f'(t)` (paper, Eq. 5):
+    The derivative `f'(t)`, as a function of `u = log t`; the pseudo-reward of a sample is `-f'(t)`:
 
         forward_kl     -exp(-u)                 from -inf at t = 0    to 0 at t = inf
         reverse_kl     u + 1                         -inf                inf
@@ -172,9 +172,7 @@ def f_prime(
     return value - at_one if normalize else value
 
 
-def f_divergence(
-    name: str, log_pi: torch.Tensor, log_p: torch.Tensor, alpha: float | None = None
-) -> torch.Tensor:
+def f_divergence(name: str, log_pi: torch.Tensor, log_p: torch.Tensor, alpha: float | None = None) -> torch.Tensor:
     """
     `D_f(pi || p)` of two distributions that are given in full, for spaces small enough to enumerate. `"js"` is twice
     the Jensen-Shannon divergence.
@@ -225,8 +223,8 @@ def estimate_log_z(
         log Z_{-i} = log((S + sum_{j != i} w_j) / (n + N - 1)),  w_j = P_j / q_j
 
     with `S` and `n` the sum and the number of the weights seen before. As `Z_{-i}` does not depend on sample `i`, the
-    gradient of reverse KL is unbiased and that of a power of `t` is parallel to the true one; with the sample itself in
-    its `Z` neither is.
+    gradient of reverse KL is unbiased and that of a power of `t` is parallel to the true one; with the sample itself
+    in its `Z` neither is.
 
     Where `Z_{-i} = 0` and only `w_i` is positive, the sample's `Z` includes it, so that the one success counts. Where
     nothing but the sample itself is known, the estimate is NaN.
@@ -266,7 +264,8 @@ def _log_sum_of_others(log_w: torch.Tensor) -> torch.Tensor:
 
 class GroupAdvantages(NamedTuple):
     """
-    What [`group_advantages`][alignext.functional.f_dpg.group_advantages] returns, each of shape `(..., N)` and float64.
+    What [`group_advantages`][alignext.functional.f_dpg.group_advantages] returns: float64 of shape `(..., N)`
+    each.
 
     Attributes:
         advantages (`torch.Tensor`): `-f'(t) - b`; 0 for samples without a score or an estimate of `Z`.
@@ -374,7 +373,7 @@ def _sum_over_siblings(
     scored: torch.Tensor,
     known: torch.Tensor,
 ) -> torch.Tensor:
-    """`sum_{j != i} r(log_ratio_j + log_z_i)` over the scored `j`, all of shape `(..., N)`; a block of `i` at a time."""
+    """`sum_{j != i} r(log_ratio_j + log_z_i)` over the scored `j`, of shape `(..., N)`, a block of `i` at a time."""
     log_z = torch.where(known, log_z, 0.0)
     n = log_z.shape[-1]
     sums = []
@@ -397,8 +396,7 @@ def f_dpg_loss(
 
         -(pi_i / q_i) adv_i log pi_i
 
-    with a gradient through the last factor alone: on average that of `D_f(pi || p)` (paper, Theorem 1). Its value means
-    nothing.
+    with a gradient through the last factor alone: on average that of `D_f(pi || p)`. Its value means nothing.
 
     Args:
         log_pi (`torch.Tensor` of shape `(N,)`): Log-probabilities under the policy, with gradient.
@@ -431,8 +429,8 @@ def fit_lambda(
     names: Sequence[str] | None = None,
 ) -> torch.Tensor:
     r"""
-    The coefficients `lambda` of the target `p(x|c) = a(x|c) exp(lambda . phi(x)) / Z(c)` that has the given moments, by
-    Newton's method with a halving line search on the convex dual (GDC, Eq. 6):
+    The coefficients `lambda` of the target `p(x|c) = a(x|c) exp(lambda . phi(x)) / Z(c)` that has the given moments,
+    by Newton's method with a halving line search on the convex dual:
 
         L(lambda) = mean_c log sum_i w_ci exp(lambda . phi_ci) - lambda . mu
         gradient  = mean_c mu_c(lambda) - mu,  Hessian = mean_c Cov_c(phi)
@@ -589,8 +587,8 @@ def qrs_estimates(
 ) -> dict[str, torch.Tensor]:
     r"""
     What quasi-rejection sampling would give, from samples of `q`: it accepts `x ~ q` with probability
-    `min(1, P / (beta q))`, and so samples `p_beta = min(P, beta q) / Z_beta`. The larger `beta`, the nearer `p_beta` is
-    to `p` and the more is rejected.
+    `min(1, P / (beta q))`, and so samples `p_beta = min(P, beta q) / Z_beta`. The larger `beta`, the nearer `p_beta`
+    is to `p` and the more is rejected.
 
         z               = E_q[P / q]
         z_beta          = E_q[min(P / q, beta)]

@@ -203,6 +203,7 @@ def test_policy_gradient_is_the_gradient_of_the_divergence(name, alpha, where):
     expected = true_gradient(name, alpha, logits, log_p - log_z)
     # all sequences once, under a proposal that draws each as often: the mean is the expectation
     log_q = torch.full((64,), -math.log(64), dtype=torch.float64)
+
     def unclipped(log_t: torch.Tensor) -> torch.Tensor:
         return f_prime(name, log_t, alpha, log_t_clip=INF)
 

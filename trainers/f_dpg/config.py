@@ -23,8 +23,15 @@ _CHOICES = {
     "proposal_update_metric": ("kl", "tv"),
 }
 # Sampling from the model's own law: what every estimate rests on.
-_PURE = {"temperature": (1.0,), "top_p": (1.0,), "top_k": (0,), "min_p": (None, 0.0), "repetition_penalty": (1.0,)}
-_PURE |= {"generation_kwargs": (None, {}), "vllm_structured_outputs_regex": (None,)}
+_PURE: dict[str, tuple] = {
+    "temperature": (1.0,),
+    "top_p": (1.0,),
+    "top_k": (0,),
+    "min_p": (None, 0.0),
+    "repetition_penalty": (1.0,),
+    "generation_kwargs": (None, {}),
+    "vllm_structured_outputs_regex": (None,),
+}
 
 
 @dataclass
@@ -34,7 +41,7 @@ class FDPGConfig(RLOOConfig):
 
     The fields of [`~trl.RLOOConfig`] hold here, too, but those that belong to RLOO's loss (`epsilon`, `epsilon_high`:
     unused) or would change the target while training (`sync_ref_model`, `mask_truncated_completions`,
-    `normalize_advantages`: refused). `reward_clip_range` clips the weighted sum of the rewards before `beta` divides it.
+    `normalize_advantages`: refused). `reward_clip_range` clips the weighted sum of the rewards, which `beta` divides.
 
     Args:
         divergence (`str`, *optional*, defaults to `"js"`):
@@ -94,7 +101,7 @@ class FDPGConfig(RLOOConfig):
         per_device_train_batch_size (`int`, *optional*, defaults to `16`):
             Instead of 8, so that it holds the samples of a prompt.
         max_completion_length (`int`, *optional*, defaults to `128`):
-            Tokens of a completion, instead of 512. The target is over completions up to this length, cut ones included.
+            Tokens of a completion, instead of 512. The target is over completions up to this length, also cut ones.
         learning_rate (`float`, *optional*, defaults to `1.41e-5`):
             Initial learning rate, as in the reference. For full fine-tuning of models beyond 1B consider `1e-6`.
         lr_scheduler_type (`str`, *optional*, defaults to `"constant_with_warmup"`):
@@ -131,8 +138,8 @@ class FDPGConfig(RLOOConfig):
     z_estimator: str = field(
         default="running",
         metadata={
-            "help": "Partition function: `running` (all samples so far), `group` (this batch) or `fixed` (`z_value` or "
-            "a dataset column `log_z`).",
+            "help": "Partition function: `running` (all samples so far), `group` (this batch) or `fixed` (`z_value`, "
+            "or a dataset column `log_z`).",
             "choices": list(_CHOICES["z_estimator"]),
         },
     )
@@ -178,9 +185,7 @@ class FDPGConfig(RLOOConfig):
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Batch size per device for training."})
     max_completion_length: int | None = field(default=128, metadata={"help": "Tokens of a completion."})
     learning_rate: float = field(default=1.41e-5, metadata={"help": "The initial learning rate for AdamW."})
-    lr_scheduler_type: str = field(
-        default="constant_with_warmup", metadata={"help": "The learning rate schedule."}
-    )
+    lr_scheduler_type: str = field(default="constant_with_warmup", metadata={"help": "The learning rate schedule."})
     warmup_steps: float = field(default=12, metadata={"help": "Steps of linear warmup."})
     disable_dropout: bool = field(
         default=True, metadata={"help": "Must stay on: log-probabilities have to be those of a function."}
@@ -198,9 +203,8 @@ class FDPGConfig(RLOOConfig):
         if self.beta <= 0:
             raise ValueError(f"`beta` is {self.beta}, but it must be positive: it divides the rewards.")
         if self.target_moments is not None:
-            self.target_moments = [
-                None if value is None or math.isnan(value) else float(value) for value in self.target_moments
-            ]
+            moments: list = [None if value is None or math.isnan(value) else value for value in self.target_moments]
+            self.target_moments = moments
         if (self.target == "distributional") != (self.target_moments is not None):
             raise ValueError(
                 f"`target` is {self.target!r} and `target_moments` {self.target_moments}: give moments with "
@@ -233,7 +237,7 @@ class FDPGConfig(RLOOConfig):
                 raise ValueError(f"`{name}` is {value}, but it must be positive.")
         if self.z_value is not None and self.z_estimator != "fixed":
             raise ValueError(f"`z_value` is {self.z_value}, but `z_estimator` is {self.z_estimator!r}: set 'fixed'.")
-        if self.num_generations < 8:
+        if (self.num_generations or 0) < 8:
             logger.warning(
                 "`num_generations` is %d: estimates of the partition function from so few samples are poor. Take 16 "
                 "or more.",

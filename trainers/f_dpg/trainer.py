@@ -99,8 +99,8 @@ class FDPGTrainer(RLOOTrainer):
             The configuration. If not given: the defaults.
         train_dataset (`Dataset` or `IterableDataset`):
             A column `prompt`, of texts or conversations. A single row is the unconditional case.
-        eval_dataset, processing_class, reward_processing_classes, callbacks, optimizers, quantization_config, peft_config:
-            As for [`~trl.RLOOTrainer`].
+        eval_dataset, processing_class, reward_processing_classes, callbacks, optimizers, quantization_config,
+        peft_config: As for [`~trl.RLOOTrainer`].
     """
 
     loss_is_scaled_for_ga = False
@@ -287,9 +287,7 @@ class FDPGTrainer(RLOOTrainer):
         if isinstance(self.train_dataset, IterableDataset):
             rows = list(islice(self.train_dataset, wanted))
         else:
-            order = torch.randperm(
-                len(self.train_dataset), generator=torch.Generator().manual_seed(self.args.seed)
-            )
+            order = torch.randperm(len(self.train_dataset), generator=torch.Generator().manual_seed(self.args.seed))
             rows = [self.train_dataset[i] for i in order[:wanted].tolist()]
         drawn = [rows[g % len(rows)] for g in range(wanted) for _ in range(self.num_generations)]
         local, rank = batch // self.accelerator.num_processes, self.accelerator.process_index
@@ -612,7 +610,9 @@ class FDPGTrainer(RLOOTrainer):
         if (samples.rewards > 1).any():
             return
         w = log_w[~log_w.isnan()].exp()
-        state.weights = [a + b for a, b in zip(state.weights, (len(w), w.sum().item(), w.square().sum().item()))]
+        state.weights = [
+            a + b for a, b in zip(state.weights, (len(w), w.sum().item(), w.square().sum().item()), strict=True)
+        ]
         n, total, squares = state.weights
         error = math.sqrt(max(squares / n - (total / n) ** 2, 0.0) / n)
         if n > 100 and total / n > 1 + 3 * error:
@@ -656,8 +656,8 @@ class FDPGTrainer(RLOOTrainer):
     ) -> Iterator[dict[str, Any]]:
         """
         Samples nearer to the target than the policy is: draws of the policy, accepted with probability
-        `min(1, P / (beta q))`. [`qrs_estimates`][alignext.functional.f_dpg.qrs_estimates] tells what a `beta` costs and
-        gives.
+        `min(1, P / (beta q))`. What a `beta` gives and costs is told by
+        [`qrs_estimates`][alignext.functional.f_dpg.qrs_estimates].
 
         Args:
             row (`str` or `list` or `dict`): A prompt, or a row of the dataset with the columns that rewards need.

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from PIL import Image
 from peft import LoraConfig, get_peft_model
+from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import RLOOConfig, RLOOTrainer
 
@@ -240,9 +240,7 @@ def test_scores_of_the_targets(tmp_path: Path) -> None:
     trainer = row_of(*functions, beta=0.5, reward_clip_range=(0.0, 2.5)).start(tmp_path)
     assert trainer.log_scores(two).tolist() == pytest.approx([5, 5, nan, 2], nan_ok=True)
     trainer = row_of(*functions, target="binary").start(tmp_path)
-    assert trainer.log_scores(two).tolist() == pytest.approx(
-        [math.log(2), math.log(4), nan, -math.inf], nan_ok=True
-    )
+    assert trainer.log_scores(two).tolist() == pytest.approx([math.log(2), math.log(4), nan, -math.inf], nan_ok=True)
     trainer = row_of(*functions, target="binary", binary_floor=0.1, divergence="reverse_kl").start(tmp_path)
     assert trainer.log_scores(two)[3].item() == pytest.approx(math.log(0.1))
     trainer = row_of(*functions, target="distributional", target_moments=[None, 0.5]).start(tmp_path)
@@ -314,7 +312,7 @@ def test_values_that_do_not_fit_the_target(tmp_path: Path, value: float) -> None
         return [value] * len(completions)
 
     trainer = row_of(wrong, target="binary" if value < 0 else "exponential").start(tmp_path)
-    with pytest.raises(ValueError, match="'wrong' returned -1|A reward is inf"):
+    with pytest.raises(ValueError, match=r"'wrong' returned -1|A reward is inf"):
         scored(trainer)
 
 
@@ -625,7 +623,7 @@ def test_bad_constructor_arguments_are_named(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "t5"}))
     with pytest.raises(ValueError, match="T5Config is an encoder-decoder"):
         FDPG.start(tmp_path, model=str(folder))
-    with pytest.raises(ValueError, match="'short'|short is constant|moment 0.5 of short"):
+    with pytest.raises(ValueError, match="short is constant"):
         trainer = row_of(
             lambda completions, **_: [1.0] * len(completions),
             target="distributional",
