@@ -112,7 +112,7 @@ def _search(pipe: Any, reward: Callable[..., Any], config: Any, prompt: str, see
         seen.append([_picture(image) for image in images])
         return call_reward(reward, images, prompts, **kwargs)
 
-    watched.input_type = getattr(reward, "input_type", "image")  # ty: ignore[unresolved-attribute]
+    watched.input_type = getattr(reward, "input_type", "image")  # ty: ignore[missing-attribute]
     search = LatentSearch(pipe, watched, config)
     out = search(prompt, generator=torch.Generator().manual_seed(seed), **call)
     candidates = config.shape[1]

@@ -30,7 +30,7 @@ def brightness(images: torch.Tensor, prompts: list[str] | None = None) -> torch.
     return over_frames(lambda frames: frames.mean((1, 2, 3)), images)
 
 
-brightness.differentiable = True  # ty: ignore[unresolved-attribute]
+brightness.differentiable = True  # ty: ignore[missing-attribute]
 
 
 def compressibility(images: torch.Tensor, prompts: list[str] | None = None) -> torch.Tensor:
@@ -48,7 +48,7 @@ def compressibility(images: torch.Tensor, prompts: list[str] | None = None) -> t
     return over_frames(score, images)
 
 
-compressibility.differentiable = False  # ty: ignore[unresolved-attribute]
+compressibility.differentiable = False  # ty: ignore[missing-attribute]
 
 
 def dynamics(images: torch.Tensor, prompts: list[str] | None = None) -> torch.Tensor:
@@ -57,4 +57,4 @@ def dynamics(images: torch.Tensor, prompts: list[str] | None = None) -> torch.Te
     return (images[:, 1:] - images[:, :-1]).abs().flatten(1).mean(1)
 
 
-dynamics.differentiable = True  # ty: ignore[unresolved-attribute]
+dynamics.differentiable = True  # ty: ignore[missing-attribute]

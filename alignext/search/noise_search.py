@@ -3,6 +3,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
@@ -101,7 +102,9 @@ def search_noise(
     def draw(count: int) -> torch.Tensor:
         return randn_tensor((count, *shape), generator, device or torch.device("cpu"), torch.float32)
 
-    sample = reward = center = around = None
+    sample: Any = None
+    reward: Any = None
+    center = around = None
     improved, history = True, []
     for i in range(method.rounds):
         noise = method.pool(i, center, improved, draw)

@@ -146,6 +146,7 @@ class SearchScheduler(_Shell):
             raise ValueError(f"`generator` must be one or a list of {num_prompts}, received {len(generator)}.")
         self.generator, self.noise_sampler, self.uniform_sampler = generator, noise_sampler, uniform_sampler
         self.on_step = on_step
+        self._distilled = type(self.base).__name__ in _DISTILLED
         self.is_flow = not hasattr(self.base, "alphas_cumprod") or bool(self.config.get("use_flow_sigmas"))
         self.inverted = self.is_flow and bool(self.config.get("invert_sigmas"))  # time runs the other way, as in Mochi
         # Set by pipelines, which draw n latents per prompt: the first `starts` of them count.
@@ -160,7 +161,7 @@ class SearchScheduler(_Shell):
         """As the base scheduler's, and plans the search."""
         given = {"sigmas": sigmas, "timesteps": timesteps, "mu": mu}
         given = {name: value for name, value in given.items() if value is not None}
-        if given.keys() == {"timesteps"} and not self.is_flow:
+        if timesteps is not None and len(given) == 1 and not self.is_flow:
             levels = [self._vp(int(t)) for t in timesteps]
         else:
             accepted = inspect.signature(self.base.set_timesteps).parameters
@@ -183,8 +184,10 @@ class SearchScheduler(_Shell):
         dtype = self.base.timesteps.dtype if one_step else torch.float32
         self.timesteps = torch.tensor([p.timestep for p in self.plan], dtype=dtype, device=device)
         self.sigmas = torch.tensor([*(p.sigma for p in self.plan), 0.0], dtype=torch.float32, device=device)
-        if self.search.eta == 1 and self.search.noise == "ddpm" and 1 < len(levels) < 20:
-            logger.info(f"eta=1 with {len(levels)} steps loses variance; eta of 0.5 to 0.7 often is better there.")
+        if self.search.eta == 1 and self.search.noise == "ddpm" and 1 < len(levels) < 20 and not self._distilled:
+            logger.warning(f"eta=1 with {len(levels)} steps loses variance; eta of 0.5 to 0.7 often is better there.")
+        if self._distilled and self.search.noise != "renoise":
+            logger.warning(f"Models for {type(self.base).__name__} are distilled to be noised anew: noise='renoise'.")
 
     @property
     def prediction(self) -> str:
@@ -231,7 +234,9 @@ class SearchScheduler(_Shell):
         self.nodes: list[Node] = []
         self.plan: list[Point] = []
         self.history: list[dict[str, Any]] = []
-        self.rewards = self.latents = self.slots = None
+        self.rewards: Any = None  # tensors, once something is scored
+        self.latents: Any = None
+        self.slots: Any = None
         self.nfe = self.reward_evals = self._index = 0
         self._smc = SMC(self.search.smc_lambda, self.search.smc_potential, self.search.smc_threshold)
 
@@ -450,9 +455,9 @@ def level_source(scheduler: Any) -> Any:
     Raises:
         ValueError: For any other scheduler.
     """
-    name, config = type(scheduler).__name__, getattr(scheduler, "config", None)
+    name, config = type(scheduler).__name__, getattr(scheduler, "config", {})
     compatible = getattr(scheduler, "_compatibles", [])
-    if name in (*_FLOW, *_DISTILLED) or (config is not None and config.get("use_flow_sigmas")):
+    if name in (*_FLOW, *_DISTILLED) or config.get("use_flow_sigmas"):
         return type(scheduler).from_config(config)
     if name in ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"):
         return CogVideoXDDIMScheduler.from_config(config)

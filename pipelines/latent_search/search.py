@@ -133,7 +133,7 @@ class LatentSearch:
         if isinstance(generator, list) and len(generator) != P:
             raise ValueError(f"`generator` must be one, or one for each of {P} prompts, received {len(generator)}.")
         if self.outer is not None:
-            latents, rewards, extra = self._noise_search(call, P)
+            latents, rewards, extra = self._noise_search(self.outer, call, P)
         elif self.config.strategy == "best_of_n" and not self.config.force_engine:
             latents, rewards, extra = self._best_of_n(call, P)
         else:
@@ -177,7 +177,9 @@ class LatentSearch:
             {"history": [], "nfe": rows * len(self.pipe.scheduler.timesteps), "reward_evals": rows},
         )
 
-    def _noise_search(self, call: dict[str, Any], P: int) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+    def _noise_search(
+        self, method: RandomNoiseSearch | ZeroOrderNoiseSearch, call: dict[str, Any], P: int
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
         """The stock sampler again and again, each prompt from its own initial latents."""
         if call.get("latents") is not None:
             raise ValueError("`latents` are what this search is over. Leave them out.")
@@ -198,7 +200,7 @@ class LatentSearch:
                 counts["reward_evals"] += len(noise)
                 return latents, score(latents)
 
-            *best, rounds = search_noise(self.outer, evaluate, start.shape[1:], generator, start.device)
+            *best, rounds = search_noise(method, evaluate, start.shape[1:], generator, start.device)
             found.append(best)
             history += [{"prompt": p, **entry} for entry in rounds]
         latents, rewards = (torch.stack(parts)[:, None] for parts in zip(*found, strict=True))
@@ -207,12 +209,11 @@ class LatentSearch:
     def _search(
         self, call: dict[str, Any], P: int, noise_sampler: Any, uniform_sampler: Any
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
-        decode, reward = self._decode(call), None
+        reward = LatentReward(self.reward, self._decode(call), _texts(call), self.config)
 
         def score(x0: torch.Tensor, timestep_fraction: float, is_final: bool) -> torch.Tensor:
             return reward(self._layout(x0).to(scheduler.sample_dtype), timestep_fraction, is_final)
 
-        reward = LatentReward(self.reward, decode, _texts(call), self.config)
         self.scheduler = scheduler = SearchScheduler(
             self.pipe.scheduler,
             score,
@@ -271,8 +272,9 @@ class LatentSearch:
         return [module for module in found if isinstance(module, torch.nn.Module)]
 
     def _decode(self, call: dict[str, Any]) -> Callable[[torch.Tensor], torch.Tensor]:
-        if self.decode_fn is not None:
-            return lambda latents: self.decode_fn(latents, self.pipe)
+        decode_fn = self.decode_fn
+        if decode_fn is not None:
+            return lambda latents: decode_fn(latents, self.pipe)
         return decoder(self.pipe, stock_call, call)
 
     def _layout(self, x0: torch.Tensor) -> torch.Tensor:

@@ -88,6 +88,21 @@ CALLED = {
     "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img.retrieve_latents": (
         "encoder_output generator sample_mode"
     ),
+    "diffusers.pipelines.flux.pipeline_flux.retrieve_timesteps": (
+        "scheduler num_inference_steps device timesteps sigmas"
+    ),
+    "diffusers.FluxPipeline._unpack_latents": "latents height width vae_scale_factor",
+    "diffusers.AnimateDiffPipeline.decode_latents": "latents",
+    "diffusers.LattePipeline.decode_latents": "latents video_length",
+    "diffusers.CogVideoXPipeline.decode_latents": "latents",
+    "diffusers.TextToVideoSDPipeline.decode_latents": "latents",
+    "diffusers.LTXPipeline._unpack_latents": "latents num_frames height width patch_size patch_size_t",
+    "diffusers.LTXPipeline._denormalize_latents": "latents latents_mean latents_std scaling_factor",
+    "diffusers.AutoencoderKLLTXVideo.decode": "z temb return_dict",
+    "diffusers.video_processor.VideoProcessor.postprocess_video": "video output_type",
+    "diffusers.FlowMatchEulerDiscreteScheduler.set_timesteps": "num_inference_steps device sigmas mu timesteps",
+    "diffusers.UniPCMultistepScheduler.set_timesteps": "num_inference_steps device sigmas mu",
+    "diffusers.DDIMScheduler._threshold_sample": "sample",
     "diffusers.utils.torch_utils.randn_tensor": "shape generator device dtype",
     "diffusers.FluxPipeline.__call__": (
         "prompt height width num_inference_steps num_images_per_prompt latents prompt_embeds pooled_prompt_embeds "

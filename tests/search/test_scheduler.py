@@ -509,6 +509,22 @@ def test_a_single_nan_ranks_last():
         assert entry["rewards"].argmin() not in entry["parents"]
 
 
+@pytest.mark.parametrize(
+    "stock, settings, text",
+    [
+        (toy.base("flow"), {}, "eta=1 with 4 steps loses variance"),
+        (toy.base("flow"), {"eta": 0.6}, None),
+        (LCMScheduler(), {}, "noise='renoise'"),
+        (LCMScheduler(), {"noise": "renoise"}, None),
+    ],
+)
+def test_doubtful_settings_are_said(stock, settings, text, monkeypatch):
+    said = []
+    monkeypatch.setattr("alignext.search.scheduler.logger.warning", said.append)
+    SearchScheduler(stock, reward, SearchConfig(**settings)).set_timesteps(4)
+    assert (len(said) == 1 and text in said[0]) if text else said == []
+
+
 def test_wrong_use_is_named():
     scheduler = SearchScheduler(toy.base("flow"), reward, SearchConfig(num_beams=2, num_candidates=2))
     scheduler.set_timesteps(4)
