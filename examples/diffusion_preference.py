@@ -1,7 +1,7 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """Teach a small text-to-image model to prefer one drawing style, from pairs of real drawings.
 
-Runs offline in about two minutes on a CPU, on the model and the drawings that come with the package:
+Runs offline in about a minute on a CPU, on the model and the drawings that come with the package:
 
     python examples/diffusion_preference.py
     python examples/diffusion_preference.py --method smpo --style ink
@@ -36,6 +36,7 @@ from alignext.mini.judges import Judge
 
 
 STYLES = ("noto", "blob", "flat", "glossy", "ink")
+PROMPTS = ["a crown", "a frog", "a cloud", "a bee", "a lion", "a violin", "a camera", "a red apple"]
 METHODS = {
     "diffusion-dpo": (DiffusionDPOTrainer, DiffusionDPOConfig, {}),
     # Without soft labels and re-noising, SmPO is InPO.
@@ -77,8 +78,8 @@ def main() -> None:
     parser.add_argument("--pairs", help="a JSON lines file of your own pairs")
     parser.add_argument("--style", choices=STYLES, default="glossy", help="the style we prefer (default: %(default)s)")
     parser.add_argument("--method", choices=METHODS, default="diffusion-dpo")
-    parser.add_argument("--steps", type=int, default=100, help="updates of 16 pairs (default: %(default)s)")
-    parser.add_argument("--learning-rate", type=float, default=3e-4, help="small models take large ones")
+    parser.add_argument("--steps", type=int, default=40, help="updates of 12 pairs (default: %(default)s)")
+    parser.add_argument("--learning-rate", type=float, default=5e-4, help="small models take large ones")
     parser.add_argument(
         "--prompts", nargs="+", default=["a crown", "a frog", "a cloud", "a bee", "a lion", "a violin"]
     )
@@ -98,7 +99,7 @@ def main() -> None:
         args=config_class(
             args.out,
             max_steps=args.steps,
-            per_device_train_batch_size=16,
+            per_device_train_batch_size=12,
             learning_rate=args.learning_rate,
             precompute_latents=True,
             activation_checkpointing=not on_cpu,  # a small model fits without

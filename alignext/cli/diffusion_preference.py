@@ -169,7 +169,8 @@ def _loading_lines(trainer: "Trainer", folder: str) -> str:
 
 
 def demo(out: Path, *, seed: int, steps: int | None) -> "list[Section]":
-    """Diffusion-DPO on real drawings: a style that was preferred, in drawings of other things."""
+    """Diffusion-DPO on real drawings: a style that was preferred, in drawings of other things. Few `steps` of sampling
+    mean few updates, too."""
     import torch
     from datasets import Dataset
     from diffusers import StableDiffusionPipeline
@@ -209,7 +210,7 @@ def demo(out: Path, *, seed: int, steps: int | None) -> "list[Section]":
     with tempfile.TemporaryDirectory() as folder:
         settings: dict[str, Any] = {
             "output_dir": folder,
-            "max_steps": 60,
+            "max_steps": 3 * steps,
             "per_device_train_batch_size": 12,
             "learning_rate": 5e-4,
             "precompute_latents": True,
@@ -227,7 +228,7 @@ def demo(out: Path, *, seed: int, steps: int | None) -> "list[Section]":
             train_dataset=Dataset.from_list(pairs),
             peft_config=LoraConfig(r=16, lora_alpha=16),
         )
-        print(f"Diffusion-DPO: 60 updates on {len(pairs)} pairs", flush=True)
+        print(f"Diffusion-DPO: {3 * steps} updates on {len(pairs)} pairs", flush=True)
         trainer.train()
     after = draw()
 
@@ -247,7 +248,7 @@ def demo(out: Path, *, seed: int, steps: int | None) -> "list[Section]":
         Section(
             "Diffusion-DPO: a preferred style",
             f"{len(pairs)} pairs of real drawings: the same thing in the preferred style and in another one, with a "
-            "prompt that names no style. Sixty updates of a LoRA.",
+            f"prompt that names no style. {3 * steps} updates of a LoRA.",
             figures=[Figure("diffusion-dpo-pairs", pair, alt="A fox in five styles: four pairs.")],
         ),
         Section(
