@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from alignext.models.objective_heads import AutoModelForCausalLMWithObjectiveHeads
     from alignext.pipelines.alignedgen import (
         AlignedAttention,
+        AlignedGenFlux2KleinPipeline,
+        AlignedGenFlux2Pipeline,
         AlignedGenKontextPipeline,
         AlignedGenPipeline,
         AlignedGenPipelineOutput,
@@ -62,6 +64,8 @@ __version__ = "0.1.0.dev0"
 # Public name -> the module that defines it. The only place where alignext points at pipelines and trainers.
 _MODULES = {
     "AlignedAttention": "alignext.pipelines.alignedgen",
+    "AlignedGenFlux2KleinPipeline": "alignext.pipelines.alignedgen",
+    "AlignedGenFlux2Pipeline": "alignext.pipelines.alignedgen",
     "AlignedGenKontextPipeline": "alignext.pipelines.alignedgen",
     "AlignedGenPipeline": "alignext.pipelines.alignedgen",
     "AlignedGenPipelineOutput": "alignext.pipelines.alignedgen",
@@ -108,6 +112,8 @@ _MODULES = {
 
 __all__ = [
     "AlignedAttention",
+    "AlignedGenFlux2KleinPipeline",
+    "AlignedGenFlux2Pipeline",
     "AlignedGenKontextPipeline",
     "AlignedGenPipeline",
     "AlignedGenPipelineOutput",

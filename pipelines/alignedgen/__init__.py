@@ -4,6 +4,8 @@
 from alignext.pipelines.alignedgen.attention import AlignedAttention
 from alignext.pipelines.alignedgen.mixin import AlignedGenPipelineOutput
 from alignext.pipelines.alignedgen.pipeline import AlignedGenPipeline
+from alignext.pipelines.alignedgen.pipeline_flux2 import AlignedGenFlux2Pipeline
+from alignext.pipelines.alignedgen.pipeline_flux2_klein import AlignedGenFlux2KleinPipeline
 from alignext.pipelines.alignedgen.pipeline_kontext import AlignedGenKontextPipeline
 from alignext.pipelines.alignedgen.sharing import aligned_attention
 from alignext.pipelines.alignedgen.style import StyleReference
@@ -11,6 +13,8 @@ from alignext.pipelines.alignedgen.style import StyleReference
 
 __all__ = [
     "AlignedAttention",
+    "AlignedGenFlux2KleinPipeline",
+    "AlignedGenFlux2Pipeline",
     "AlignedGenKontextPipeline",
     "AlignedGenPipeline",
     "AlignedGenPipelineOutput",

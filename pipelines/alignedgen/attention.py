@@ -30,7 +30,7 @@ class AlignedFluxAttnProcessor(FluxAttnProcessor):
 
     def __init__(self, sharing: "AlignedAttention", stock: FluxAttnProcessor):
         super().__init__()
-        self.sharing = sharing
+        self.sharing, self.stock = sharing, stock
         self.anchor: Anchor | None = None  # between "capture" and "inject"
         self._attention_backend, self._parallel_config = stock._attention_backend, stock._parallel_config
 
@@ -38,7 +38,7 @@ class AlignedFluxAttnProcessor(FluxAttnProcessor):
         self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, image_rotary_emb=None
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         if self.sharing.mode == "stock":
-            return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+            return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
         if attention_mask is not None:
             raise NotImplementedError("Shared attention does not support an `attention_mask`. Leave it out.")
 

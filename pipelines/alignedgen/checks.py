@@ -219,9 +219,8 @@ def check_call(
         )
     if not external and not 0 <= anchor_index < images:
         raise ValueError(f"`anchor_index` must be in 0..{images - 1} for {images} images, received {anchor_index}.")
-    if reference is not None and reference.scaling is not None and pipe.vae is not None:
-        config = pipe.vae.config
-        here = (config.shift_factor or 0.0, config.scaling_factor)
+    here = None if pipe.vae is None else pipe._scaling()
+    if reference is not None and reference.scaling is not None and here is not None:
         if any(abs(a - b) > 1e-6 for a, b in zip(reference.scaling, here, strict=True)):
             raise ValueError(
                 f"`style_reference` comes from a VAE with shift and scaling factor {reference.scaling}, this one has "

@@ -166,10 +166,12 @@ class AlignedGenMixin(HubMixin):
         external = style_reference is not None or style_image is not None
         check_call(self, call, style_reference, style_image, style_prompt, anchor_index, record_style, off)
         if style_image is not None and not off:
+            height, width = self._style_size(call)
             style_reference = self.encode_style(
                 style_image,
                 style_prompt or "",
-                **self._style_size(call),
+                height=height,
+                width=width,
                 max_sequence_length=call["max_sequence_length"],
             )
         with aligned_attention(
@@ -249,20 +251,17 @@ class AlignedGenMixin(HubMixin):
         h, w = (max(1, round(side * scale / unit)) for side in (picture.height, picture.width))
         pixels = self.image_processor.preprocess(picture, h * unit, w * unit)
         x0 = self._clean_latents(pixels.to(self._execution_device, self.vae.dtype))
-        prompt_embeds, pooled_prompt_embeds, _ = self.encode_prompt(
-            prompt=prompt,
-            prompt_2=prompt_2,
-            prompt_embeds=prompt_embeds,
-            pooled_prompt_embeds=pooled_prompt_embeds,
-            max_sequence_length=max_sequence_length,
+        given = {"prompt_2": prompt_2, "pooled_prompt_embeds": pooled_prompt_embeds}
+        given = {name: value for name, value in given.items() if value is not None}  # not all models take them
+        texts = self._texts(
+            prompt=prompt, prompt_embeds=prompt_embeds, max_sequence_length=max_sequence_length, **given
         )
         self.maybe_free_model_hooks()
-        scaling = self._scaling()
-        return StyleReference(prompt_embeds, pooled_prompt_embeds, (h, w), x0=x0, seed=seed, scaling=scaling)
+        return StyleReference(*texts, (h, w), x0=x0, seed=seed, scaling=self._scaling())
 
-    def _style_size(self, call: dict) -> dict[str, int | None]:
-        """Size of the images of a call, for `encode_style`."""
-        return {"height": call["height"], "width": call["width"]}
+    def _style_size(self, call: dict) -> tuple[int | None, int | None]:
+        """Height and width of the images of a call, for `encode_style`."""
+        return call["height"], call["width"]
 
     def _clean_latents(self, pixels: torch.Tensor) -> torch.Tensor:
         """`x0` of pixels in [-1, 1] with one row: the mode of the VAE's distribution, scaled and packed."""
@@ -272,16 +271,24 @@ class AlignedGenMixin(HubMixin):
                 f"The transformer takes {self.transformer.config.in_channels} channels, packed latents of the VAE "
                 f"have {channels}: a style image needs a text-to-image checkpoint, not a Fill or Control one."
             )
-        shift_factor, scaling_factor = self._scaling()
-        z = (self.vae.encode(pixels).latent_dist.mode().float() - shift_factor) * scaling_factor
+        z = self.vae.encode(pixels).latent_dist.mode().float()
+        z = (z - (self.vae.config.shift_factor or 0.0)) * self.vae.config.scaling_factor
         return self._pack_latents(z, *z.shape)
 
-    def _scaling(self) -> tuple[float, float]:
+    def _texts(self, **given) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Embedding and pooled embedding of a style's prompt, as `encode_prompt` makes them."""
+        prompt_embeds, pooled_prompt_embeds, _ = self.encode_prompt(**given)
+        return prompt_embeds, pooled_prompt_embeds
+
+    def _scaling(self) -> tuple[float, float] | None:
+        """Shift and scaling factor of the VAE's latents, where they are two numbers."""
         return self.vae.config.shift_factor or 0.0, self.vae.config.scaling_factor
 
     def prepare_latents(self, *args, **kwargs):
         """The stock method; with `shared_noise` all rows are the anchor's."""
-        latents, *rest = super().prepare_latents(*args, **kwargs)
-        if self._noise_row is not None:
-            latents = latents[self._noise_row].expand_as(latents).clone()
-        return latents, *rest
+        prepared = super().prepare_latents(*args, **kwargs)
+        if self._noise_row is None:
+            return prepared
+        latents, *rest = prepared if isinstance(prepared, tuple) else (prepared,)
+        latents = latents[self._noise_row].expand_as(latents).clone()
+        return (latents, *rest) if rest else latents

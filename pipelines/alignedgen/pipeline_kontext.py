@@ -16,6 +16,6 @@ class AlignedGenKontextPipeline(AlignedGenMixin, FluxKontextPipeline):
     without the picture it is an edit of, so it continues a series in its style, but not to the same images.
     """
 
-    def _style_size(self, call: dict) -> dict[str, int | None]:
-        side = round(call["max_area"] ** 0.5)  # the stock call keeps the proportions of `height` and `width` alone
-        return {"height": side, "width": side}
+    def _style_size(self, call: dict) -> tuple[int | None, int | None]:
+        side = round(call["max_area"] ** 0.5)  # of `height` and `width` the stock call keeps the proportions only
+        return side, side

@@ -17,7 +17,7 @@ class Levers:
     layers: set[int] = field(default_factory=set)
     style_lambda: float = 1.1
     adain: bool = True
-    shift: tuple[float, float, float] = (0, 0, 0)
+    shift: tuple[float, ...] = (0, 0, 0)
     isolate: bool = True
     anchor: int = 0
 
@@ -51,11 +51,19 @@ def attention(
         q = torch.cat([attn.norm_added_q(heads(attn.add_q_proj(text))), q], dim=2)
         k = torch.cat([attn.norm_added_k(heads(attn.add_k_proj(text))), k], dim=2)
         v = torch.cat([heads(attn.add_v_proj(text)), v], dim=2)
+    return mixed(q, k, v, length, img_ids, txt_ids, axes, levers)
+
+
+def mixed(q, k, v, length: int, img_ids, txt_ids, axes, levers: Levers | None, theta: float = 10000.0) -> torch.Tensor:
+    """From queries, keys and values, normed and not rotated, `(B, heads, S, d)`, to `(B, S, heads * d)`."""
+
+    def turned(x, ids):
+        return rotate(x, ids, axes, theta)
+
     ids = torch.cat([txt_ids, img_ids])
-    rows, tokens = q.shape[0], q.shape[2]
+    rows, tokens, scaling = q.shape[0], q.shape[2], math.sqrt(q.shape[3])
     if levers is None:
-        q, k = rotate(q, ids, axes), rotate(k, ids, axes)
-        logits = q @ k.transpose(-1, -2) / math.sqrt(attn.head_dim)
+        logits = turned(q, ids) @ turned(k, ids).transpose(-1, -2) / scaling
         return (logits.softmax(-1) @ v).transpose(1, 2).flatten(2)
 
     a, own = levers.anchor, img_ids[:, 0] == 0  # what is to be edited has other places on the first axis
@@ -65,16 +73,16 @@ def attention(
             mean, std = statistics(x[:, :, image])
             x[:, :, image] = (x[:, :, image] - mean) / std * std[a : a + 1] + mean[a : a + 1]
     moved = img_ids[own] + torch.tensor(levers.shift)
-    extra = rotate(k[a : a + 1, :, image], moved, axes)
-    q, k = rotate(q, ids, axes), rotate(k, ids, axes)
+    extra = turned(k[a : a + 1, :, image], moved)
+    q, k = turned(q, ids), turned(k, ids)
     scale = torch.full((rows, 1, 1, 1), levers.style_lambda)
     scale[a] = 1.0
     keys = torch.cat([k, scale * extra], dim=2)
     values = torch.cat([v, v[a : a + 1, :, image].expand(rows, -1, -1, -1)], dim=2)
-    mask = torch.zeros(rows, attn.heads, tokens, keys.shape[2])
+    mask = torch.zeros(rows, q.shape[1], tokens, keys.shape[2])
     if levers.isolate:
         mask[a, :, :, tokens:] = -torch.inf
-    logits = q @ keys.transpose(-1, -2) / math.sqrt(attn.head_dim) + mask
+    logits = q @ keys.transpose(-1, -2) / scaling + mask
     return (logits.softmax(-1) @ values).transpose(1, 2).flatten(2)
 
 
