@@ -12,10 +12,36 @@ import traceback
 from collections.abc import Sequence
 
 from alignext import __version__
-from alignext.cli import alignedgen, bco, demo, diffusion_preference, env, f_dpg, methods, process_reward, rival, search
+from alignext.cli import (
+    alignedgen,
+    bco,
+    demo,
+    diffusion_preference,
+    env,
+    f_dpg,
+    generate,
+    mah_dpo,
+    methods,
+    process_reward,
+    rival,
+    search,
+)
 
 
-COMMANDS = (demo, methods, env, rival, alignedgen, search, bco, f_dpg, diffusion_preference, process_reward)
+COMMANDS = (
+    demo,
+    methods,
+    env,
+    rival,
+    alignedgen,
+    search,
+    bco,
+    f_dpg,
+    diffusion_preference,
+    process_reward,
+    mah_dpo,
+    generate,
+)
 
 # What a user can cause: a file that is not there, a value that does not fit, a feature that does not exist yet.
 _USER_ERRORS = (ValueError, OSError, NotImplementedError, ImportError)

@@ -17,6 +17,8 @@ _DEMOS = {
     "diffusion-dpo": "alignext.cli.diffusion_preference",
     "search": "alignext.cli.search",
     "f-dpg": "alignext.cli.f_dpg",
+    "mah-dpo": "alignext.cli.mah_dpo",
+    "process-reward": "alignext.cli.process_reward",
 }
 
 

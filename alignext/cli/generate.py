@@ -1,0 +1,93 @@
+# Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""`alignext generate`: let a model with objective heads write, with a weight for each objective."""
+
+import argparse
+from pathlib import Path
+
+
+def register(subparsers: argparse._SubParsersAction) -> None:
+    """Add `alignext generate`."""
+    parser = subparsers.add_parser(
+        "generate",
+        help="write with a model that has objective heads",
+        description="Continue prompts with a model that `alignext mah-dpo` trained, its heads mixed by weights.",
+        epilog="Example: alignext generate --model trained --objective-weights honest=.7,helpful=.3 --prompt Once",
+    )
+    parser.add_argument("--model", required=True, help="folder or Hub id of a model or adapter with objective heads")
+    parser.add_argument("--prompt", action="append", default=[], help="a prompt; may be given several times")
+    parser.add_argument("--prompts", type=Path, help="a file with one prompt per line")
+    parser.add_argument(
+        "--objective-weights",
+        type=parse_weights,
+        metavar="NAME=WEIGHT,...",
+        help="for example honest=.7,helpful=.3; names left out count 0 (default: the model's own, or equal weights)",
+    )
+    parser.add_argument("--chat", action="store_true", help="apply the chat template, each prompt a user's turn")
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="(default: %(default)s)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="0 for greedy (default: %(default)s)")
+    parser.add_argument("--top-p", type=float, default=1.0, help="(default: %(default)s)")
+    parser.add_argument("--top-k", type=int, default=50, help="0 for all tokens (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument("--dtype", default="auto", help="of the model (default: as saved)")
+    parser.add_argument("--device", help="(default: cuda if there is one, else cpu)")
+    parser.add_argument("--merge-to", type=Path, help="also save the mixture as a plain model into this new folder")
+    parser.set_defaults(func=run)
+
+
+def parse_weights(text: str) -> dict[str, float]:
+    """`honest=.7,helpful=.3` as a dictionary."""
+    weights = {}
+    for part in text.split(","):
+        name, equals, value = part.rpartition("=")
+        try:
+            weights[name.strip()] = float(value)
+        except ValueError:
+            equals = ""
+        if not equals or not name.strip():
+            raise argparse.ArgumentTypeError(f"{part!r} is not NAME=WEIGHT, such as honest=.7")
+    return weights
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write, and print each prompt with its continuation."""
+    prompts = [*args.prompt, *(args.prompts.read_text(encoding="utf-8").splitlines() if args.prompts else [])]
+    if not prompts and args.merge_to is None:
+        raise ValueError("There is no prompt. Pass --prompt TEXT, or --prompts FILE with one per line.")
+    if args.merge_to is not None and args.merge_to.exists():
+        raise ValueError(f"--merge-to {args.merge_to} is there already. Name a new folder.")
+    import torch
+    from accelerate.utils import is_peft_model
+    from transformers import AutoTokenizer, set_seed
+
+    from alignext import AutoModelForCausalLMWithObjectiveHeads
+
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = AutoModelForCausalLMWithObjectiveHeads.from_pretrained(args.model, dtype=args.dtype).to(device).eval()
+    tokenizer = AutoTokenizer.from_pretrained(args.model, padding_side="left")
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    if prompts:
+        texts = prompts
+        if args.chat:
+            turns = [[{"role": "user", "content": prompt}] for prompt in prompts]
+            texts = [tokenizer.apply_chat_template(t, tokenize=False, add_generation_prompt=True) for t in turns]
+        # a rendered chat template has its special tokens already
+        batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=not args.chat).to(device)
+        sampling = {"do_sample": False}
+        if args.temperature > 0:
+            sampling = {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k}
+        set_seed(args.seed)
+        ids = model.generate(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            objective_weights=args.objective_weights,
+            max_new_tokens=args.max_new_tokens,
+            **sampling,
+        )
+        written = tokenizer.batch_decode(ids[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
+        for prompt, text in zip(prompts, written, strict=True):
+            print(f"{prompt}{'' if text[:1].isspace() else ' '}{text}\n")
+    if args.merge_to is not None:
+        plain = model.merge_and_unload() if is_peft_model(model) else model
+        plain.merge_heads(args.objective_weights).save_pretrained(args.merge_to)
+        tokenizer.save_pretrained(args.merge_to)
+        print(f"Saved one mixture. Load it with AutoModelForCausalLM.from_pretrained({str(args.merge_to)!r})")
