@@ -28,7 +28,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for the images, a contact sheet and index.html"
     )
-    parser.add_argument("--model", help="a Flux.1 checkpoint: folder or Hub id (default: embedded)")
+    parser.add_argument(
+        "--model", help="a FLUX.1, FLUX.1 Kontext or FLUX.2 checkpoint: folder or Hub id (default: embedded)"
+    )
     parser.add_argument("--style-image", type=Path, help="take the style of this picture instead")
     parser.add_argument("--style-prompt", help="what that picture shows, and its style: worth writing")
     parser.add_argument("--style-reference", type=Path, help="take the style of a file that --save-style wrote")
@@ -126,6 +128,12 @@ def run(args: argparse.Namespace) -> None:
 
 
 _STOCK = ("guidance_scale", "negative_prompt", "true_cfg_scale", "max_sequence_length", "height", "width")
+_CLASSES = {
+    "FluxPipeline": "AlignedGenPipeline",
+    "FluxKontextPipeline": "AlignedGenKontextPipeline",
+    "Flux2Pipeline": "AlignedGenFlux2Pipeline",
+    "Flux2KleinPipeline": "AlignedGenFlux2KleinPipeline",
+}
 _LEVERS = (
     "style_lambda",
     "lambda_schedule",
@@ -139,14 +147,20 @@ _LEVERS = (
 
 
 def _load(model: str | None, device: str | None = None, dtype: str | None = None, offload: str | None = None):
-    """The pipeline on its device: the embedded model where none is named."""
+    """The pipeline that fits the checkpoint, on its device: the embedded model where none is named."""
     import torch
+    from diffusers import DiffusionPipeline
 
-    from alignext import AlignedGenPipeline, mini
+    import alignext
+    from alignext import mini
 
+    model = model or str(mini.path("flux"))
+    stock = DiffusionPipeline.load_config(model)["_class_name"]
+    if stock not in _CLASSES:
+        raise ValueError(f"--model {model} is a {stock}, expected one of {', '.join(_CLASSES)}.")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, dtype or ("bfloat16" if device.startswith("cuda") else "float32"))
-    pipe = AlignedGenPipeline.from_pretrained(model or str(mini.path("flux")), dtype=dtype)
+    pipe = getattr(alignext, _CLASSES[stock]).from_pretrained(model, dtype=dtype)
     if offload == "model":
         pipe.enable_model_cpu_offload(device=device)
     elif offload == "sequential":

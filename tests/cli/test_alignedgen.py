@@ -115,6 +115,7 @@ def test_nobody_s_files_are_overwritten(tmp_path, capsys):
         (("--style-image", "no-such-file.png"), "no-such-file.png"),
         (("--style-reference", "no-such-file"), "no-such-file"),
         (("--model", "no/such/model"), "no/such/model"),
+        (("--model", str(mini.path("sd"))), "StableDiffusionPipeline"),
         (("--style-lambda", "-1"), "style_lambda"),
         (("--share-start", "0.8", "--share-end", "0.2"), "share_start"),
         (("--anchor-index", "7"), "anchor_index"),

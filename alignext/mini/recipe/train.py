@@ -371,7 +371,8 @@ def train_flux(config: dict, folder: Path) -> None:
         z, ids = draw(max(8, config["tokens"] // (length + (16 if draw is sources[0][0] else 32))), rng)
         n, channels, h, w = z.shape
         noise = torch.randn(z.shape, generator=rng)
-        sigma = torch.randn(n, generator=rng).sigmoid()
+        mean, deviation = config["times"]
+        sigma = (mean + deviation * torch.randn(n, generator=rng)).sigmoid()
         mixed = torch.lerp(z, noise, sigma.view(-1, 1, 1, 1))
         prediction = model["transformer"](
             hidden_states=FluxPipeline._pack_latents(mixed, n, channels, h, w),
