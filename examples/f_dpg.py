@@ -15,6 +15,7 @@ import re
 
 import torch
 from datasets import Dataset
+from transformers.trainer_callback import ProgressCallback
 
 from alignext import FDPGConfig, FDPGTrainer, mini
 
@@ -25,7 +26,7 @@ def main() -> None:
     parser.add_argument("--prompt", default="Once upon a time")
     parser.add_argument("--word", default="dog", help="every completion is to contain it")
     parser.add_argument("--divergence", default="js", help="how to approach: js, forward_kl, tv, hellinger, ...")
-    parser.add_argument("--steps", type=int, default=16, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=12, help="optimizer steps")
     parser.add_argument("--samples", type=int, default=64, help="completions of a step")
     parser.add_argument("--learning-rate", type=float, default=2e-5)
     parser.add_argument("--out", default="f-dpg-stories", help="folder of the trained model")
@@ -61,6 +62,7 @@ def main() -> None:
         ),
         train_dataset=prompts,
     )
+    trainer.remove_callback(ProgressCallback)  # we print what matters here
 
     def measure(when: str) -> None:
         found = trainer.evaluate(prompts)

@@ -118,7 +118,7 @@ def demo(out: Path, *, seed: int, steps: int | None) -> "list[Section]":
     """A constraint that one story in fifteen meets, before and after a short training with two divergences."""
     from alignext.cli.gallery import Section, Table
 
-    steps = steps or 10
+    steps = steps or 8
     rows, told = [], []
     for divergence in ("js", "forward_kl"):
         print(f"f-DPG with {divergence}, {steps} steps", flush=True)
@@ -151,6 +151,7 @@ def _constrain(divergence: str, seed: int, steps: int, out: Path) -> tuple[dict,
     import tempfile
 
     from datasets import Dataset
+    from transformers import PrinterCallback
 
     from alignext import FDPGConfig, FDPGTrainer, mini
 
@@ -175,7 +176,7 @@ def _constrain(divergence: str, seed: int, steps: int, out: Path) -> tuple[dict,
             "num_generations": 64,
             "per_device_train_batch_size": 64,
             "per_device_eval_batch_size": 64,
-            "max_completion_length": 20,
+            "max_completion_length": 16,
             "log_diversity": True,
             "seed": seed,
             "use_cpu": True,
@@ -187,6 +188,7 @@ def _constrain(divergence: str, seed: int, steps: int, out: Path) -> tuple[dict,
             "disable_tqdm": True,
         }
         trainer = Evaluated(str(mini.path("lm")), tells, FDPGConfig(folder, **settings), rows)
+        trainer.remove_callback(PrinterCallback)
         found = []
         for name in ("initial model", divergence):
             if name == divergence:
