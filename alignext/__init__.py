@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         AlignedGenKontextPipeline,
         AlignedGenPipeline,
         AlignedGenPipelineOutput,
+        AlignedGenQwenImagePipeline,
         StyleReference,
         aligned_attention,
     )
@@ -69,6 +70,7 @@ _MODULES = {
     "AlignedGenKontextPipeline": "alignext.pipelines.alignedgen",
     "AlignedGenPipeline": "alignext.pipelines.alignedgen",
     "AlignedGenPipelineOutput": "alignext.pipelines.alignedgen",
+    "AlignedGenQwenImagePipeline": "alignext.pipelines.alignedgen",
     "AnimateDiffSearchPipeline": "alignext.pipelines.latent_search",
     "AutoModelForCausalLMWithObjectiveHeads": "alignext.models.objective_heads",
     "BCOConfig": "alignext.trainers.bco",
@@ -117,6 +119,7 @@ __all__ = [
     "AlignedGenKontextPipeline",
     "AlignedGenPipeline",
     "AlignedGenPipelineOutput",
+    "AlignedGenQwenImagePipeline",
     "AnimateDiffSearchPipeline",
     "AutoModelForCausalLMWithObjectiveHeads",
     "BCOConfig",

@@ -7,6 +7,7 @@ from alignext.pipelines.alignedgen.pipeline import AlignedGenPipeline
 from alignext.pipelines.alignedgen.pipeline_flux2 import AlignedGenFlux2Pipeline
 from alignext.pipelines.alignedgen.pipeline_flux2_klein import AlignedGenFlux2KleinPipeline
 from alignext.pipelines.alignedgen.pipeline_kontext import AlignedGenKontextPipeline
+from alignext.pipelines.alignedgen.pipeline_qwen import AlignedGenQwenImagePipeline
 from alignext.pipelines.alignedgen.sharing import aligned_attention
 from alignext.pipelines.alignedgen.style import StyleReference
 
@@ -18,6 +19,7 @@ __all__ = [
     "AlignedGenKontextPipeline",
     "AlignedGenPipeline",
     "AlignedGenPipelineOutput",
+    "AlignedGenQwenImagePipeline",
     "StyleReference",
     "aligned_attention",
 ]

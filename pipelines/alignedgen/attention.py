@@ -252,18 +252,20 @@ class AlignedAttention:
         same = layout is self._layout or (self._layout is not None and self._same(layout, self._layout))
         if not same:
             self._layout, self._captured_for = layout, None
-            self._place(layout)
+            self._place(layout, call["hidden_states"].device)
 
     @staticmethod
-    def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    def _same(a: Any, b: Any) -> bool:
         return torch.equal(a, b)
 
     @staticmethod
-    def _positions(call: dict) -> torch.Tensor:
+    def _positions(call: dict) -> Any:
+        """What tells where the tokens of the images of a call are."""
         ids = call["img_ids"]
         return ids[0] if ids.ndim == 3 else ids
 
-    def _place(self, ids: torch.Tensor) -> None:
+    def _place(self, ids: Any, device: torch.device) -> None:
+        """Set what depends on these positions."""
         # Pictures to be edited follow the image to be generated, at other places on the first axis.
         generated = ids[:, 0] == ids[0, 0]
         self.image_length = int(generated.sum())

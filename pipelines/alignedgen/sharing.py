@@ -7,15 +7,21 @@ from contextlib import contextmanager
 import torch
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from diffusers.models.transformers.transformer_flux2 import Flux2Transformer2DModel
+from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
 
 from alignext.pipelines.alignedgen.attention import AlignedAttention
 from alignext.pipelines.alignedgen.attention_flux2 import AlignedFlux2Attention
+from alignext.pipelines.alignedgen.attention_qwen import AlignedQwenAttention
 from alignext.pipelines.alignedgen.checks import Settings
 from alignext.pipelines.alignedgen.style import StyleReference
 
 
 # Which class shares in which model.
-MODELS = {FluxTransformer2DModel: AlignedAttention, Flux2Transformer2DModel: AlignedFlux2Attention}
+MODELS = {
+    FluxTransformer2DModel: AlignedAttention,
+    Flux2Transformer2DModel: AlignedFlux2Attention,
+    QwenImageTransformer2DModel: AlignedQwenAttention,
+}
 
 
 @contextmanager

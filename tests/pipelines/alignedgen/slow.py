@@ -54,16 +54,22 @@ def attention(
     return mixed(q, k, v, length, img_ids, txt_ids, axes, levers)
 
 
-def mixed(q, k, v, length: int, img_ids, txt_ids, axes, levers: Levers | None, theta: float = 10000.0) -> torch.Tensor:
-    """From queries, keys and values, normed and not rotated, `(B, heads, S, d)`, to `(B, S, heads * d)`."""
+def mixed(
+    q, k, v, length: int, img_ids, txt_ids, axes, levers: Levers | None, theta: float = 10000.0, padding=None
+) -> torch.Tensor:
+    """
+    From queries, keys and values, normed and not rotated, `(B, heads, S, d)`, to `(B, S, heads * d)`. `padding`, of
+    shape `(B, S)`, is -inf where a key is to be left out.
+    """
 
     def turned(x, ids):
         return rotate(x, ids, axes, theta)
 
     ids = torch.cat([txt_ids, img_ids])
     rows, tokens, scaling = q.shape[0], q.shape[2], math.sqrt(q.shape[3])
+    padding = torch.zeros(rows, tokens) if padding is None else padding
     if levers is None:
-        logits = turned(q, ids) @ turned(k, ids).transpose(-1, -2) / scaling
+        logits = turned(q, ids) @ turned(k, ids).transpose(-1, -2) / scaling + padding[:, None, None]
         return (logits.softmax(-1) @ v).transpose(1, 2).flatten(2)
 
     a, own = levers.anchor, img_ids[:, 0] == 0  # what is to be edited has other places on the first axis
@@ -80,6 +86,7 @@ def mixed(q, k, v, length: int, img_ids, txt_ids, axes, levers: Levers | None, t
     keys = torch.cat([k, scale * extra], dim=2)
     values = torch.cat([v, v[a : a + 1, :, image].expand(rows, -1, -1, -1)], dim=2)
     mask = torch.zeros(rows, q.shape[1], tokens, keys.shape[2])
+    mask[..., :tokens] += padding[:, None, None]
     if levers.isolate:
         mask[a, :, :, tokens:] = -torch.inf
     logits = q @ keys.transpose(-1, -2) / scaling + mask
