@@ -5,9 +5,9 @@
     python benchmarks/mah_dpo_effect.py             # the tables and the picture from all seeds run so far
 
 Three objectives with pairs labelled by rule (see `examples/mah_dpo.py`). One model with a head each is trained for
-some steps of 4 pairs of each objective; three DPO models see the pairs of one objective each, 4 a step; one DPO model
-sees all of them, 12 a step. All see the same number of pairs of each objective. Writes `results/mah_dpo_effect.json`,
-`.md` and `docs/assets/mah-dpo-trade-off.png`.
+some steps of 4 pairs of each objective, once as a whole and once with a LoRA backbone; three DPO models see the pairs
+of one objective each, 4 a step; one DPO model sees all of them, 12 a step. All see the same number of pairs of each
+objective. Writes `results/mah_dpo_effect.json`, `.md` and `docs/assets/mah-dpo-trade-off.png`.
 """
 
 import argparse
@@ -19,12 +19,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from importlib import import_module
-from itertools import pairwise
 from pathlib import Path
 from statistics import mean, stdev
 
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
@@ -41,7 +41,8 @@ RESULT = HERE / "results" / "mah_dpo_effect.json"
 TRAIN = "Tom Lily Ben Mia Sam Anna Max Sue Jack Sara Tim Lucy"
 HELD_OUT = "Amy Bob Jane Leo"
 PAIRS = 4  # of each objective a step
-LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
+LEVELS = (0.0, 0.5, 1.0)
+KINDS = ("", "LoRA ")  # backbone
 T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57}  # by number of seeds
 
 
@@ -54,7 +55,17 @@ def sweep() -> dict[str, list[float]]:
     return points
 
 
-def train(trainer: type, config: type, data: Dataset, batch: int, steps: int, learning_rate: float, seed: int, **more):
+def train(
+    trainer: type,
+    config: type,
+    data: Dataset,
+    batch: int,
+    steps: int,
+    learning_rate: float,
+    seed: int,
+    lora=None,
+    **more,
+):
     with tempfile.TemporaryDirectory() as folder:
         args = config(
             folder,
@@ -73,33 +84,35 @@ def train(trainer: type, config: type, data: Dataset, batch: int, steps: int, le
             **more,
         )
         start = time.process_time()
-        run = trainer(model=MODEL, args=args, train_dataset=data)
+        run = trainer(model=MODEL, args=args, train_dataset=data, peft_config=lora)
         run.train()
         return run.model.eval(), time.process_time() - start
 
 
 @torch.no_grad()
-def margins(model: torch.nn.Module, tokenizer, pairs: Dataset, **head: torch.Tensor) -> torch.Tensor:
-    """`log pi(chosen) - log pi(rejected)` of each pair, shape `(n,)`."""
+def margins(model: torch.nn.Module, tokenizer, pairs: Dataset) -> torch.Tensor:
+    """`log pi(chosen) - log pi(rejected)` of each pair, shape `(H, n)`: one row per head."""
+    head = model.objective_logits if hasattr(model, "objective_logits") else lambda hidden: model.lm_head(hidden)[None]
+    backbone = model.get_decoder()
     values = []
     for start in range(0, len(pairs), 16):
         batch = pairs[start : start + 16]
         texts = [p + c for side in ("chosen", "rejected") for p, c in zip(batch["prompt"], batch[side], strict=True)]
-        ids = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right")
+        rows = [[*tokenizer(text).input_ids, tokenizer.eos_token_id] for text in texts]
         prompt = torch.tensor([len(tokenizer(p).input_ids) for p in batch["prompt"]]).repeat(2)
-        ids["input_ids"] = torch.cat([ids.input_ids, torch.full((len(texts), 1), tokenizer.eos_token_id)], 1)
-        ids["attention_mask"] = torch.nn.functional.pad(ids.attention_mask, (1, 0), value=1)
-        length = ids.attention_mask.sum(1, keepdim=True)
-        ids.input_ids.scatter_(1, length - 1, tokenizer.eos_token_id)
-        logps = model(**{k: ids[k] for k in ("input_ids", "attention_mask")}, **head).logits[:, :-1].log_softmax(-1)
-        logps = logps.gather(-1, ids.input_ids[:, 1:, None])[..., 0]
-        at = torch.arange(1, ids.input_ids.shape[1])
-        chosen, rejected = (logps * ((at >= prompt[:, None]) & (at < length))).sum(1).chunk(2)
+        length = torch.tensor([len(row) for row in rows])
+        ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+        at = torch.arange(ids.shape[1])
+        hidden = backbone(input_ids=ids, attention_mask=(at < length[:, None]).long()).last_hidden_state
+        logps = torch.stack(
+            [z[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0] for z in head(hidden).unbind(0)]
+        )
+        chosen, rejected = (logps * ((at >= prompt[:, None]) & (at < length[:, None]))[:, 1:]).sum(-1).chunk(2, -1)
         values.append(chosen - rejected)
-    return torch.cat(values)
+    return torch.cat(values, -1)
 
 
-def run_seed(seed: int, steps: int, learning_rate: float, samples: int, tell: int) -> dict:
+def run_seed(seed: int, steps: int, learning_rate: float, lora_learning_rate: float, samples: int, tell: int) -> dict:
     """Train everything with one seed and measure it."""
     base, tokenizer = AutoModelForCausalLM.from_pretrained(MODEL).eval(), AutoTokenizer.from_pretrained(MODEL)
     data = stories.preferences(base, tokenizer, stories.beginnings(TRAIN), samples, seed=100 * seed + 1)
@@ -111,9 +124,10 @@ def run_seed(seed: int, steps: int, learning_rate: float, samples: int, tell: in
     prompts = tell * stories.beginnings(HELD_OUT)
     reference = {name: margins(base, tokenizer, rows) for name, rows in held_out.items()}
 
-    def accuracy(model: torch.nn.Module, **head: object) -> dict[str, float]:
-        right = {name: margins(model, tokenizer, rows, **head) > reference[name] for name, rows in held_out.items()}
-        return {name: float(r.float().mean()) for name, r in right.items()}
+    def accuracy(model: torch.nn.Module, objectives: list[str] = NAMES) -> dict[str, list[float]]:
+        """By objective, of each head."""
+        right = {name: margins(model, tokenizer, held_out[name]) > reference[name] for name in objectives}
+        return {name: r.float().mean(-1).tolist() for name, r in right.items()}
 
     def told(model: torch.nn.Module) -> dict[str, float]:
         texts = stories.tell(model, tokenizer, prompts, seed=100 * seed + 3)
@@ -129,20 +143,22 @@ def run_seed(seed: int, steps: int, learning_rate: float, samples: int, tell: in
         "cpu_seconds": {},
     }
     common = {"steps": steps, "learning_rate": learning_rate, "seed": seed}
-    model, seconds = train(MAHDPOTrainer, MAHDPOConfig, per_objective, 3 * PAIRS, **common, objectives=NAMES)
-    result["cpu_seconds"]["MAH-DPO"] = seconds
-    for k, name in enumerate(NAMES):
-        one_hot = torch.nn.functional.one_hot(torch.tensor(k), 3)
-        result["accuracy"][f"head {name}"] = accuracy(model, objective_weights=one_hot)
-    for name, weights in sweep().items():
-        with model.mixed_heads(weights):
-            result["points"][name] = told(model)
-    print(json.dumps(result), flush=True)
-    del model
+    lora = LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear")
+    for kind, changes in {"": {}, "LoRA ": {"lora": lora, "learning_rate": lora_learning_rate}}.items():
+        model, seconds = train(
+            MAHDPOTrainer, MAHDPOConfig, per_objective, 3 * PAIRS, **(common | changes), objectives=NAMES
+        )
+        model = model.merge_and_unload() if kind else model
+        result["cpu_seconds"][f"{kind}MAH-DPO"] = seconds
+        result["accuracy"][f"{kind}MAH-DPO"] = accuracy(model)
+        for name, weights in sweep().items():
+            with model.mixed_heads(weights):
+                result["points"][kind + name] = told(model)
+        print(json.dumps(result), flush=True)
     for name in NAMES:
         model, seconds = train(DPOTrainer, DPOConfig, per_objective[name].remove_columns("objective"), PAIRS, **common)
         result["cpu_seconds"][f"DPO {name}"] = seconds
-        result["accuracy"][f"DPO {name}"] = accuracy(model)
+        result["accuracy"][f"DPO {name}"] = accuracy(model, [name])
         result["points"][f"DPO {name}"] = told(model)
     pooled = MAHDPOTrainer._joined(per_objective, "objective").remove_columns("objective")
     model, seconds = train(DPOTrainer, DPOConfig, pooled, 3 * PAIRS, **common)
@@ -168,11 +184,16 @@ def volumes(run: dict) -> dict[str, float]:
     def of(*names: str) -> float:
         return hypervolume([[run["points"][name][k] for k in NAMES] for name in names], [0.0] * 3)
 
-    corners = [f"{name}=1" for name in NAMES]
-    return {
-        "MAH-DPO, 16 mixtures": of(*sweep()),
-        "MAH-DPO, the 3 single heads": of(*corners),
-        "MAH-DPO, equal weights": of("equal"),
+    ours = {
+        f"{kind}MAH-DPO, {what}": of(*(kind + name for name in names))
+        for kind in KINDS
+        for what, names in {
+            f"{len(sweep())} mixtures": sweep(),
+            "the 3 single heads": [f"{name}=1" for name in NAMES],
+            "equal weights": ["equal"],
+        }.items()
+    }
+    return ours | {
         "3 DPO models": of(*[f"DPO {name}" for name in NAMES]),
         "DPO on pooled pairs": of("DPO pooled"),
         "base model": of("base"),
@@ -191,10 +212,17 @@ def report(runs: list[dict]) -> str:
     def over_seeds(get: Callable[[dict], float]) -> str:
         return interval([get(run) for run in runs])
 
-    rows = [
-        [model, *(over_seeds(lambda run, m=model, k=k: run["accuracy"][m][k]) for k in NAMES)]
-        for model in runs[0]["accuracy"]
-    ]
+    rows = []
+    for model in runs[0]["accuracy"]:
+        for k in range(3 if "MAH" in model else 1):
+            label = f"{model}, head {NAMES[k]}" if "MAH" in model else model
+            cells = [
+                over_seeds(lambda run, m=model, k=k, n=n: run["accuracy"][m][n][k])
+                if n in runs[0]["accuracy"][model]
+                else ""
+                for n in NAMES
+            ]
+            rows.append([label, *cells])
     parts.append(table(["held-out accuracy", *NAMES], rows))
     rows = [
         [point, *(over_seeds(lambda run, p=point, k=k: run["points"][p][k]) for k in (*NAMES, "words"))]
@@ -202,17 +230,15 @@ def report(runs: list[dict]) -> str:
     ]
     parts.append(table(["share of stories", *NAMES, "words"], rows))
     rows = []
-    for name in NAMES:
-        levels = [[run["points"][f"{name}={w:g}"][name] for run in runs] for w in LEVELS]
-        shares = [mean(level) for level in levels]
-        n = sum(run["stories_a_point"] for run in runs)
-        down = [a - b for a, b in pairwise(shares) if b < a]
-        error = max(math.sqrt(2 * p * (1 - p) / n) for p in shares)
-        rows.append([name, *(f"{s:.3f}" for s in shares), f"{max(down, default=0.0):.3f}", f"{error:.3f}"])
-    header = ["share, its weight from 0 to 1", *(f"{w:g}" for w in LEVELS), "largest step down", "error of a step"]
-    parts.append(table(header, rows))
+    n = sum(run["stories_a_point"] for run in runs)
+    for kind in KINDS:
+        for name in NAMES:
+            shares = [mean(run["points"][f"{kind}{name}={w:g}"][name] for run in runs) for w in LEVELS]
+            error = max(math.sqrt(2 * p * (1 - p) / n) for p in shares)
+            rows.append([f"{kind}{name}", *(f"{s:.3f}" for s in shares), f"{error:.3f}"])
+    parts.append(table(["its share at its weight", *(f"{w:g}" for w in LEVELS), "error of a difference"], rows))
     by_run = [volumes(run) for run in runs]
-    ours = "MAH-DPO, 16 mixtures"
+    ours = f"MAH-DPO, {len(sweep())} mixtures"
     rows = [
         [name, interval([v[name] for v in by_run]), interval([v[ours] - v[name] for v in by_run])]
         for name in by_run[0]
@@ -233,38 +259,20 @@ def picture(runs: list[dict], path: Path) -> None:
     def share(point: str, name: str) -> float:
         return mean(run["points"][point][name] for run in runs)
 
-    colours = dict(zip(NAMES, ("#c1553b", "#d8a031", "#3b7a57"), strict=True))
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.6), constrained_layout=True)
-    for name in NAMES:
-        for other in NAMES:
-            shares = [share(f"{name}={w:g}", other) for w in LEVELS]
-            style = {
-                "color": colours[other],
-                "lw": 2.2 if other == name else 1.0,
-                "alpha": 1 if other == name else 0.45,
-            }
-            axes[0].plot(LEVELS, shares, marker="o", ms=3, label=other if other == name else None, **style)
-    axes[0].set(xlabel="weight of an objective", ylabel="share of stories", title="thick: its own, thin: the others")
-    axes[0].legend(frameon=False)
-    for axis, (x, y) in zip(axes[1:], ((0, 1), (0, 2)), strict=True):
-        x, y = NAMES[x], NAMES[y]
-        axis.scatter(
-            [share(p, x) for p in sweep()], [share(p, y) for p in sweep()], c="#2f4b7c", s=22, label="mixtures"
-        )
-        axis.scatter(
-            [share(f"DPO {n}", x) for n in NAMES],
-            [share(f"DPO {n}", y) for n in NAMES],
-            c="#c1553b",
-            marker="s",
-            s=30,
-            label="3 DPO models",
-        )
+    for axis, (x, y) in zip(axes, (NAMES[:2], NAMES[1:], NAMES[::2]), strict=True):
+        for kind, colour in zip(KINDS, ("#2f4b7c", "#3b7a57"), strict=True):
+            points = [[share(kind + p, n) for p in sweep()] for n in (x, y)]
+            axis.scatter(*points, c=colour, s=22, label=f"{kind}MAH-DPO, mixtures")
+            edge = [[share(f"{kind}{n}=1", m) for n in (x, y)] for m in (x, y)]
+            axis.plot(*edge, c=colour, lw=0.8, alpha=0.6)
+        separate = [[share(f"DPO {n}", m) for n in NAMES] for m in (x, y)]
+        axis.scatter(*separate, c="#c1553b", marker="s", s=30, label="3 DPO models")
         axis.scatter(share("DPO pooled", x), share("DPO pooled", y), c="#d8a031", marker="D", s=34, label="pooled DPO")
         axis.scatter(share("base", x), share("base", y), c="#888888", marker="x", s=34, label="base model")
-        axis.set(xlabel=x, ylabel=y)
-    axes[1].legend(frameon=False, fontsize=8)
-    for axis in axes:
+        axis.set(xlabel=f"share: {x}", ylabel=f"share: {y}")
         axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
@@ -273,7 +281,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, help="run this seed and add it to the results (default: only report)")
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--learning-rate", type=float, default=3e-5)
+    parser.add_argument("--lora-learning-rate", type=float, default=1e-4)
     parser.add_argument("--samples", type=int, default=8, help="stories per beginning that pairs are made of")
     parser.add_argument("--tell", type=int, default=4, help="stories per beginning at each point")
     parser.add_argument("--result", type=Path, default=RESULT)
@@ -282,8 +291,9 @@ def main() -> None:
     torch.set_num_threads(1)
     result = json.loads(args.result.read_text()) if args.result.exists() else {"runs": []}
     if args.seed is not None:
-        run = run_seed(args.seed, args.steps, args.learning_rate, args.samples, args.tell)
-        settings = {"steps": args.steps, "learning_rate": args.learning_rate, "torch": torch.__version__}
+        run = run_seed(args.seed, args.steps, args.learning_rate, args.lora_learning_rate, args.samples, args.tell)
+        settings = {"steps": args.steps, "learning_rate": args.learning_rate}
+        settings |= {"lora_learning_rate": args.lora_learning_rate, "torch": torch.__version__}
         result = json.loads(args.result.read_text()) if args.result.exists() else {"runs": []}
         others = [r for r in result["runs"] if r["seed"] != args.seed]
         result = settings | {"runs": sorted([*others, run], key=lambda r: r["seed"])}
