@@ -40,7 +40,7 @@ RESULTS = Path(__file__).parent / "results"
 NAME = "diffusion-preference-effect"
 STYLES = ("noto", "blob", "flat", "glossy", "ink")
 PREFERRED = "glossy"
-SHOWN = ("crown", "frog", "cloud", "bee", "lion", "violin", "umbrella", "pineapple")
+SHOWN = ("crown", "frog", "cloud", "bee", "bear", "violin", "umbrella", "pineapple")
 
 _INVERSION = {
     "num_inversion_steps": 10,

@@ -36,7 +36,7 @@ from alignext.mini.judges import Judge
 
 
 STYLES = ("noto", "blob", "flat", "glossy", "ink")
-PROMPTS = ["a crown", "a frog", "a cloud", "a bee", "a lion", "a violin", "a camera", "a red apple"]
+PROMPTS = ["a crown", "a frog", "a cloud", "a bee", "a bear", "a violin", "a camera", "a red apple"]
 METHODS = {
     "diffusion-dpo": (DiffusionDPOTrainer, DiffusionDPOConfig, {}),
     # Without soft labels and re-noising, SmPO is InPO.
@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40, help="updates of 12 pairs (default: %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=5e-4, help="small models take large ones")
     parser.add_argument(
-        "--prompts", nargs="+", default=["a crown", "a frog", "a cloud", "a bee", "a lion", "a violin"]
+        "--prompts", nargs="+", default=["a crown", "a frog", "a cloud", "a bee", "a bear", "a violin"]
     )
     parser.add_argument("--out", default="diffusion-preference", help="folder of the LoRA and the sheet")
     args = parser.parse_args()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from PIL.Image import Image
     from transformers import Trainer
-    from trl import ScriptArguments, TrlParser
+    from trl import DatasetMixtureConfig, ScriptArguments, TrlParser
 
     from alignext.cli.gallery import Section
 
@@ -26,7 +26,6 @@ _COMMANDS = {
     "diffusion-dpo": ("DiffusionDPOTrainer", "train a text-to-image pipeline on pairs of pictures, Diffusion-DPO"),
     "smpo": ("SmPOTrainer", "train a text-to-image pipeline on pairs of pictures with scores, SmPO and InPO"),
 }
-_READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 _PREFERRED = "glossy"  # of the demo
 _PICTURES = ("image_chosen", "image_rejected", "chosen", "rejected")
 
@@ -70,14 +69,14 @@ def _keep(name: str, args: Sequence[str], namespace: object = None) -> tuple[arg
 
 def make_parser(name: str) -> "TrlParser":
     """The parser of a command: the dataset, every field of the trainer's config, the pipeline, `--config FILE`."""
-    from trl import ScriptArguments, TrlParser
+    from trl import DatasetMixtureConfig, ScriptArguments, TrlParser
 
     import alignext
 
     trainer, text = _COMMANDS[name]
     config = getattr(alignext, trainer.replace("Trainer", "Config"))
     return TrlParser(
-        (ScriptArguments, config, PipelineArguments),
+        (ScriptArguments, config, PipelineArguments, DatasetMixtureConfig),
         prog=f"alignext {name}",
         description=f"{text[0].upper()}{text[1:]}. --dataset_name is a JSON, CSV or Parquet file with columns prompt, "
         "chosen, rejected (paths of pictures, relative to the file), a folder with such a metadata.jsonl "
@@ -89,20 +88,15 @@ def make_parser(name: str) -> "TrlParser":
 
 def run(args: argparse.Namespace) -> None:
     """Train, save, and say how to load the result."""
-    script, config, pipeline = make_parser(args.name).parse_args_and_config(args=args.words)
+    script, config, pipeline, mixture = make_parser(args.name).parse_args_and_config(args=args.words)
     import alignext
+    from alignext.cli.training import splits
 
-    dataset = load_pairs(script)
-    evaluated = config.eval_strategy != "no"
-    for split in (script.dataset_train_split, *([script.dataset_test_split] if evaluated else [])):
-        if split not in dataset:
-            raise ValueError(f"The dataset has no split {split!r}, only {', '.join(dataset)}. Name another one.")
     trainer = getattr(alignext, _COMMANDS[args.name][0])(
         model=load_pipeline(pipeline),
         args=config,
-        train_dataset=dataset[script.dataset_train_split],
-        eval_dataset=dataset[script.dataset_test_split] if evaluated else None,
         peft_config=lora_config(pipeline),
+        **splits(load_pairs(script, mixture), script, config),
     )
     if pipeline.sample_prompts:
         sheets = alignext.SampleGridCallback(trainer, pipeline.sample_prompts, guidance_scale=pipeline.sample_guidance)
@@ -139,18 +133,13 @@ def lora_config(args: PipelineArguments) -> "LoraConfig | None":
     return LoraConfig(r=args.lora_r, lora_alpha=alpha, target_modules=args.lora_target_modules)
 
 
-def load_pairs(script: "ScriptArguments") -> "DatasetDict":
-    """The dataset by splits, from a file, folder or Hub id. Paths in a file are relative to it."""
-    from datasets import load_dataset
+def load_pairs(script: "ScriptArguments", mixture: "DatasetMixtureConfig") -> "DatasetDict":
+    """The dataset by splits. Paths of pictures in a file are relative to it."""
+    from alignext.cli.training import load_rows
 
-    if not script.dataset_name:
-        raise ValueError("There is no dataset. Pass --dataset_name, a file such as pairs.jsonl, a folder or a Hub id.")
-    path = Path(script.dataset_name)
-    if path.suffix not in _READERS:
-        return load_dataset(script.dataset_name, script.dataset_config, streaming=script.dataset_streaming)
+    dataset, path = load_rows(script, mixture, example="pairs.jsonl"), Path(script.dataset_name or "")
     if not path.is_file():
-        raise FileNotFoundError(f"--dataset_name {path} is no file.")
-    dataset = load_dataset(_READERS[path.suffix], data_files=str(path), streaming=script.dataset_streaming)
+        return dataset
 
     def absolute(row: dict) -> dict:
         return {name: str(path.parent / row[name]) for name in _PICTURES if isinstance(row.get(name), str)}
