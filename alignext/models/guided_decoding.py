@@ -115,6 +115,7 @@ def guided_generate(
     boundary: str | Callable[[str], bool] = "sentence",
     reward_weights: Sequence[float] | torch.Tensor | None = None,
     objective_weights: Any = None,
+    normalize_weights: bool = True,
     min_step_tokens: int | None = None,
     max_step_tokens: int | None = None,
     max_steps: int | None = None,
@@ -157,8 +158,10 @@ def guided_generate(
             or a function of the text of the step so far.
         reward_weights (sequence of `float`, *optional*):
             `v`, where there are several rewards: the score is `sum_r v_r s_r`. All 1 if not given.
-        objective_weights (`dict`, `list` or `torch.Tensor`, *optional*):
+        objective_weights (`dict`, `list`, `torch.Tensor` or `"base"`, *optional*):
             Of a model with objective heads, as its `generate` takes them; `[B, H]` has one row per prompt.
+        normalize_weights (`bool`, *optional*, defaults to `True`):
+            Divide them by their sum.
         min_step_tokens (`int`, *optional*):
             No boundary before so many tokens. By `boundary`: 8, 1, 1; and 1 for a function.
         max_step_tokens (`int`, *optional*):
@@ -217,18 +220,19 @@ def guided_generate(
     generate_kwargs["do_sample"] = do_sample
     if do_sample:
         generate_kwargs |= {"temperature": temperature, "top_p": top_p, "top_k": top_k}
-    sampler = _Sampler(model, tokenizer, steps, _weights_of(objective_weights, texts), generator, generate_kwargs)
-
-    active, cache = texts, None
-    while active:
-        candidates = sampler.propose(active, cache, num_candidates, max_attempts)
-        scores = _scores(rewards, reward_weights, active, candidates)
-        kept = []
-        for text, options, values in zip(active, candidates, scores, strict=True):
-            text.take(options, values, steps)
-            if text.stop_reason is None:
-                kept.append((text, options[text.steps[-1].chosen]))
-        active, cache = [text for text, _ in kept], sampler.carry(kept)
+    weights = _weights_of(objective_weights, texts)
+    with torch.no_grad(), _mixing(model, weights, normalize_weights) as mixture:
+        sampler = _Sampler(model, tokenizer, steps, mixture, generator, generate_kwargs)
+        active, cache = texts, None
+        while active:
+            candidates = sampler.propose(active, cache, num_candidates, max_attempts)
+            scores = _scores(rewards, reward_weights, active, candidates)
+            kept = []
+            for text, options, values in zip(active, candidates, scores, strict=True):
+                text.take(options, values, steps)
+                if text.stop_reason is None:
+                    kept.append((text, options[text.steps[-1].chosen]))
+            active, cache = [text for text, _ in kept], sampler.carry(kept)
     return GuidedOutput(
         texts=[tokenizer.decode(text.new_ids, skip_special_tokens=True) for text in texts],
         token_ids=[text.new_ids for text in texts],
@@ -315,12 +319,12 @@ class _Sampler:
         model: Any,
         tokenizer: PreTrainedTokenizerBase,
         steps: _Steps,
-        objective_weights: Any,
+        mixture: dict[str, Any],
         generator: torch.Generator | None,
         settings: dict[str, Any],
     ) -> None:
         self.model, self.tokenizer, self.steps, self.generator = model, tokenizer, steps, generator
-        self.objective_weights, self.settings = objective_weights, settings
+        self.mixture, self.settings = mixture, settings
         eos = settings.get("eos_token_id", model.generation_config.eos_token_id)
         self.eos = set(eos if isinstance(eos, (list, tuple)) else [eos])
         filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(self.eos - {None}), 0)
@@ -417,11 +421,10 @@ class _Sampler:
         settings: dict[str, Any],
     ) -> torch.Tensor:
         """Token ids from `generate`, which fills `past`."""
-        weights = self.objective_weights
-        if weights is not None:
-            if isinstance(weights, torch.Tensor) and weights.ndim == 2:
-                weights = weights[[text.index for text in texts]]
-            settings = {**settings, "objective_weights": weights}
+        settings = {**settings, **self.mixture}
+        weights = self.mixture.get("objective_weights")
+        if isinstance(weights, torch.Tensor) and weights.ndim == 2:
+            settings["objective_weights"] = weights[[text.index for text in texts]]
         if past is not None:
             settings = {**settings, "past_key_values": past}
         return self.model.generate(input_ids=ids, attention_mask=mask, use_cache=True, **settings)
@@ -466,7 +469,7 @@ def _texts_of(tokenizer: PreTrainedTokenizerBase, prompts: Prompt | Sequence[Pro
 
 def _weights_of(objective_weights: Any, texts: list[_Text]) -> Any:
     """Weights as `generate` takes them; those of each prompt as a tensor that rows can be taken from."""
-    if objective_weights is None or isinstance(objective_weights, dict):
+    if objective_weights is None or isinstance(objective_weights, (dict, str)):
         return objective_weights
     weights = torch.as_tensor(objective_weights)
     if weights.ndim == 2 and len(weights) != len(texts):
@@ -518,6 +521,18 @@ def _column(values: Any, count: int) -> torch.Tensor:
             f"or ({count}, R) for R rewards."
         )
     return column.reshape(count, -1)
+
+
+@contextmanager
+def _mixing(model: Any, weights: Any, normalize: bool) -> Generator[dict[str, Any]]:
+    """What `generate` needs to be told of objectives: nothing if heads can be folded once, here, for all steps."""
+    base = model.get_base_model() if is_peft_model(model) else model
+    by_row = isinstance(weights, torch.Tensor) and weights.ndim == 2
+    if hasattr(base, "mixed_heads") and not by_row:
+        with base.mixed_heads(weights, normalize_weights=normalize):
+            yield {}
+    else:
+        yield {} if weights is None else {"objective_weights": weights, "normalize_weights": normalize}
 
 
 @contextmanager

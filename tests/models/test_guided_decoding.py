@@ -28,6 +28,7 @@ from transformers import (
 from alignext import mini
 from alignext.models import guided_decoding
 from alignext.models.guided_decoding import guided_generate
+from alignext.models.objective_heads import AutoModelForCausalLMWithObjectiveHeads
 from alignext.models.process_reward import ProcessReward
 
 
@@ -526,29 +527,53 @@ def test_adapters(story_model, tokenizer):
     assert outputs[0].token_ids == outputs[1].token_ids
 
 
-def test_objective_weights_follow_their_prompts(story_model, tokenizer, monkeypatch):
-    seen = []
-    generate = story_model.generate
+@pytest.fixture(scope="module")
+def several_heads():
+    torch.manual_seed(0)
+    model = AutoModelForCausalLMWithObjectiveHeads.from_config(TINY["llama"], ["long", "kind"]).eval()
+    with torch.no_grad():
+        for weight in model.objective_heads.parameters():
+            weight += 0.2 * torch.randn_like(weight)
+    return model
 
-    def noted(objective_weights=None, **kwargs):
-        seen.append((kwargs["input_ids"].shape[0], objective_weights))
-        return generate(**kwargs)
 
-    monkeypatch.setattr(story_model, "generate", noted)
-    weights = torch.eye(3)
-    guided_generate(
-        story_model, tokenizer, PROMPTS, constant, num_candidates=2, max_new_tokens=20, objective_weights=weights,
-        generator=seeded(),
+@pytest.mark.parametrize("weights", [None, {"kind": 1.0}, [0.2, 0.8], "base"], ids=str)
+def test_objective_weights_mix_the_heads(several_heads, tokenizer, weights, monkeypatch):
+    batch = tokenizer(PROMPTS[0], return_tensors="pt")
+    expected = several_heads.generate(**batch, objective_weights=weights, do_sample=False, max_new_tokens=20)
+    folds, fold = [], several_heads.objective_heads.folded
+    monkeypatch.setattr(several_heads.objective_heads, "folded", lambda *args: folds.append(args) or fold(*args))
+    output = guided_generate(
+        several_heads, tokenizer, PROMPTS[0], constant, num_candidates=2, do_sample=False, max_step_tokens=6,
+        max_new_tokens=20, objective_weights=weights,
     )  # fmt: skip
-    assert torch.equal(seen[0][1], weights)  # reading the prompts
-    assert torch.equal(seen[1][1], weights[[0, 0, 1, 1, 2, 2]])
-    seen.clear()
-    guided_generate(
-        story_model, tokenizer, PROMPTS, constant, num_candidates=2, max_steps=1, objective_weights={"kind": 1.0}
-    )
-    assert all(given == {"kind": 1.0} for _, given in seen)
+    assert output.token_ids == [expected[0, batch.input_ids.shape[1] :].tolist()]
+    assert len(output.steps[0]) == 4 and len(folds) == (weights != "base")  # once, not once per step
+
+
+def test_objective_weights_follow_their_prompts(several_heads, tokenizer):
+    weights = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]])
+    settings = {"num_candidates": 2, "do_sample": False, "max_step_tokens": 6, "max_new_tokens": 20}
+    together = guided_generate(several_heads, tokenizer, PROMPTS, constant, objective_weights=weights, **settings)
+    for prompt, row, ids in zip(PROMPTS, weights, together.token_ids, strict=True):
+        alone = guided_generate(several_heads, tokenizer, prompt, constant, objective_weights=row, **settings)
+        assert alone.token_ids == [ids]
     with pytest.raises(ValueError, match="2 rows for 3 prompts"):
-        guided_generate(story_model, tokenizer, PROMPTS, constant, objective_weights=weights[:2])
+        guided_generate(several_heads, tokenizer, PROMPTS, constant, objective_weights=weights[:2])
+
+
+def test_heads_are_put_back_after_an_error(several_heads, tokenizer):
+    def broken(**kwargs):
+        raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        guided_generate(several_heads, tokenizer, "Tom", broken, objective_weights=[1.0, 0.0])
+    assert "forward" not in vars(several_heads.lm_head) and not several_heads._mixing
+
+
+def test_a_model_without_heads_takes_no_objective_weights(story_model, tokenizer):
+    with pytest.raises(ValueError, match="objective_weights"):
+        guided_generate(story_model, tokenizer, "Tom", constant, objective_weights=[1.0, 0.0])
 
 
 def test_nothing_stays_behind(story_model, tokenizer):
