@@ -223,7 +223,7 @@ def picture(args: argparse.Namespace, draw: Callable, judges: dict[str, Judge]) 
 
 def tune(args: argparse.Namespace, draw: Callable, judges: dict[str, Judge]) -> None:
     """Single levers changed, on sets of other concepts."""
-    scores = Scores(METRICS)
+    scores, sheet = Scores(METRICS), {name: [] for name in VARIANTS}
     chosen = concept_sets()[REPORTED:][: args.sets or 8]
     for unit, concepts in enumerate(chosen):
         prompts = [render.caption(concept) for concept in concepts]
@@ -231,6 +231,8 @@ def tune(args: argparse.Namespace, draw: Callable, judges: dict[str, Judge]) -> 
             for variant, levers in VARIANTS.items():
                 images = draw(prompts, seed, **levers)
                 scores.add("open", variant, unit, seed, judged(images, concepts[1:], concepts[0], judges))
+                if unit < 2 and seed == 0:
+                    sheet[variant] += images
         print("tune", unit, f"{time.process_time():.0f} s", flush=True)
     means, table = scores.table("open", list(VARIANTS))
     note = (
@@ -238,6 +240,8 @@ def tune(args: argparse.Namespace, draw: Callable, judges: dict[str, Judge]) -> 
         f"the effect's tables do not use, x {args.seeds} seeds, {args.steps} steps. Columns as there. "
     )
     write("alignedgen-levers", "AlignedGen: levers", args, {"mean": means, "scores": scores.rows}, note, table)
+    picture = contact_sheet(list(sheet.values()), row_labels=list(sheet), cell=96)
+    picture.quantize(128).save(RESULTS / "alignedgen-levers.png", optimize=True)
 
 
 def write(name: str, title: str, args: argparse.Namespace, document: dict, note: str, table: list[str]) -> None:

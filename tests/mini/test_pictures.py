@@ -19,8 +19,8 @@ def test_names_lead_to_folders_with_a_model_card():
 
 
 def test_unknown_names_and_splits_are_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="'flux', expected one of sd, lm"):
-        mini.path("flux")
+    with pytest.raises(ValueError, match="'wan', expected one of sd, flux, lm"):
+        mini.path("wan")
     with pytest.raises(ValueError, match=r"'test', expected one of train, unseen_concept"):
         mini.pictures("test")
 
