@@ -358,6 +358,9 @@ class MAHDPOTrainer(DPOTrainer):
             model_inputs["output_router_logits"] = True
         labels = inputs["input_ids"].masked_fill(mask == 0, -100)
         outputs = model(**model_inputs, labels=labels, objective_ids=inputs["objective_ids"])
+        for name in ("log_probs", "entropy", "mean_logits", "is_top1"):
+            # The virtual tokens of prompt-learning adapters stand in front.
+            outputs[name] = outputs[name][:, -(mask.size(1) - 1) :]
         chosen, rejected = outputs.log_probs.sum(1).chunk(2)
         if self.precompute_ref_logps:
             ref_chosen, ref_rejected = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
