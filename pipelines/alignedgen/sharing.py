@@ -54,8 +54,9 @@ def aligned_attention(
     called directly.
 
     Args:
-        transformer ([`FluxTransformer2DModel`]):
-            The model. Nothing is shared outside the layers and steps below, where it runs its stock processors.
+        transformer ([`FluxTransformer2DModel`], [`Flux2Transformer2DModel`] or [`QwenImageTransformer2DModel`]):
+            The model. Outside the layers and steps below it runs its stock processors, to the same bits. Where
+            pictures to be edited follow the image to be generated (Kontext, FLUX.2), they are not shared.
         scheduler (`SchedulerMixin`, *optional*):
             The scheduler of the loop, which tells step, number of steps and noise level. Without one see `step`,
             `num_inference_steps` and `sigma`.
@@ -69,7 +70,8 @@ def aligned_attention(
             of `sigma`, from 1 (noise) to 0.
         share_blocks (`str` or `tuple[int, int]`, *optional*, defaults to `"single"`):
             `"single"` for the single-stream layers, `"double"` for the double-stream ones, `"all"`, or `(lo, hi)`,
-            half open, counted through both kinds, double first: `(19, 57)` is `"single"` for FLUX.1.
+            half open, counted through both kinds, double first: `(19, 57)` is `"single"` for FLUX.1. Qwen-Image has
+            double-stream layers only.
         share_start, share_end (`float`, *optional*, defaults to 0.0 and 1.0):
             Step i of N shares if `share_start <= i / N < share_end`. `share_end=0` switches sharing off.
         adain (`bool`, *optional*, defaults to `True`):
@@ -104,7 +106,7 @@ def aligned_attention(
     Raises:
         `ValueError`: On settings out of range, and on a transformer that has other processors, is split over devices
             or has a cache that does not go with several calls per step.
-        `NotImplementedError`: For models without the positions that the method needs.
+        `NotImplementedError`: For models whose positions do not go with the method, such as Stable Diffusion 3.
 
     Example:
 

@@ -25,6 +25,7 @@ from . import tiny
 
 
 FLUX = "diffusers.models.transformers.transformer_flux"
+QWEN = "diffusers.models.transformers.transformer_qwenimage"
 
 # Name -> all its parameters: what replaces it has to take exactly these.
 REPLACED = {
@@ -35,6 +36,21 @@ REPLACED = {
         "model_output timestep sample eta use_clipped_model_output generator variance_noise return_dict"
     ),
     f"{FLUX}.FluxAttnProcessor.__call__": ("attn hidden_states encoder_hidden_states attention_mask image_rotary_emb"),
+    f"{FLUX}2.Flux2AttnProcessor.__call__": (
+        "attn hidden_states encoder_hidden_states attention_mask image_rotary_emb"
+    ),
+    f"{FLUX}2.Flux2ParallelSelfAttnProcessor.__call__": "attn hidden_states attention_mask image_rotary_emb",
+    f"{QWEN}.QwenDoubleStreamAttnProcessor2_0.__call__": (
+        "attn hidden_states encoder_hidden_states encoder_hidden_states_mask attention_mask image_rotary_emb"
+    ),
+    "diffusers.Flux2Transformer2DModel.forward": (
+        "hidden_states encoder_hidden_states timestep img_ids txt_ids guidance joint_attention_kwargs return_dict "
+        "kv_cache kv_cache_mode num_ref_tokens ref_fixed_timestep"
+    ),
+    "diffusers.QwenImageTransformer2DModel.forward": (
+        "hidden_states encoder_hidden_states encoder_hidden_states_mask timestep img_shapes guidance attention_kwargs "
+        "controlnet_block_samples additional_t_cond return_dict"
+    ),
     "diffusers.FluxTransformer2DModel.forward": (
         "hidden_states encoder_hidden_states pooled_projections timestep img_ids txt_ids guidance "
         "joint_attention_kwargs controlnet_block_samples controlnet_single_block_samples return_dict "
@@ -114,6 +130,20 @@ CALLED = {
     ),
     "diffusers.FluxPipeline.encode_prompt": ("prompt prompt_2 prompt_embeds pooled_prompt_embeds max_sequence_length"),
     "diffusers.FluxPipeline._pack_latents": "latents batch_size num_channels_latents height width",
+    "diffusers.FluxKontextPipeline.__call__": "image prompt height width max_area max_sequence_length",
+    "diffusers.Flux2Pipeline.__call__": "image prompt height width prompt_embeds max_sequence_length",
+    "diffusers.Flux2KleinPipeline.__call__": "image prompt height width prompt_embeds max_sequence_length",
+    "diffusers.QwenImagePipeline.__call__": "prompt height width prompt_embeds max_sequence_length",
+    "diffusers.Flux2Pipeline.encode_prompt": "prompt prompt_embeds max_sequence_length",
+    "diffusers.Flux2KleinPipeline.encode_prompt": "prompt prompt_embeds max_sequence_length",
+    "diffusers.QwenImagePipeline.encode_prompt": "prompt prompt_embeds max_sequence_length",
+    "diffusers.Flux2Pipeline._encode_vae_image": "image generator",
+    "diffusers.Flux2KleinPipeline._encode_vae_image": "image generator",
+    "diffusers.Flux2Pipeline._pack_latents": "latents",
+    "diffusers.QwenImagePipeline._pack_latents": "latents batch_size num_channels_latents height width",
+    f"{QWEN}.QwenEmbedRope.forward": "video_fhw device max_txt_seq_len",
+    f"{QWEN}.QwenEmbedRope.rope_params": "index dim theta",
+    f"{QWEN}.apply_rotary_emb_qwen": "x freqs_cis use_real",
     f"{FLUX}._get_qkv_projections": "attn hidden_states encoder_hidden_states",
     f"{FLUX}.FluxPosEmbed.forward": "ids",
     "diffusers.models.attention_dispatch.dispatch_attention_fn": "query key value backend",

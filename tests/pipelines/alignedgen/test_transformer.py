@@ -7,13 +7,14 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module, remove_hook_from_submodules
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FirstBlockCacheConfig, FlowMatchEulerDiscreteScheduler
 from peft import LoraConfig
 from torch._dynamo.testing import CompileCounter
 
 from alignext import StyleReference, aligned_attention
 from alignext.pipelines.alignedgen import attention as module
 from alignext.pipelines.alignedgen.checks import Settings
+from benchmarks.alignedgen import PeakBytes
 from tests.pipelines import tiny
 from tests.pipelines.alignedgen import slow
 
@@ -279,6 +280,24 @@ def test_no_mask_is_made(model, monkeypatch):
     s, n = TEXT + H * W, H * W
     assert [shape[:2] for shape, *_ in seen] == [(1, s), (2, s)]  # the anchor, then the targets
     assert [shape[1] for _, shape, _ in seen] == [s, s + n]
+
+
+@pytest.mark.parametrize(("levers", "rows"), [({}, 3), ({"target_batch_size": 1}, 1)], ids=str)
+def test_memory_on_top_of_stock_is_that_of_the_longer_keys_and_values(model, levers, rows):
+    """Of one layer, since layers come one after the other; two passes keep the anchor's of all layers besides."""
+    h, w, width, layers = 16, 16, 24, 3
+    call, n = inputs(rows=4, h=h, w=w), h * w
+    peaks = {}
+    with torch.no_grad():
+        for name, given in {"stock": {"share_end": 0}, "aligned": {}}.items():
+            with PeakBytes() as counted:
+                run(model, call, **levers, **given)
+            peaks[name] = counted.peak
+    longer = 2 * rows * (TEXT + n + n) * width * 4
+    kept = 2 * layers * n * width * 4 if levers else 0
+    assert peaks["aligned"] - peaks["stock"] <= longer + kept + 4096  # statistics
+    dense = 4 * 2 * (TEXT + n) * (TEXT + n + n) * 4
+    assert dense > 5 * (longer + kept)
 
 
 @pytest.mark.parametrize("shift", SHIFTS, ids=str)
@@ -664,6 +683,29 @@ def test_compiled_layers_are_compiled_once_for_all_layers_and_noise_levels(size)
         torch.testing.assert_close(model(**inputs()).sample, build(num_single_layers=layers)(**inputs()).sample)
         torch._dynamo.reset()
     assert frames[0] == frames[2]
+
+
+def test_memory_savers_of_diffusers(model):
+    expected = run(model, inputs())
+    model.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
+    out = run(model, inputs())
+    assert torch.isfinite(out).all() and (out - expected).abs().max() < 0.5
+    assert torch.equal(run(model, inputs(), share_end=0), model(**inputs()).sample)
+
+
+def test_group_offload(model):
+    expected = run(model, inputs())
+    model.enable_group_offload(torch.device("cpu"), offload_type="block_level", num_blocks_per_group=1)
+    for size in (None, 1):
+        torch.testing.assert_close(run(model, inputs(), target_batch_size=size), expected, **CLOSE)
+
+
+def test_cache_of_the_first_block(model):
+    """One call per step, so it may stay; with threshold 0 it never skips anything."""
+    expected = run(model, inputs())
+    model.enable_cache(FirstBlockCacheConfig(threshold=0.0))
+    with aligned_attention(model), model.cache_context("cond"):
+        torch.testing.assert_close(model(**inputs()).sample, expected, **CLOSE)
 
 
 def test_gradients_flow(model):
