@@ -3,17 +3,21 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
     """Add `alignext generate`."""
     parser = subparsers.add_parser(
         "generate",
-        help="write with a model that has objective heads",
-        description="Continue prompts with a model that `alignext mah-dpo` trained, its heads mixed by weights.",
+        help="write with a model that has objective heads, or guided by a reward",
+        description="Continue prompts with a model that `alignext mah-dpo` trained, its heads mixed by weights. With "
+        "--reward, write step by step with any language model and keep the candidate that the reward likes best.",
         epilog="Example: alignext generate --model trained --objective-weights honest=.7,helpful=.3 --prompt Once",
     )
-    parser.add_argument("--model", required=True, help="folder or Hub id of a model or adapter with objective heads")
+    parser.add_argument(
+        "--model", required=True, help="folder or Hub id of a model or adapter with objective heads; with --reward any"
+    )
     parser.add_argument("--prompt", action="append", default=[], help="a prompt; may be given several times")
     parser.add_argument("--prompts", type=Path, help="a file with one prompt per line")
     parser.add_argument(
@@ -21,6 +25,20 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         type=parse_weights,
         metavar="NAME=WEIGHT,...",
         help="for example honest=.7,helpful=.3; names left out count 0 (default: the model's own, or equal weights)",
+    )
+    parser.add_argument(
+        "--reward",
+        action="append",
+        metavar="MODEL",
+        help="folder or Hub id of a process reward (of `alignext process-reward`) or another reward model that guides "
+        "decoding; may be given several times, the scores are added up",
+    )
+    parser.add_argument("--candidates", type=int, default=5, help="per step, with --reward (default: %(default)s)")
+    parser.add_argument(
+        "--boundary",
+        choices=("sentence", "paragraph", "reply"),
+        default="sentence",
+        help="where a step ends, with --reward (default: %(default)s)",
     )
     parser.add_argument("--chat", action="store_true", help="apply the chat template, each prompt a user's turn")
     parser.add_argument("--max-new-tokens", type=int, default=128, help="(default: %(default)s)")
@@ -57,33 +75,24 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--merge-to {args.merge_to} is there already. Name a new folder.")
     import torch
     from accelerate.utils import is_peft_model
-    from transformers import AutoTokenizer, set_seed
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
 
     from alignext import AutoModelForCausalLMWithObjectiveHeads
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = AutoModelForCausalLMWithObjectiveHeads.from_pretrained(args.model, dtype=args.dtype).to(device).eval()
+    loader: Any = AutoModelForCausalLMWithObjectiveHeads
+    if args.reward and not hasattr(AutoConfig.from_pretrained(args.model), "objective_heads"):
+        loader = AutoModelForCausalLM
+    model = loader.from_pretrained(args.model, dtype=args.dtype).to(device).eval()
     tokenizer = AutoTokenizer.from_pretrained(args.model, padding_side="left")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     if prompts:
-        texts = prompts
-        if args.chat:
-            turns = [[{"role": "user", "content": prompt}] for prompt in prompts]
-            texts = [tokenizer.apply_chat_template(t, tokenize=False, add_generation_prompt=True) for t in turns]
-        # a rendered chat template has its special tokens already
-        batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=not args.chat).to(device)
-        sampling = {"do_sample": False}
+        turns = [[{"role": "user", "content": prompt}] if args.chat else prompt for prompt in prompts]
+        sampling: dict[str, Any] = {"do_sample": False}
         if args.temperature > 0:
             sampling = {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k}
         set_seed(args.seed)
-        ids = model.generate(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            objective_weights=args.objective_weights,
-            max_new_tokens=args.max_new_tokens,
-            **sampling,
-        )
-        written = tokenizer.batch_decode(ids[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
+        written = (_guided if args.reward else _plain)(model, tokenizer, turns, args, sampling)
         for prompt, text in zip(prompts, written, strict=True):
             print(f"{prompt}{'' if text[:1].isspace() else ' '}{text}\n")
     if args.merge_to is not None:
@@ -91,3 +100,37 @@ def run(args: argparse.Namespace) -> None:
         plain.merge_heads(args.objective_weights).save_pretrained(args.merge_to)
         tokenizer.save_pretrained(args.merge_to)
         print(f"Saved one mixture. Load it with AutoModelForCausalLM.from_pretrained({str(args.merge_to)!r})")
+
+
+def _plain(model: Any, tokenizer: Any, prompts: list, args: argparse.Namespace, sampling: dict[str, Any]) -> list[str]:
+    texts = prompts
+    if args.chat:
+        texts = [tokenizer.apply_chat_template(t, tokenize=False, add_generation_prompt=True) for t in prompts]
+    # a rendered chat template has its special tokens already
+    batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=not args.chat).to(model.device)
+    ids = model.generate(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        objective_weights=args.objective_weights,
+        max_new_tokens=args.max_new_tokens,
+        **sampling,
+    )
+    return tokenizer.batch_decode(ids[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
+
+
+def _guided(
+    model: Any, tokenizer: Any, prompts: list, args: argparse.Namespace, sampling: dict[str, Any]
+) -> list[str]:
+    from alignext import guided_generate
+
+    return guided_generate(
+        model,
+        tokenizer,
+        prompts,
+        args.reward,
+        num_candidates=args.candidates,
+        boundary=args.boundary,
+        objective_weights=args.objective_weights,
+        max_new_tokens=args.max_new_tokens,
+        **sampling,
+    ).texts

@@ -144,12 +144,12 @@ def guided_generate(
             Its tokenizer.
         prompts (`str`, `list[dict]` or a sequence of them):
             Text or conversation, one or many. Many are decoded together.
-        reward_fn (`Callable`, `PreTrainedModel` or a list of them):
+        reward_fn (`Callable`, `PreTrainedModel`, `str` or a list of them):
             A function as TRL's trainers take them, here called as `reward_fn(prompts=..., completions=...,
             steps=...)`: `n` prompts, the `n` texts so far (behind a conversation, as the assistant's message) and the
             steps they are made of. It returns `n` numbers, or shape `(n, R)`. A token classifier is a process reward
-            model, a sequence classifier scores texts as they stand, both with the tokenizer saved beside them; see
-            `ProcessReward` and `SequenceReward` for more control.
+            model, a sequence classifier scores texts as they stand, both with the tokenizer saved beside them, given
+            as models, folders or Hub ids; see `ProcessReward` and `SequenceReward` for more control.
         num_candidates (`int`, *optional*, defaults to 5):
             `K`, candidates per step.
         boundary (`str` or `Callable[[str], bool]`, *optional*, defaults to `"sentence"`):
@@ -216,7 +216,9 @@ def guided_generate(
     if model.config.is_encoder_decoder:
         raise ValueError(f"`model` is a {type(model).__name__}, an encoder-decoder. Pass a causal language model.")
     texts = _texts_of(tokenizer, prompts)
-    rewards = [as_reward(r) for r in (reward_fn if isinstance(reward_fn, (list, tuple)) else [reward_fn])]
+    rewards = [
+        as_reward(r, model.device) for r in (reward_fn if isinstance(reward_fn, (list, tuple)) else [reward_fn])
+    ]
     generate_kwargs["do_sample"] = do_sample
     if do_sample:
         generate_kwargs |= {"temperature": temperature, "top_p": top_p, "top_k": top_k}

@@ -15,7 +15,13 @@ from accelerate.utils import is_peft_model
 from peft import AutoPeftModelForTokenClassification
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils.peft_utils import find_adapter_config_file
 
 
@@ -243,8 +249,20 @@ class SequenceReward:
         return self.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
 
 
-def as_reward(reward: Any) -> Any:
-    """A model as the function it is good for, with the tokenizer that was saved beside it; a function as it is."""
+def as_reward(reward: Any, device: torch.device | str | None = None) -> Any:
+    """A reward model, or its folder, as a function, with the tokenizer saved beside it; a function as it is."""
+    if isinstance(reward, (str, Path)):
+        config = AutoConfig.from_pretrained(reward)
+        kind = (config.architectures or [""])[0]
+        if kind.endswith("ForSequenceClassification"):
+            model = AutoModelForSequenceClassification.from_pretrained(reward)
+            loaded: Any = SequenceReward(model, AutoTokenizer.from_pretrained(reward))
+        elif kind.endswith("ForTokenClassification") or hasattr(config, "process_reward"):
+            loaded = ProcessReward.from_pretrained(reward)
+        else:
+            raise ValueError(f"`reward_fn` is {str(reward)!r}, a {kind or 'model'} rather than a reward model.")
+        loaded.model.to(device)
+        return loaded
     if not callable(reward):
         raise ValueError(
             f"`reward_fn` is a {type(reward).__name__}. Pass a function of `prompts`, `completions` and `**kwargs`, a "

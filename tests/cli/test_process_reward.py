@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from alignext import cli
+from alignext import cli, mini
 from alignext.models.process_reward import ProcessReward
 
 
@@ -33,7 +33,9 @@ def words(stories: Path, *more: str) -> list[str]:
     return ["process-reward", "--dataset_name", str(stories), "--output_dir", folder, *settings, *more]
 
 
-@pytest.mark.parametrize("more", [[], ["--use_peft", "--lora_target_modules", "q_proj", "v_proj"]], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "more", [[], ["--use_peft", "--lora_target_modules", "q_proj", "v_proj"]], ids=["full", "lora"]
+)
 def test_trains_and_says_how_to_load(stories: Path, capsys: pytest.CaptureFixture, more: list[str]) -> None:
     config = stories.parent / "reward.yaml"
     config.write_text("loss_type: mse\nlearning_rate: 1.0e-3\n")
@@ -43,6 +45,9 @@ def test_trains_and_says_how_to_load(stories: Path, capsys: pytest.CaptureFixtur
     reward = ProcessReward.from_pretrained(folder)
     assert reward.loss_type == "mse"
     assert len(reward.scores(["One day"], [["Tom ran.", "He fell."]])[0]) == 2
+    prompt = ["--prompt", "One day, Amy", "--max-new-tokens", "12", "--candidates", "2"]
+    assert cli.main(["generate", "--model", str(mini.path("lm")), "--reward", folder, *prompt]) == 0
+    assert capsys.readouterr().out.startswith("One day, Amy")
 
 
 def test_help_shows_the_fields_of_the_config(capsys: pytest.CaptureFixture) -> None:

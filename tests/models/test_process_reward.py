@@ -174,6 +174,18 @@ class TestValueHead:
 def test_only_reward_models_and_functions_are_rewards():
     with pytest.raises(ValueError, match="LlamaForCausalLM"):
         as_reward(tiny(AutoModelForCausalLM))
-    with pytest.raises(ValueError, match="is a str"):
-        as_reward("length")
+    with pytest.raises(ValueError, match="is a int"):
+        as_reward(3)
+    with pytest.raises(ValueError, match="LlamaForCausalLM rather than a reward model"):
+        as_reward(mini.path("lm"))
     assert as_reward(len) is len
+
+
+@pytest.mark.parametrize("auto", [AutoModelForSequenceClassification, AutoModelForTokenClassification])
+def test_a_folder_is_the_reward_in_it(tokenizer, tmp_path, auto):
+    tiny(auto).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    loaded = as_reward(str(tmp_path))
+    completions = ["He ran.", "He missed his mom."]
+    expected = as_reward(auto.from_pretrained(tmp_path))(prompts=PROMPTS, completions=completions)
+    torch.testing.assert_close(loaded(prompts=PROMPTS, completions=completions), expected)
