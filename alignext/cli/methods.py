@@ -135,6 +135,16 @@ METHODS = (
         needs="preference pairs, each with its objective",
         available=True,
     ),
+    Method(
+        name="Process rewards",
+        paper="Simultaneous Multi-objective Alignment Across Verifiable and Non-verifiable Rewards",
+        arxiv="2510.01167",
+        task="score a text step by step, and decode guided by it",
+        classes=("ProcessRewardTrainer",),
+        parents=("trl.RewardTrainer",),
+        needs="texts in steps, each with a label",
+        available=True,
+    ),
 )
 
 

@@ -215,6 +215,8 @@ def guided_generate(
         raise ValueError(f"`guided_generate` sets {', '.join(wrong)} itself. Leave it out.")
     if model.config.is_encoder_decoder:
         raise ValueError(f"`model` is a {type(model).__name__}, an encoder-decoder. Pass a causal language model.")
+    if is_peft_model(model) and model.active_peft_config.is_prompt_learning:
+        raise ValueError("`model` has a prompt-learning adapter, whose cache begins with virtual tokens. Use a LoRA.")
     texts = _texts_of(tokenizer, prompts)
     rewards = [
         as_reward(r, model.device) for r in (reward_fn if isinstance(reward_fn, (list, tuple)) else [reward_fn])

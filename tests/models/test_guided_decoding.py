@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -525,6 +525,9 @@ def test_adapters(story_model, tokenizer):
         for model in (story_model, adapted)  # a fresh adapter changes nothing
     ]
     assert outputs[0].token_ids == outputs[1].token_ids
+    prefix = get_peft_model(adapted.unload(), PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    with pytest.raises(ValueError, match="prompt-learning"):
+        guided_generate(prefix, tokenizer, PROMPTS, arbitrary)
 
 
 @pytest.fixture(scope="module")
