@@ -116,6 +116,7 @@ class DiffusionTrainer(Trainer):
             if reference.denoiser is module.denoiser:
                 raise ValueError("`ref_model` is the model that is trained. Leave it out, or load a second one.")
             reference.dtype = reference.denoiser.dtype
+            disable_dropout_in_model(reference)
         return reference.eval().requires_grad_(False)
 
     @property
@@ -138,6 +139,8 @@ class DiffusionTrainer(Trainer):
         if not self.is_lora:
             if self.ref_denoiser is None:
                 raise ValueError("The reference has been let go, as its inversions were computed beforehand.")
+            # Without dropout the mode changes memory layouts only, but with them the rounding of sums.
+            self.ref_denoiser.train(self.model.training)
             return self.without_grad(self.ref_denoiser)
         policy = self.without_grad(model)
 

@@ -159,6 +159,11 @@ class _InversionConfig(DiffusionDPOConfig):
             raise ValueError(
                 "`random_flip` and `precompute_inversion` are both set, but a flipped picture has another inversion."
             )
+        if self.precompute_inversion and self.prompt_dropout:
+            raise ValueError(
+                f"`prompt_dropout` is {self.prompt_dropout}, but an inversion with the prompt is none without it. Set "
+                "it to 0 for `precompute_inversion`."
+            )
         if self.num_inversion_steps < 1:
             raise ValueError(f"`num_inversion_steps` is {self.num_inversion_steps}, but it must be at least 1.")
         for name in ("num_renoise_steps", "inversion_eta", "init_noise", "guidance_scale"):
