@@ -8,7 +8,7 @@ _SENTENCE_END = re.compile(r"""[.!?]["'\u201d\u2019\u00bb)\]}]?$""")
 _PARAGRAPH_END = re.compile(r"\n[ \t]*\n\s*$")
 # Titles only as they are written: "ms." may be milliseconds at the end of a sentence.
 _ABBREVIATION = re.compile(r"(?:^|[^\w.])(?:(?i:e\.g|i\.e|etc|vs|cf|et al)|Dr|Mr|Mrs|Ms|Prof)\.\W?$")
-_LIST_MARKER = re.compile(r"(?:[-*+\u2022\u2013]|\d+[.)]|[A-Za-z][.)]|Step \d+[:.)]?)$")
+_LIST_MARKER = re.compile(r"(?:[-*+\u2022\u2013]|\d+[.)]|[A-Za-z][.)]|(?i:step) \d+[:.)]?)$")
 
 
 def sentence_boundary(text: str) -> bool:

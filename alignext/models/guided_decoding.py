@@ -92,6 +92,7 @@ _BOUNDARIES = {
 # Arguments of `generate` that are ours to set, or make no sense with steps.
 _NOT_FOR_GENERATE = {
     "attention_mask",
+    "cache_implementation",
     "input_ids",
     "inputs",
     "inputs_embeds",
@@ -100,9 +101,12 @@ _NOT_FOR_GENERATE = {
     "num_return_sequences",
     "past_key_values",
     "return_dict_in_generate",
+    "stopping_criteria",
     "streamer",
     "use_cache",
 }
+# Whatever the model's own generation config says.
+_ALWAYS = {"num_beams": 1, "num_return_sequences": 1, "cache_implementation": None, "use_cache": True}
 
 
 def guided_generate(
@@ -393,7 +397,13 @@ class _Sampler:
             return None  # purely recurrent: `generate` cannot go on from a state
         cache = DynamicCache(config=self.model.config)
         if ids.shape[1] > 1:
-            settings = {"do_sample": False, "max_new_tokens": 1, "pad_token_id": self.settings["pad_token_id"]}
+            unused = {"temperature": None, "top_p": None, "top_k": None}
+            settings = {
+                "do_sample": False,
+                "max_new_tokens": 1,
+                "pad_token_id": self.settings["pad_token_id"],
+                **unused,
+            }
             self._generate(texts, ids[:, :-1], mask[:, :-1], cache, settings)
         return cache
 
@@ -431,7 +441,7 @@ class _Sampler:
             settings["objective_weights"] = weights[[text.index for text in texts]]
         if past is not None:
             settings = {**settings, "past_key_values": past}
-        return self.model.generate(input_ids=ids, attention_mask=mask, use_cache=True, **settings)
+        return self.model.generate(input_ids=ids, attention_mask=mask, **_ALWAYS, **settings)
 
     def _ends(self, ids: list[int]) -> bool:
         if ids[-1] in self.eos:

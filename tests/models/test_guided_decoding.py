@@ -579,6 +579,17 @@ def test_a_model_without_heads_takes_no_objective_weights(story_model, tokenizer
         guided_generate(story_model, tokenizer, "Tom", constant, objective_weights=[1.0, 0.0])
 
 
+def test_what_the_model_would_do_by_itself_does_not_matter(tokenizer):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(TINY["llama"]).eval()
+    settings = {"num_candidates": 2, "do_sample": False, "max_step_tokens": 6, "max_new_tokens": 12}
+    plain = guided_generate(model, tokenizer, PROMPTS, constant, **settings)
+    model.generation_config.update(
+        num_beams=3, num_return_sequences=2, cache_implementation="static", do_sample=True, temperature=0.5
+    )
+    assert guided_generate(model, tokenizer, PROMPTS, constant, **settings).token_ids == plain.token_ids
+
+
 def test_nothing_stays_behind(story_model, tokenizer):
     before = story_model.generation_config.to_dict(), torch.get_rng_state()
 
