@@ -460,7 +460,8 @@ def level_source(scheduler: Any) -> Any:
     if name in (*_FLOW, *_DISTILLED) or config.get("use_flow_sigmas"):
         return type(scheduler).from_config(config)
     if name in ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"):
-        return CogVideoXDDIMScheduler.from_config(config)
+        # It has the setting, on by default, and does not clip.
+        return CogVideoXDDIMScheduler.from_config(config, clip_sample=False)
     if name == "DDIMScheduler" or "DDIMScheduler" in compatible:
         # A config without the key would get a default that clips latents.
         return DDIMScheduler.from_config(config, clip_sample=bool(config.get("clip_sample", False)))
