@@ -4,7 +4,7 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
@@ -91,20 +91,21 @@ def demo(out: Path, *, seed: int, steps: int | None) -> list["Section"]:
         for beginning in _BEGINNINGS
     ]
     folder = str(mini.path("lm"))
-    config = MAHDPOConfig(
-        str(out / "mah-dpo-model"),
-        max_steps=steps or 12,
-        per_device_train_batch_size=8,
-        learning_rate=1e-4,
-        activation_checkpointing=False,
-        logging_steps=1,
-        seed=seed,
-        use_cpu=True,
-        bf16=False,
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
-    )
+    settings: dict[str, Any] = {
+        "output_dir": str(out / "mah-dpo-model"),
+        "max_steps": steps or 12,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 1e-4,
+        "activation_checkpointing": False,
+        "logging_steps": 1,
+        "seed": seed,
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
+    config = MAHDPOConfig(**settings)
     trainer = MAHDPOTrainer(folder, args=config, train_dataset=Dataset.from_list(rows))
     trainer.remove_callback(PrinterCallback)
     trainer.train()
@@ -119,7 +120,7 @@ def demo(out: Path, *, seed: int, steps: int | None) -> list["Section"]:
         stories = tokenizer.batch_decode(ids[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
         told.append([f"{share:g} / {1 - share:g}", *(" ".join(story.split()) for story in stories[:2])])
     right = trainer.state.log_history[-2]["rewards/accuracies"]
-    print(f"MAH-DPO: after {config.max_steps} steps the heads tell {right:.0%} of the pairs apart")
+    print(f"MAH-DPO: after {settings['max_steps']} steps the heads tell {right:.0%} of the pairs apart")
     return [
         Section(
             title="MAH-DPO: one model, a head per objective",

@@ -94,10 +94,10 @@ class _LowRankLogProbs(torch.autograd.Function):
         return outputs
 
     @staticmethod
-    def backward(ctx: Any, gradient, *_):
+    def backward(ctx: Any, *gradients: Any):
         hidden, down, up, weight, bias, targets, log_z = ctx.saved_tensors
         grads = [torch.zeros_like(x, dtype=ctx.wide) for x in (hidden, down, up)]
-        gradient = gradient.to(ctx.wide)
+        gradient = gradients[0].to(ctx.wide)
         for rows, columns in _tiles(len(hidden), len(weight), ctx.settings[2]):
             z, slope = _tile(ctx, hidden, down, weight, up, bias, rows, columns)
             # d log p(target) / dz_j = 1[j = target] - p_j

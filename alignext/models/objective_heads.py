@@ -54,6 +54,7 @@ class ObjectiveHeads(nn.Module):
 
     def __init__(self, settings: dict[str, Any], vocabulary: int, width: int, bias: bool) -> None:
         super().__init__()
+        self.missing: list[str] = []  # what a checkpoint did not have
         self.count = len(settings["objectives"])
         self.low_rank = settings["head_type"] == "low_rank"
         self.scale = settings["alpha"] / settings["rank"] if self.low_rank else 1.0
@@ -69,7 +70,7 @@ class ObjectiveHeads(nn.Module):
         return [_whole(getattr(self, f"{name}_{k}")) for k in range(self.count)]
 
     @torch.no_grad()
-    def init_from(self, base: nn.Module, *, std: float, seed: int) -> None:
+    def init_from(self, base: Any, *, std: float, seed: int) -> None:
         """Copies of the base head, plus noise: `W_k = W + std N(0, 1)`, drawn with seed `seed + 100 k`."""
         for k in range(self.count):
             generator = torch.Generator().manual_seed(seed + 100 * k)
@@ -85,7 +86,7 @@ class ObjectiveHeads(nn.Module):
             if base.bias is not None:
                 getattr(self, f"bias_{k}").copy_(base.bias)
 
-    def resize(self, base: nn.Module) -> None:
+    def resize(self, base: Any) -> None:
         """As many tokens as the base head has: old rows stay, new ones are the base head's."""
         vocabulary = base.weight.shape[0]
         for name, old in list(self.named_parameters(recurse=False)):
@@ -97,7 +98,7 @@ class ObjectiveHeads(nn.Module):
             resized = torch.cat([kept, rows[len(kept) :]])
             setattr(self, name, nn.Parameter(resized, requires_grad=old.requires_grad))
 
-    def folded(self, base: nn.Module, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def folded(self, base: Any, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Weight and bias of the mixture, in the dtype of the base head; `weights` of shape `(H,)`."""
         weight, bias = _whole(base.weight), _whole(base.bias)
         dtype = weight.dtype
@@ -110,9 +111,11 @@ class ObjectiveHeads(nn.Module):
         for w, down, up in zip(weights.tolist(), self.all("A"), self.all("B"), strict=True):
             if w != 0:
                 mixed = torch.addmm(mixed, up.to(wide), down.to(wide), alpha=w * self.scale)
-        return mixed.to(dtype), bias if bias is None or total == 1 else total * bias
+        if bias is not None and total != 1:
+            bias = bias * total
+        return mixed.to(dtype), bias
 
-    def forward(self, hidden: torch.Tensor, base: nn.Module) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, base: Any) -> torch.Tensor:
         """The logits of all heads, shape `(H, ..., V)`, of hidden states of shape `(..., d)`."""
         weight, bias = _whole(base.weight), _whole(base.bias)
         if not self.low_rank:
@@ -122,7 +125,7 @@ class ObjectiveHeads(nn.Module):
         pairs = zip(self.all("A"), self.all("B"), strict=True)
         return torch.stack([logits + self.scale * _linear(_linear(hidden, down), up) for down, up in pairs])
 
-    def by_row(self, hidden: torch.Tensor, base: nn.Module, weights: torch.Tensor) -> torch.Tensor:
+    def by_row(self, hidden: torch.Tensor, base: Any, weights: torch.Tensor) -> torch.Tensor:
         """The mixed logits of hidden states of shape `(B, T, d)`, with weights of shape `(B, H)`."""
         if len(hidden) % len(weights):
             raise ValueError(
@@ -229,7 +232,7 @@ class ObjectiveHeadsMixin(_Model):
                 f"No weight of {path!r} fits {cls.__name__}: it would start from random numbers. Found "
                 f"{sorted(info['unexpected_keys'])[:3]}, expected {sorted(own)[:3]}."
             )
-        heads, missing = model.objective_heads, getattr(model.objective_heads, "missing", [])
+        heads, missing = model.objective_heads, model.objective_heads.missing
         if missing and len(missing) < len(list(heads.parameters())):
             raise ValueError(
                 f"{path!r} has some of its objective heads only: {', '.join(sorted(missing))} are missing."
@@ -485,7 +488,7 @@ class ObjectiveHeadsMixin(_Model):
             target_modules=[head],
             base_model_name_or_path=self.name_or_path,
             inference_mode=True,
-        ).save_pretrained(path)
+        ).save_pretrained(str(path))
         state = {f"base_model.model.{head}.lora_A.weight": down, f"base_model.model.{head}.lora_B.weight": up}
         save_file({k: v.contiguous().cpu() for k, v in state.items()}, path / "adapter_model.safetensors")
 
@@ -603,7 +606,7 @@ class AutoModelForCausalLMWithObjectiveHeads:
         return PeftModel.from_pretrained(model, path, is_trainable=trainable)
 
 
-def objective_heads_class(base: type[PreTrainedModel]) -> type:
+def objective_heads_class(base: type[PreTrainedModel]) -> Any:
     """
     The class `MultiObjective...` with objective heads of a causal language model class, always the same one.
 
@@ -631,7 +634,7 @@ def objective_heads_class(base: type[PreTrainedModel]) -> type:
     return vars(module)[name]
 
 
-def __getattr__(name: str) -> type:
+def __getattr__(name: str) -> Any:
     """Another process, which unpickles a model, finds its class here."""
     base = getattr(transformers, name.removeprefix("MultiObjective"), None)
     if not name.startswith("MultiObjective") or base is None:
@@ -653,11 +656,12 @@ def logit_transform(config: PreTrainedConfig) -> tuple[float, float | None]:
     return scale, getattr(text, "final_logit_softcapping", None)
 
 
-def _with_heads(config: PreTrainedConfig, given: dict[str, Any]) -> tuple[PreTrainedConfig, type]:
+def _with_heads(config: PreTrainedConfig, given: dict[str, Any]) -> tuple[PreTrainedConfig, Any]:
     """A copy of the config that has the heads' settings, and the class for it."""
     config = copy.deepcopy(config)
     saved = getattr(config, "objective_heads", None)
-    objectives = given["objectives"]
+    objectives: Any = given["objectives"]
+    settings: dict[str, Any]
     if saved is not None:
         for name, value in given.items():
             value = list(value) if name == "objectives" and value is not None else value

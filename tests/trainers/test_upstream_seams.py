@@ -6,6 +6,8 @@ When a test here fails after an upgrade, read what changed upstream before touch
 
 import copy
 import dataclasses
+import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,8 @@ from trl import (
     RLOOTrainer,
 )
 from trl.trainer.utils import add_fused_lm_head
+
+from alignext.models.objective_heads import logit_transform
 
 from ..seams import parameters, resolve
 from .contract import MINI_LM, Row, count_vowels, preference, prompts, unpaired
@@ -65,7 +69,8 @@ OVERRIDDEN = {
     "trl.DPOTrainer._get_train_sampler": "train_dataset",
     "trl.DPOTrainer._compute_loss": "model inputs return_outputs",
     "trl.DPOTrainer.compute_ref_log_probs": "model inputs",
-    "trl.trainer.dpo_trainer.DataCollatorForPreference.torch_call": "examples",
+    "trl.DPOTrainer._precompute_ref_logps": "dataset name batch_size",
+    "trl.DPOTrainer.log": "logs start_time",
     "transformers.PreTrainedModel._init_weights": "module",
     "transformers.PreTrainedModel.resize_token_embeddings": "new_num_tokens pad_to_multiple_of mean_resizing",
     # Process rewards
@@ -118,14 +123,9 @@ CALLED = {
     "accelerate.utils.gather": "tensor",
     "accelerate.utils.gather_object": "object",
     # MAH-DPO
-    "trl.DPOTrainer._precompute_ref_logps": "dataset name batch_size",
-    "trl.kernels.ChunkedLogProbFunction.forward": (
-        "hidden weight bias targets temperature chunk_size final_logit_softcapping logit_scale outputs"
-    ),
-    "trl.trainer.utils.FusedCausalLMOutput": "log_probs entropy mean_logits is_top1 aux_loss",
-    "trl.trainer.utils.maybe_gather_lm_head_ctx": "*params",
-    "trl.trainer.utils.create_model_from_path": "model_id **kwargs",
-    "transformers.generation.utils.GenerationMixin._validate_model_kwargs": "model_kwargs",
+    "trl.trainer.dpo_trainer.DataCollatorForPreference.torch_call": "examples",
+    "trl.trainer.utils.FusedCausalLMOutput": "loss log_probs entropy mean_logits is_top1 label_mask aux_loss",
+    "trl.trainer.utils.create_model_from_path": "model_id architecture",
     "transformers.DynamicCache": "config",
     "transformers.DynamicCache.batch_repeat_interleave": "repeats",
     "transformers.DynamicCache.batch_select_indices": "indices",
@@ -224,7 +224,10 @@ ATTRIBUTES = {
         "desirable_weight undesirable_weight _metrics _total_train_tokens _tp_size _is_vision_dataset _tokenizer "
         "_signature_columns data_collator callback_handler"
     ),
-    DPO: "beta ref_model precompute_ref_logps aux_loss_enabled router_aux_loss_coef _metrics data_collator",
+    DPO: (
+        "beta ref_model precompute_ref_logps aux_loss_enabled router_aux_loss_coef _metrics data_collator loss_types "
+        "loss_weights label_smoothing _total_train_tokens _tp_size _signature_columns"
+    ),
     RLOO: (
         "beta ref_model temperature num_generations num_generations_eval num_iterations reward_funcs "
         "reward_func_names reward_weights aux_loss_enabled router_aux_loss_coef model_wrapped _metrics _logs _step "
@@ -319,6 +322,13 @@ def test_fused_head_gives_log_probabilities_of_the_labels() -> None:
     expected[labels[:, 1:] == -100] = 0.0
     assert torch.allclose(output.log_probs, expected, atol=1e-5)
     assert output.entropy.shape == output.mean_logits.shape == output.log_probs.shape
+
+
+def test_fused_head_reads_the_transforms_that_low_rank_heads_read() -> None:
+    read = set(re.findall(r'text_config, "(\w+)"', inspect.getsource(add_fused_lm_head)))
+    experts = {"output_router_logits", "router_aux_loss_coef"}
+    ours = set(re.findall(r'"(\w+)"', inspect.getsource(logit_transform))) - {"hyperclovax"}
+    assert read - experts == ours
 
 
 def test_trainer_state_keeps_the_state_of_callbacks() -> None:

@@ -134,7 +134,8 @@ class MAHDPOTrainer(DPOTrainer):
     ) -> None:
         if args is None:
             name = model if isinstance(model, str) else get_config_model_id(model.config)
-            args = MAHDPOConfig(f"{name.split('/')[-1]}-MAH-DPO")
+            defaults: dict[str, Any] = {"output_dir": f"{name.split('/')[-1]}-MAH-DPO"}
+            args = MAHDPOConfig(**defaults)
         if not isinstance(args, MAHDPOConfig):
             raise ValueError(f"`args` is a {type(args).__name__}. Pass a `MAHDPOConfig`.")
         if isinstance(train_dataset, dict):
@@ -495,6 +496,7 @@ def _objective_id(value: Any, names: list[str], column: str, dataset_name: str) 
 def _means(sums: torch.Tensor) -> dict[str, float]:
     """The metrics of one row of the table of sums."""
     of = dict(zip(_TABLE, sums, strict=True))
-    means = {name: of[name] / of["rows"] for name in _PAIR_METRICS}
-    means |= {name: of[name] / of[count].clamp(min=1) for name, count in _TOKEN_METRICS.items()}
+    means = {name: of[name] / of["rows"] for name in _PAIR_METRICS} | {
+        name: of[name] / of[count].clamp(min=1) for name, count in _TOKEN_METRICS.items()
+    }
     return {name: value.item() for name, value in means.items()}
