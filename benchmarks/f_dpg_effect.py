@@ -61,7 +61,7 @@ def joy(completions: list[str], **kwargs: object) -> list[float]:
 
 TARGETS = {
     "binary": ([lion], {"target": "binary"}),
-    "distributional": ([boy, dog], {"target": "distributional", "target_moments": [0.5, 0.5], "moment_samples": 512}),
+    "distributional": ([boy, dog], {"target": "distributional", "target_moments": [0.4, 0.3], "moment_samples": 1024}),
     "exponential": ([joy], {"target": "exponential", "beta": 0.5}),
 }
 DIVERGENCES = ("forward_kl", "reverse_kl", "js", "tv")

@@ -273,6 +273,14 @@ class FDPGTrainer(RLOOTrainer):
         self.target_state.coefficients = coefficients.tolist()
         size = effective_sample_size(padded + phi @ coefficients).sum().item() / len(log_w)
         logger.info("lambda of %s: %s (effective sample size %.1f %%).", names, coefficients.tolist(), 100 * size)
+        reach = (coefficients.abs() * (phi.flatten(0, 1).amax(0) - phi.flatten(0, 1).amin(0))).max().item()
+        if reach > 12:
+            logger.warning(
+                "The moments %s are almost out of reach together: a sample may weigh exp(%.0f) times as much as "
+                "another. Raise `moment_samples`, or ask for less.",
+                [self.args.target_moments[k] for k in soft],
+                reach,
+            )
         if size < 0.05:
             logger.warning(
                 "The target is far from the initial model: only %.1f %% of the samples that fit `lambda` count. Raise "

@@ -280,6 +280,22 @@ def test_lambda_of_a_single_prompt_is_the_closed_form(tmp_path: Path) -> None:
     assert trainer.target_state.coefficients == pytest.approx([math.log(4) - math.log(share / (1 - share))])
 
 
+def test_moments_at_the_edge_are_reported(tmp_path: Path, warnings_of: list[str]) -> None:
+    # in the samples the two features exclude each other, and one of them has to hold for almost all
+    def first(completions: list, **kwargs: object) -> list[float]:
+        return [float(i % 4 == 0) for i in range(len(completions))]
+
+    def second(completions: list, **kwargs: object) -> list[float]:
+        return [float(i % 4 == 1) for i in range(len(completions))]
+
+    settings = {"target": "distributional", "target_moments": [0.5, 0.499999], "moment_samples": 32}
+    trainer = row_of(first, second, num_generations=8, **settings).start(
+        tmp_path, dataset=ONE, per_device_train_batch_size=8
+    )
+    trainer._ensure_target()
+    assert any("almost out of reach together" in text for text in warnings_of)
+
+
 def test_several_functions_async_and_none(tmp_path: Path) -> None:
     async def later(completions: list, mood: list[str], **kwargs: object) -> list[float | None]:
         return [None if i == 0 else float(len(text)) / 10 for i, text in enumerate(completions)]
