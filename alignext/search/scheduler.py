@@ -125,6 +125,8 @@ class SearchScheduler(_Shell):
             `[P, m * f, ...]` in loops with f rows per sample), and their slots at the last node `[P, m]`. While the
             search runs, those of the last scored node.
         nfe, reward_evals (`int`): Evaluated and scored samples so far.
+        leading_starts (`bool`): Set it where a pipeline draws n initial latents per prompt: the first `starts` of them
+            count, and beam b starts from the b-th.
         log_weights (`torch.Tensor` of shape `(P, n)`): SMC only, by slot: the weights of the last population.
     """
 
@@ -149,7 +151,6 @@ class SearchScheduler(_Shell):
         self._distilled = type(self.base).__name__ in _DISTILLED
         self.is_flow = not hasattr(self.base, "alphas_cumprod") or bool(self.config.get("use_flow_sigmas"))
         self.inverted = self.is_flow and bool(self.config.get("invert_sigmas"))  # time runs the other way, as in Mochi
-        # Set by pipelines, which draw n latents per prompt: the first `starts` of them count.
         self.leading_starts = False
         if not self.is_flow and self.search.noise in ("rf_ancestral", "flow_grpo"):
             raise ValueError(f"`noise={self.search.noise!r}` is for flow models, not {type(self.base).__name__}.")

@@ -1,8 +1,6 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """Latent search as a mixin over any stock pipeline. The denoising loop that runs is the stock one."""
 
-import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +9,7 @@ import torch
 from alignext.hub import HubMixin
 from alignext.pipelines.latent_search.search import PAPER, LatentSearch, stock_call
 from alignext.search.config import SearchConfig
+from alignext.signatures import show_stock_arguments
 
 
 class SearchMixin(HubMixin):
@@ -28,18 +27,8 @@ class SearchMixin(HubMixin):
     _is_search = True
 
     def __init_subclass__(cls, **kwargs) -> None:
-        """Show the stock pipeline's arguments beside ours in `inspect.signature` and `help`."""
         super().__init_subclass__(**kwargs)
-        ours = inspect.signature(SearchMixin.__call__).parameters.values()
-        stock = inspect.signature(super().__call__).parameters.values()
-
-        @functools.wraps(SearchMixin.__call__)
-        def call(self, *args, **kwargs):
-            return SearchMixin.__call__(self, *args, **kwargs)
-
-        shown = [p for p in stock if p.kind is not p.VAR_KEYWORD] + [p for p in ours if p.kind is p.KEYWORD_ONLY]
-        call.__signature__ = inspect.Signature(shown)  # ty: ignore[missing-attribute]
-        cls.__call__ = call  # ty: ignore[invalid-assignment]
+        show_stock_arguments(cls, SearchMixin)
 
     @torch.no_grad()
     def __call__(

@@ -149,12 +149,10 @@ class LatentSearch:
     def _stock(self, call: dict[str, Any]) -> Any:
         """The stock call, and the rewards of what it returns."""
         output = stock_call(self.pipe, **call)
-        samples = output[0]
-        P = number_of_prompts(call)
-        if call["output_type"] == "latent":
-            samples, decode = samples, self._decode(call)
-        else:
+        samples, decode = output[0], self._decode(call)
+        if call["output_type"] != "latent":
             samples, decode = as_unit_tensor(samples), lambda images: images
+        P = number_of_prompts(call)
         m = len(samples) // P
         rewards = LatentReward(self.reward, decode, _texts(call), self.config)(samples)
         nfe = P * m * len(self.pipe.scheduler.timesteps)
