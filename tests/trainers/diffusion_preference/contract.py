@@ -98,6 +98,7 @@ class Row:
             "report_to": "none",
             "use_cpu": True,
             "activation_checkpointing": False,
+            "max_sequence_length": 16,  # for T5: 512 would be all that Flux does
             "disable_tqdm": True,
         }
         return self.trainer(
