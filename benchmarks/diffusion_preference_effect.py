@@ -316,8 +316,8 @@ def main() -> None:
             document["distance_of_coarse"] = float(np.mean(sampler.judge(coarse)["distance"]))
             strip(images, sampler).save(strips / "before.png")
             write(document)
-        for method in args.method:
-            for seed in args.seeds:
+        for seed in args.seeds:
+            for method in args.method:
                 done = [(run["method"], run["seed"]) for run in document["runs"]]
                 if (method, seed) in done:
                     continue
