@@ -86,6 +86,7 @@ OVERRIDDEN = {
     "transformers.Trainer._set_signature_columns_if_needed": "",
     "transformers.Trainer.compute_loss": "model inputs return_outputs num_items_in_batch",
     "transformers.Trainer.training_step": "model inputs num_items_in_batch",
+    "transformers.Trainer.get_eval_dataloader": "eval_dataset",
     "transformers.Trainer.prediction_step": "model inputs prediction_loss_only ignore_keys",
     "transformers.Trainer.log": "logs start_time",
     "transformers.Trainer._save": "output_dir state_dict",
@@ -168,8 +169,10 @@ CALLED = {
     "diffusers.UNet2DConditionModel.add_adapter": "adapter_config adapter_name",
     "peft.get_peft_model_state_dict": "model adapter_name",
     "peft.set_peft_model_state_dict": "model peft_model_state_dict adapter_name",
-    "trl.trainer.utils.hash_module": "module",
-    "trl.trainer.base_trainer._BaseTrainer.create_model_card": "model_name dataset_name tags",
+    "diffusers.FlowMatchEulerDiscreteScheduler.set_timesteps": "num_inference_steps device sigmas mu timesteps",
+    "accelerate.Accelerator.gather_for_metrics": "input_data",
+    "accelerate.Accelerator.no_sync": "model",
+    "accelerate.Accelerator.unwrap_model": "model",
 }
 
 # Attributes of classes and modules.
@@ -183,7 +186,13 @@ PRESENT = [
     "transformers.modeling_layers.GenericForTokenClassification",
     "diffusers.StableDiffusionPipeline.unet_name",
     "diffusers.FluxPipeline.transformer_name",
-    "peft.tuners.tuners_utils.BaseTunerLayer._disable_adapters",
+    "diffusers.StableDiffusion3Pipeline.transformer_name",
+    "peft.tuners.tuners_utils.BaseTunerLayer._active_adapter",
+    "peft.tuners.tuners_utils.BaseTunerLayer.active_adapters",
+    "transformers.trainer.TRAINING_ARGS_NAME",
+    "transformers.trainer_utils.PREFIX_CHECKPOINT_DIR",
+    "transformers.trainer_utils.HubStrategy.END",
+    "transformers.Trainer.save_model",
 ]
 
 KTO = Row(KTOTrainer, KTOConfig, unpaired, {"loss_type": "apo_zero_unpaired"})
