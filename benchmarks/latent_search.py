@@ -192,15 +192,18 @@ def cost(args: argparse.Namespace) -> None:
 # ------------------------------------------------------------------------------------------------------------ effect
 
 
-def settings(args: argparse.Namespace) -> dict[str, SearchConfig]:
+def settings() -> dict[str, SearchConfig]:
     """As many evaluations each, within a few per cent."""
-    eta = {"eta": args.eta}
+    wide = {"num_beams": 4, "num_candidates": 2, "lookahead_steps": 1}
     return {
-        "best of 8": SearchConfig(num_beams=8, num_candidates=1, strategy="best_of_n"),
-        "beam 4 x 2": SearchConfig(num_beams=4, num_candidates=2, lookahead_steps=1, **eta),
-        "beam 2 x 2, lookahead 2": SearchConfig(num_beams=2, num_candidates=2, lookahead_steps=2, **eta),
-        "greedy 1 x 8": SearchConfig(num_beams=4, num_candidates=2, lookahead_steps=1, strategy="greedy", **eta),
-        "one path of the search's sampler": SearchConfig(num_beams=1, num_candidates=1, force_engine=True, **eta),
+        "best of 8": SearchConfig(**wide, strategy="best_of_n"),
+        "beam 4 x 2": SearchConfig(**wide),
+        "beam 4 x 2, eta 0.6": SearchConfig(**wide, eta=0.6),
+        "beam 2 x 2, lookahead 2": SearchConfig(num_beams=2, num_candidates=2, lookahead_steps=2),
+        "greedy 1 x 8": SearchConfig(**wide, strategy="greedy"),
+        "local 4 x 2": SearchConfig(**wide, strategy="local"),
+        "SMC 8": SearchConfig(**wide, strategy="smc"),
+        "one path with eta 1": SearchConfig(num_beams=1, num_candidates=1, force_engine=True),
     }
 
 
@@ -219,26 +222,38 @@ def effect(args: argparse.Namespace, name: str) -> None:
     call = dict(num_inference_steps=args.steps, guidance_scale=GUIDANCE, output_type="pt")
     scores: list[dict] = []
     sheet: list[list] = [[] for _ in prompts]
-    methods = [m for m in settings(args) if args.methods is None or m in args.methods]
+    done = 0
+    methods = [m for m in settings() if args.methods is None or m in args.methods]
 
-    def record(method: str, i: int, images: torch.Tensor, nfe: int) -> None:
-        values = {
-            "searched": reward(images, [prompts[i]]).item(),
-            "concept": concept(images, [prompts[i]]).exp().item(),
-        }
-        scores.append({"method": method, "prompt": prompts[i], "nfe": nfe} | values)
-        sheet[i].append(pipe.image_processor.postprocess(images * 2 - 1, output_type="pil")[0])
+    def record(method: str, group: range, images: torch.Tensor, nfe: int) -> None:
+        texts = [prompts[i] for i in group]
+        searched, shown = reward(images, texts).tolist(), concept(images, texts).exp().tolist()
+        pictures = pipe.image_processor.postprocess(images * 2 - 1, output_type="pil")
+        for k, i in enumerate(group):
+            values = {"searched": searched[k], "concept": shown[k]}
+            scores.append({"method": method, "prompt": prompts[i], "nfe": nfe / len(group)} | values)
+            sheet[i].append(pictures[k])
 
-    for i, prompt in enumerate(prompts):
+    def run(group: range) -> None:
+        """All methods on some prompts at once; a prompt's search depends on its own seed only."""
 
-        def generator(i=i) -> torch.Generator:
-            return torch.Generator().manual_seed(args.first_seed + i)
+        def more() -> dict:
+            seeds = [torch.Generator().manual_seed(args.first_seed + i) for i in group]
+            return call | {"prompt": [prompts[i] for i in group], "generator": seeds}
 
-        record("single sample", i, pipe(prompt, generator=generator(), **call).images, args.steps)
+        record("single sample", group, pipe(**more()).images, args.steps * len(group))
         for method in methods:
-            out = LatentSearch(pipe, reward, settings(args)[method])(prompt, generator=generator(), **call)
-            record(method, i, out.images, out.nfe)
-        print(f"{i + 1} of {len(prompts)}", flush=True)
+            out = LatentSearch(pipe, reward, settings()[method])(**more())
+            record(method, group, out.images, out.nfe)
+
+    start = time.perf_counter()
+    for first in range(0, len(prompts), args.group):
+        if args.minutes is not None and time.perf_counter() - start > 60 * args.minutes:
+            break  # what is done is written, and the table says of how many prompts
+        run(range(first, min(first + args.group, len(prompts))))
+        done = min(first + args.group, len(prompts))
+        print(f"{done} of {len(prompts)}", flush=True)
+    prompts = prompts[:done]
 
     columns = {"searched": f"{name} (searched)", "concept": "concept (held out)"}
     names = ["single sample", *methods]
@@ -261,14 +276,14 @@ def effect(args: argparse.Namespace, name: str) -> None:
     table = [*head, *lines(summary, names), "", "Minus best of 8, paired by prompt:", "", *head]
     table += lines(gain, [m for m in names if m != "best of 8"])
     note = (
-        f"mini-SD, {len(prompts)} held-out captions, one seed each, {args.steps} steps, guidance {GUIDANCE:g}, eta "
-        f"{args.eta:g}; mean and 95 % interval of a bootstrap over prompts. Searched: {REWARD_TEXT[name]}. Held out: "
+        f"mini-SD, {len(prompts)} held-out captions, one seed each, {args.steps} steps, guidance {GUIDANCE:g}, eta 1 "
+        f"unless said; mean and 95 % interval of a bootstrap over prompts. Searched: {REWARD_TEXT[name]}. Held out: "
         "probability of the concept that the prompt names, by the concept judge, which no search saw. "
     )
-    document = about(args) | {"steps": args.steps, "eta": args.eta, "summary": summary, "minus_best_of_8": gain}
+    document = about(args) | {"steps": args.steps, "summary": summary, "minus_best_of_8": gain}
     label = f"latent-search-effect-{name}" + args.suffix
     write(label, "Latent search: effect", document | {"scores": scores}, note, table)
-    picture = contact_sheet(sheet[:8], row_labels=prompts[:8], col_labels=names, cell=96)
+    picture = contact_sheet(sheet[: min(done, 8)], row_labels=prompts[:8], col_labels=names, cell=96)
     picture.quantize(128).save(RESULTS / f"{label}.png", optimize=True)
 
 
@@ -296,8 +311,9 @@ def main() -> None:
     parser.add_argument("--reward", choices=sorted(REWARDS), help="effect only; default: both")
     parser.add_argument("--steps", type=int, default=20, help="effect only")
     parser.add_argument("--prompts", type=int, default=40, help="effect only: how many captions")
+    parser.add_argument("--group", type=int, default=4, help="effect only: captions in one batch")
+    parser.add_argument("--minutes", type=float, help="effect only: begin no further batch after so many")
     parser.add_argument("--first-seed", type=int, default=1000, help="effect only: prompt i has this seed + i")
-    parser.add_argument("--eta", type=float, default=1.0, help="effect only")
     parser.add_argument("--methods", nargs="+", help="effect only: some of the methods")
     parser.add_argument("--suffix", default="", help="effect only: ending of the result's name")
     args = parser.parse_args()
