@@ -120,7 +120,7 @@ class DiffusionTrainer(Trainer):
         return reference.eval().requires_grad_(False)
 
     @property
-    def denoiser(self) -> torch.nn.Module:
+    def denoiser(self) -> Any:
         """The network in training, also to be found in the pipeline."""
         return get_denoiser(self.pipe)
 
@@ -173,9 +173,9 @@ class DiffusionTrainer(Trainer):
         rows = torch.stack([value.detach().float() for value in metrics.values()], dim=1)
         rows = torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1)
         if mode == "eval":  # rows that fill up the last batch of several processes are left out
-            sums = self.accelerator.gather_for_metrics(rows).double().sum(0)
+            sums = self.accelerator.gather_for_metrics(rows).sum(0)
         else:
-            sums = self.accelerator.reduce(rows.double().sum(0), "sum")
+            sums = self.accelerator.reduce(rows.sum(0), "sum")
         self._metric_names = [*metrics]
         self._sums[mode] = self._sums.get(mode, 0) + sums
 
@@ -303,7 +303,7 @@ class DiffusionTrainer(Trainer):
         )
 
 
-def add_lora(denoiser: torch.nn.Module, config: LoraConfig) -> None:
+def add_lora(denoiser: Any, config: LoraConfig) -> None:
     """
     Put a LoRA into a denoiser and make it the only thing that is trained. Adapters that are active already stay so,
     and stay frozen.

@@ -99,7 +99,7 @@ class DiffusionPreferenceTrainer(DiffusionTrainer):
     """What the three trainers have in common: pairs, prompts, margins and their metrics. A subclass defines
     [`errors`]."""
 
-    _config = DiffusionDPOConfig
+    _config: Any = DiffusionDPOConfig
 
     def __init__(
         self,
@@ -261,7 +261,9 @@ class DiffusionPreferenceTrainer(DiffusionTrainer):
         """The noise levels that pairs are trained at; flow schedules may depend on the size of the latents."""
         size = (x0.shape[-2], x0.shape[-1])
         if size not in self._levels:
-            self._levels[size] = self._make_levels(size).to(x0.device)
+            levels = self._make_levels(size)
+            single = (v.float() if v.is_floating_point() else v for v in (levels.timesteps, levels.a, levels.s))
+            self._levels[size] = Levels(*single).to(x0.device)
         return self._levels[size]
 
     def _make_levels(self, size: tuple[int, int]) -> Levels:

@@ -1,7 +1,7 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """The network in the middle of a pipeline as a module that `Trainer` can take: one call for every architecture."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -95,6 +95,9 @@ class DenoiserModule(torch.nn.Module):
         ValueError: if the architecture is not known and there is no `forward`.
     """
 
+    denoiser: Any
+    dtype: torch.dtype
+
     def __init__(
         self, pipe: DiffusionPipeline, forward: DenoiserForward | None = None, embedded_guidance: float = 3.5
     ) -> None:
@@ -119,7 +122,10 @@ class DenoiserModule(torch.nn.Module):
     ) -> torch.Tensor:
         if pooled_prompt_embeds is not None:
             pooled_prompt_embeds = pooled_prompt_embeds.to(self.dtype)
-        return self._call(self, latents.to(self.dtype), timesteps, prompt_embeds.to(self.dtype), pooled_prompt_embeds)
+        prediction = self._call(
+            self, latents.to(self.dtype), timesteps, prompt_embeds.to(self.dtype), pooled_prompt_embeds
+        )
+        return prediction.float()  # guidance and errors of policy and reference alike are not in half precision
 
     # The names that `Trainer` knows.
 
@@ -138,7 +144,7 @@ class DenoiserModule(torch.nn.Module):
         return self.denoiser.is_gradient_checkpointing
 
 
-def get_denoiser(pipe: DiffusionPipeline) -> torch.nn.Module:
+def get_denoiser(pipe: DiffusionPipeline) -> Any:
     """The network of a pipeline that is trained: `unet` or `transformer`."""
     return getattr(pipe, denoiser_name(pipe))
 
@@ -152,7 +158,7 @@ def denoiser_name(pipe: DiffusionPipeline) -> str:
 
 
 @contextmanager
-def adapter_off(denoiser: torch.nn.Module, adapter: str) -> Iterator[None]:
+def adapter_off(denoiser: torch.nn.Module, adapter: str) -> Generator[None]:
     """
     The denoiser without one of its adapters; the others stay active. `disable_adapters` and `set_adapter` would change
     `requires_grad`, and make a frozen adapter that is active trainable.

@@ -564,17 +564,17 @@ def test_levels_are_those_of_the_scheduler(tmp_path: Path) -> None:
         levels = trainer.levels(size)
         assert levels.num_steps == 1000
         if family.startswith("sd") and family != "sd3":
-            torch.testing.assert_close(levels.a[1:] ** 2, trainer.pipe.scheduler.alphas_cumprod.double())
+            torch.testing.assert_close(levels.a[1:] ** 2, trainer.pipe.scheduler.alphas_cumprod)
         else:
             assert levels.s[-1] == 1
             assert levels.s[0] == 0
         if family == "sd3":
-            torch.testing.assert_close(levels.s[1:].flip(0), trainer.pipe.scheduler.sigmas.double())
+            torch.testing.assert_close(levels.s[1:].flip(0), trainer.pipe.scheduler.sigmas)
     inverting = SMPO.start(tmp_path, pipe=flux, peft_config=LORA)
     stock = flux()
     stock.set_progress_bar_config(disable=True)
     stock("fox", height=16, width=16, num_inference_steps=4, output_type="latent")
-    torch.testing.assert_close(inverting.levels(size).s.flip(0), stock.scheduler.sigmas.double(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(inverting.levels(size).s.flip(0), stock.scheduler.sigmas, rtol=0, atol=1e-6)
 
 
 def test_odd_resolutions_are_rounded(tmp_path: Path) -> None:
