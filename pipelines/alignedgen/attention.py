@@ -192,7 +192,11 @@ class AlignedAttention:
         """Step, number of steps and noise level of this call."""
         scheduler, steps, sigma = self.scheduler, self.num_inference_steps, self.sigma
         # Pipelines set new timesteps at each call, a loop without scheduler a new timestep at each step.
-        run = float(call["timestep"].flatten()[0]) if scheduler is None else scheduler.timesteps
+        run: Any = self.step
+        if scheduler is not None:
+            run = scheduler.timesteps
+        elif run is None:
+            run = float(call["timestep"].flatten()[0])
         before, ran = self._moment
         same_run = run is ran or (scheduler is None and run == ran)
         if self.step is not None:

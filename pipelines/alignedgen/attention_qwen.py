@@ -43,6 +43,8 @@ class AlignedQwenAttnProcessor(QwenDoubleStreamAttnProcessor2_0):
                 image_rotary_emb,
             )
 
+        assert encoder_hidden_states is not None and image_rotary_emb is not None
+
         # The stock processor in parts, since statistics are taken between its norm and its rotation.
         def heads(x, layer, norm=None):
             x = layer(x).unflatten(-1, (-1, attn.inner_dim // attn.heads))

@@ -1,7 +1,6 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """AlignedGen as a mixin over a stock Flux pipeline. The denoising loop that runs is the stock one."""
 
-import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from alignext.pictures import to_pil
 from alignext.pipelines.alignedgen.checks import check_call
 from alignext.pipelines.alignedgen.sharing import aligned_attention
 from alignext.pipelines.alignedgen.style import StyleReference
+from alignext.signatures import show_stock_arguments
 
 
 @dataclass
@@ -58,18 +58,8 @@ class AlignedGenMixin(HubMixin):
     _noise_row: int | None = None
 
     def __init_subclass__(cls, **kwargs) -> None:
-        """Show the stock pipeline's arguments before ours in `inspect.signature` and `help`."""
         super().__init_subclass__(**kwargs)
-        ours = inspect.signature(AlignedGenMixin.__call__).parameters.values()
-        stock = inspect.signature(super().__call__).parameters.values()
-
-        @functools.wraps(AlignedGenMixin.__call__)
-        def call(self, *args, **kwargs):
-            return AlignedGenMixin.__call__(self, *args, **kwargs)
-
-        shown = [*stock, *(p for p in ours if p.kind is p.KEYWORD_ONLY)]
-        call.__signature__ = inspect.Signature(shown)  # ty: ignore[missing-attribute]
-        cls.__call__ = call  # ty: ignore[invalid-assignment]
+        show_stock_arguments(cls, AlignedGenMixin)
 
     @torch.no_grad()
     def __call__(

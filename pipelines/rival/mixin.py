@@ -1,7 +1,6 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """RIVAL as a mixin over any stock Stable Diffusion pipeline. The denoising loop that runs is the stock one."""
 
-import functools
 import inspect
 from typing import Any
 
@@ -24,6 +23,7 @@ from alignext.pipelines.rival.inputs import (
 )
 from alignext.pipelines.rival.inversion import RIVALInversion
 from alignext.pipelines.rival.invert import InvertMixin
+from alignext.signatures import show_stock_arguments
 
 
 class RIVALMixin(InvertMixin, HubMixin):
@@ -50,18 +50,8 @@ class RIVALMixin(InvertMixin, HubMixin):
     }
 
     def __init_subclass__(cls, **kwargs) -> None:
-        """Show the stock pipeline's arguments beside ours in `inspect.signature` and `help`."""
         super().__init_subclass__(**kwargs)
-        ours = inspect.signature(RIVALMixin.__call__).parameters.values()
-        stock = inspect.signature(super().__call__).parameters.values()
-
-        @functools.wraps(RIVALMixin.__call__)
-        def call(self, *args, **kwargs):
-            return RIVALMixin.__call__(self, *args, **kwargs)
-
-        shown = [p for p in stock if p.kind is not p.VAR_KEYWORD] + [p for p in ours if p.kind is p.KEYWORD_ONLY]
-        call.__signature__ = inspect.Signature(shown)  # ty: ignore[missing-attribute]
-        cls.__call__ = call  # ty: ignore[invalid-assignment]
+        show_stock_arguments(cls, RIVALMixin)
 
     # ----------------------------------------------------------------------------------------------- generation
 
