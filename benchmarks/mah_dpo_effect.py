@@ -5,9 +5,9 @@
     python benchmarks/mah_dpo_effect.py             # the tables and the picture from all seeds run so far
 
 Three objectives with pairs labelled by rule (see `examples/mah_dpo.py`). One model with a head each is trained for
-some steps of 4 pairs of each objective, once as a whole and once with a LoRA backbone; three DPO models see the pairs
-of one objective each, 4 a step; one DPO model sees all of them, 12 a step. All see the same number of pairs of each
-objective. Writes `results/mah_dpo_effect.json`, `.md` and `docs/assets/mah-dpo-trade-off.png`.
+some steps of 4 pairs of each objective; three DPO models see the pairs of one objective each, 4 a step; one DPO model
+sees all of them, 12 a step. All see the same number of pairs of each objective, and train a LoRA backbone. Writes
+`results/mah_dpo_effect.json`, `.md` and `docs/assets/mah-dpo-trade-off.png`.
 """
 
 import argparse
@@ -17,7 +17,6 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from statistics import mean, stdev
@@ -41,7 +40,7 @@ RESULT = HERE / "results" / "mah_dpo_effect.json"
 TRAIN = "Tom Lily Ben Mia Sam Anna Max Sue Jack Sara Tim Lucy"
 HELD_OUT = "Amy Bob Jane Leo"
 PAIRS = 4  # of each objective a step
-KINDS = ("", "LoRA ")  # backbone
+LORA = LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear")
 T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57}  # by number of seeds
 
 
@@ -54,17 +53,7 @@ def sweep() -> dict[str, list[float]]:
     return points
 
 
-def train(
-    trainer: type,
-    config: type,
-    data: Dataset,
-    batch: int,
-    steps: int,
-    learning_rate: float,
-    seed: int,
-    lora=None,
-    **more,
-):
+def train(trainer: type, config: type, data: Dataset, batch: int, steps: int, learning_rate: float, seed: int, **more):
     with tempfile.TemporaryDirectory() as folder:
         args = config(
             folder,
@@ -83,9 +72,9 @@ def train(
             **more,
         )
         start = time.process_time()
-        run = trainer(model=MODEL, args=args, train_dataset=data, peft_config=lora)
+        run = trainer(model=MODEL, args=args, train_dataset=data, peft_config=LORA)
         run.train()
-        return run.model.eval(), time.process_time() - start
+        return run.model.eval().merge_and_unload(), time.process_time() - start
 
 
 @torch.no_grad()
@@ -111,7 +100,7 @@ def margins(model: torch.nn.Module, tokenizer, pairs: Dataset) -> torch.Tensor:
     return torch.cat(values, -1)
 
 
-def run_seed(seed: int, steps: int, learning_rate: float, lora_learning_rate: float, samples: int, tell: int) -> dict:
+def run_seed(seed: int, steps: int, learning_rate: float, samples: int, tell: int) -> dict:
     """Train everything with one seed and measure it."""
     base, tokenizer = AutoModelForCausalLM.from_pretrained(MODEL).eval(), AutoTokenizer.from_pretrained(MODEL)
     data = stories.preferences(base, tokenizer, stories.beginnings(TRAIN), samples, seed=100 * seed + 1)
@@ -143,18 +132,13 @@ def run_seed(seed: int, steps: int, learning_rate: float, lora_learning_rate: fl
         "cpu_seconds": {},
     }
     common = {"steps": steps, "learning_rate": learning_rate, "seed": seed}
-    lora = LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear")
-    for kind, changes in {"": {}, "LoRA ": {"lora": lora, "learning_rate": lora_learning_rate}}.items():
-        model, seconds = train(
-            MAHDPOTrainer, MAHDPOConfig, per_objective, 3 * PAIRS, **(common | changes), objectives=NAMES
-        )
-        model = model.merge_and_unload() if kind else model
-        result["cpu_seconds"][f"{kind}MAH-DPO"] = seconds
-        result["accuracy"][f"{kind}MAH-DPO"] = accuracy(model)
-        for name, weights in sweep().items():
-            with model.mixed_heads(weights):
-                result["points"][kind + name] = told(model)
-        print(json.dumps(result), flush=True)
+    model, seconds = train(MAHDPOTrainer, MAHDPOConfig, per_objective, 3 * PAIRS, **common, objectives=NAMES)
+    result["cpu_seconds"]["MAH-DPO"] = seconds
+    result["accuracy"]["MAH-DPO"] = accuracy(model)
+    for name, weights in sweep().items():
+        with model.mixed_heads(weights):
+            result["points"][name] = told(model)
+    print(json.dumps(result), flush=True)
     for name in NAMES:
         model, seconds = train(DPOTrainer, DPOConfig, per_objective[name].remove_columns("objective"), PAIRS, **common)
         result["cpu_seconds"][f"DPO {name}"] = seconds
@@ -171,11 +155,18 @@ def run_seed(seed: int, steps: int, learning_rate: float, lora_learning_rate: fl
 # Tables
 
 
+def proportion(shares: list[float], counts: list[int]) -> str:
+    """The share over all seeds, and its standard error by the binomial distribution."""
+    n = sum(counts)
+    p = sum(share * count for share, count in zip(shares, counts, strict=True)) / n
+    return f"{p:.3f} ± {math.sqrt(p * (1 - p) / n):.3f}"
+
+
 def interval(values: list[float]) -> str:
     """Mean and half of the 95 % interval of Student's t over seeds."""
     if len(values) < 2:
         return f"{mean(values):.3f}"
-    return f"{mean(values):.3f} ± {T95.get(len(values), 2.3) * stdev(values) / math.sqrt(len(values)):.3f}"
+    return f"{mean(values):.3f} ± {T95[len(values)] * stdev(values) / math.sqrt(len(values)):.3f}"
 
 
 def volumes(run: dict) -> dict[str, float]:
@@ -184,16 +175,10 @@ def volumes(run: dict) -> dict[str, float]:
     def of(*names: str) -> float:
         return hypervolume([[run["points"][name][k] for k in NAMES] for name in names], [0.0] * 3)
 
-    ours = {
-        f"{kind}MAH-DPO, {what}": of(*(kind + name for name in names))
-        for kind in KINDS
-        for what, names in {
-            f"{len(sweep())} mixtures": sweep(),
-            "the 3 single heads": [f"{name}=1" for name in NAMES],
-            "equal weights": ["equal"],
-        }.items()
-    }
-    return ours | {
+    return {
+        f"MAH-DPO, {len(sweep())} mixtures": of(*sweep()),
+        "MAH-DPO, the 3 single heads": of(*[f"{name}=1" for name in NAMES]),
+        "MAH-DPO, equal weights": of("equal"),
         "3 DPO models": of(*[f"DPO {name}" for name in NAMES]),
         "DPO on pooled pairs": of("DPO pooled"),
         "base model": of("base"),
@@ -207,46 +192,45 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 def report(runs: list[dict]) -> str:
     """The tables as Markdown."""
-    parts = []
-
-    def over_seeds(get: Callable[[dict], float]) -> str:
-        return interval([get(run) for run in runs])
-
-    rows = []
+    parts, rows = [], []
     for model in runs[0]["accuracy"]:
         for k in range(3 if "MAH" in model else 1):
-            label = f"{model}, head {NAMES[k]}" if "MAH" in model else model
-            cells = [
-                over_seeds(lambda run, m=model, k=k, n=n: run["accuracy"][m][n][k])
-                if n in runs[0]["accuracy"][model]
-                else ""
-                for n in NAMES
-            ]
-            rows.append([label, *cells])
+            cells = []
+            for name in NAMES:
+                found = [run["accuracy"][model].get(name) for run in runs]
+                counts = [run["held_out_pairs"][name] for run in runs]
+                cells.append(proportion([f[k] for f in found], counts) if found[0] else "")
+            rows.append([f"{model}, head {NAMES[k]}" if "MAH" in model else model, *cells])
     parts.append(table(["held-out accuracy", *NAMES], rows))
+    counts = [run["stories_a_point"] for run in runs]
     rows = [
-        [point, *(over_seeds(lambda run, p=point, k=k: run["points"][p][k]) for k in (*NAMES, "words"))]
+        [
+            point,
+            *(proportion([run["points"][point][name] for run in runs], counts) for name in NAMES),
+            f"{mean(run['points'][point]['words'] for run in runs):.1f}",
+        ]
         for point in runs[0]["points"]
     ]
     parts.append(table(["share of stories", *NAMES, "words"], rows))
     rows = []
     n = sum(run["stories_a_point"] for run in runs)
-    for kind in KINDS:
-        for name in NAMES:
-            points = [f"{kind}{name}=0", f"{kind}equal", f"{kind}{name}=1"]
-            shares = [mean(run["points"][point][name] for run in runs) for point in points]
-            error = max(math.sqrt(2 * p * (1 - p) / n) for p in shares)
-            rows.append([f"{kind}{name}", *(f"{s:.3f}" for s in shares), f"{error:.3f}"])
+    for name in NAMES:
+        shares = [mean(run["points"][p][name] for run in runs) for p in (f"{name}=0", "equal", f"{name}=1")]
+        error = max(math.sqrt(2 * p * (1 - p) / n) for p in shares)
+        rows.append([name, *(f"{s:.3f}" for s in shares), f"{error:.3f}"])
     parts.append(table(["its share at its weight", "0", "1/3", "1", "error of a difference"], rows))
     by_run = [volumes(run) for run in runs]
     ours = f"MAH-DPO, {len(sweep())} mixtures"
     rows = [
-        [name, interval([v[name] for v in by_run]), interval([v[ours] - v[name] for v in by_run])]
+        [
+            name,
+            f"{mean(v[name] for v in by_run):.3f}",
+            ", ".join(f"{v[name]:.3f}" for v in by_run),
+            interval([v[ours] - v[name] for v in by_run]) if name != ours else "",
+        ]
         for name in by_run[0]
     ]
-    parts.append(table(["hypervolume", "mean over seeds", f"{ours}, minus it"], rows))
-    rows = [[name, over_seeds(lambda run, m=name: run["cpu_seconds"][m])] for name in runs[0]["cpu_seconds"]]
-    parts.append(table(["training", "CPU seconds"], rows))
+    parts.append(table(["hypervolume", "mean", "by seed", "what the mixtures are above it"], rows))
     return "\n".join(parts)
 
 
@@ -262,11 +246,11 @@ def picture(runs: list[dict], path: Path) -> None:
 
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.6), constrained_layout=True)
     for axis, (x, y) in zip(axes, (NAMES[:2], NAMES[1:], NAMES[::2]), strict=True):
-        for kind, colour in zip(KINDS, ("#2f4b7c", "#3b7a57"), strict=True):
-            points = [[share(kind + p, n) for p in sweep()] for n in (x, y)]
-            axis.scatter(*points, c=colour, s=22, label=f"{kind}MAH-DPO, mixtures")
-            edge = [[share(f"{kind}{n}=1", m) for n in (x, y)] for m in (x, y)]
-            axis.plot(*edge, c=colour, lw=0.8, alpha=0.6)
+        points = [[share(p, n) for p in sweep()] for n in (x, y)]
+        axis.scatter(*points, c="#2f4b7c", s=22, label="MAH-DPO, mixtures")
+        (third,) = set(NAMES) - {x, y}
+        edge = [[share(p, m) for p in (f"{x}=1", f"{third}=0", f"{y}=1")] for m in (x, y)]  # half and half between
+        axis.plot(*edge, c="#2f4b7c", lw=0.8, alpha=0.5)
         separate = [[share(f"DPO {n}", m) for n in NAMES] for m in (x, y)]
         axis.scatter(*separate, c="#c1553b", marker="s", s=30, label="3 DPO models")
         axis.scatter(share("DPO pooled", x), share("DPO pooled", y), c="#d8a031", marker="D", s=34, label="pooled DPO")
@@ -282,8 +266,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, help="run this seed and add it to the results (default: only report)")
     parser.add_argument("--steps", type=int, default=32)
-    parser.add_argument("--learning-rate", type=float, default=3e-5)
-    parser.add_argument("--lora-learning-rate", type=float, default=1e-4)
+    parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--samples", type=int, default=8, help="stories per beginning that pairs are made of")
     parser.add_argument("--tell", type=int, default=3, help="stories per beginning at each point")
     parser.add_argument("--result", type=Path, default=RESULT)
@@ -292,9 +275,8 @@ def main() -> None:
     torch.set_num_threads(1)
     result = json.loads(args.result.read_text()) if args.result.exists() else {"runs": []}
     if args.seed is not None:
-        run = run_seed(args.seed, args.steps, args.learning_rate, args.lora_learning_rate, args.samples, args.tell)
-        settings = {"steps": args.steps, "learning_rate": args.learning_rate}
-        settings |= {"lora_learning_rate": args.lora_learning_rate, "torch": torch.__version__}
+        run = run_seed(args.seed, args.steps, args.learning_rate, args.samples, args.tell)
+        settings = {"steps": args.steps, "learning_rate": args.learning_rate, "torch": torch.__version__}
         result = json.loads(args.result.read_text()) if args.result.exists() else {"runs": []}
         others = [r for r in result["runs"] if r["seed"] != args.seed]
         result = settings | {"runs": sorted([*others, run], key=lambda r: r["seed"])}
