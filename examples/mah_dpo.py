@@ -17,6 +17,7 @@ import re
 import torch
 from bco import beginnings, somebody_speaks, tell  # the example beside this one
 from datasets import Dataset
+from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from alignext import AutoModelForCausalLMWithObjectiveHeads, MAHDPOConfig, MAHDPOTrainer, mini
@@ -66,8 +67,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(mini.path("lm")), help="any causal language model with a tokenizer")
     parser.add_argument("--steps", type=int, default=24, help="optimizer steps of 12 pairs")
-    parser.add_argument("--learning-rate", type=float, default=2e-4)
-    parser.add_argument("--out", default="mah-dpo-stories", help="folder of the trained model")
+    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--out", default="mah-dpo-stories", help="folder of the trained adapter and heads")
     args = parser.parse_args()
 
     base, tokenizer = AutoModelForCausalLM.from_pretrained(args.model), AutoTokenizer.from_pretrained(args.model)
@@ -92,11 +93,13 @@ def main() -> None:
         ),
         train_dataset=data,
         processing_class=tokenizer,
+        # The backbone by an adapter, which leaves more to the heads; without it all is trained.
+        peft_config=LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear"),
     )
     trainer.train()
     trainer.save_model()
 
-    model = AutoModelForCausalLMWithObjectiveHeads.from_pretrained(args.out)
+    model = AutoModelForCausalLMWithObjectiveHeads.from_pretrained(args.out).merge_and_unload()
     prompts = 3 * beginnings("Amy Bob Jane Leo")
     print("Share of new stories that follow each rule:")
     print("  before:", shares(tell(base, tokenizer, prompts, seed=2)))
