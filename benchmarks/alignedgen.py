@@ -1,12 +1,12 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """AlignedGen: what sharing costs in time and memory, at FLUX.1's width.
 
-    python benchmarks/alignedgen.py                     # one layer, 1024 x 1024; about 10 minutes on one CPU core
-    python benchmarks/alignedgen.py --layers 1 2 --size 256
-    python benchmarks/alignedgen.py --device cuda       # all 19 + 38 layers of FLUX.1-dev, 1024 x 1024; needs 40 GB
+    python benchmarks/alignedgen.py --device meta       # memory of FLUX.1-dev, 19 + 38 layers, counted; seconds
+    python benchmarks/alignedgen.py                     # time of one layer, 512 x 512; about 3 minutes on one CPU core
+    python benchmarks/alignedgen.py --device cuda       # time and memory of FLUX.1-dev; needs 40 GB
 
-Weights are random: this tells the cost, not the effect. Results go to `results/alignedgen-cost*`, as JSON with a
-Markdown table beside it.
+Weights are random: this tells the cost, not the effect. Results go to `results/alignedgen-time*`,
+`-memory*` and `-cuda*`, as JSON with a Markdown table beside it.
 """
 
 import argparse
@@ -100,6 +100,7 @@ class Workload:
             return torch.randn(*shape, generator=torch.Generator().manual_seed(1)).to(device, dtype)
 
         n = self.side**2
+        where = torch.device("cpu") if args.device == "meta" else device  # positions are read
         ids = torch.zeros(self.side, self.side, 3)
         ids[..., 1], ids[..., 2] = torch.arange(self.side)[:, None], torch.arange(self.side)
         self.call = {
@@ -108,8 +109,8 @@ class Workload:
             "pooled_projections": randn(self.rows, 768),
             "timestep": torch.full((self.rows,), 0.7, device=device, dtype=dtype),
             "guidance": torch.full((self.rows,), 3.5, device=device),
-            "img_ids": ids.flatten(0, 1).to(device, dtype),
-            "txt_ids": torch.zeros(TEXT, 3, device=device, dtype=dtype),
+            "img_ids": ids.flatten(0, 1).to(where, dtype),
+            "txt_ids": torch.zeros(TEXT, 3, device=where, dtype=dtype),
         }
         self.style = StyleReference(randn(1, TEXT, 4096), randn(1, 768), (self.side, self.side), x0=randn(1, n, 64))
 
@@ -118,7 +119,7 @@ class Workload:
         return self.model(**call).sample
 
     def aligned(self, **levers) -> torch.Tensor:
-        with aligned_attention(self.model, **levers):
+        with aligned_attention(self.model, step=0, sigma=0.7, **levers):
             return self.model(**self.call).sample
 
     def dense(self) -> torch.Tensor:
@@ -135,7 +136,8 @@ class Workload:
 
     def contenders(self) -> dict[str, Callable[[], torch.Tensor]]:
         n, dense = self.side**2, {}
-        if self.rows * HEADS * (TEXT + n) * (TEXT + 2 * n) < 2**30:  # 2 GiB in half precision; 1024 x 1024 has 7
+        mask = self.rows * HEADS * (TEXT + n) * (TEXT + 2 * n)
+        if mask < 2**30 or self.call["hidden_states"].is_meta:  # 2 GiB in half precision; 1024 x 1024 has 7
             dense = {"dense mask": self.dense}
         return {
             f"stock, {self.rows} images": self.stock,
@@ -172,10 +174,10 @@ def peak_bytes(run: Callable[[], object], device: str) -> int:
     return counted.peak
 
 
-def flops_ratio(args: argparse.Namespace, layers: tuple[int, int]) -> float:
+def flops_ratio(args: argparse.Namespace) -> float:
     """Of all images, the anchor included, from the products of matrices alone."""
     n = (args.size // 16) ** 2
-    s, (double, single) = TEXT + n, layers
+    s, (double, single) = TEXT + n, args.layers
     per_token = 2 * WIDTH**2 * (12 * double + 12 * single)  # of text or image: projections and feed-forward
     attention = 4 * s * s * WIDTH
     stock = s * per_token + (double + single) * attention
@@ -187,43 +189,47 @@ def flops_ratio(args: argparse.Namespace, layers: tuple[int, int]) -> float:
 def measure(args: argparse.Namespace) -> None:
     work = Workload(args)
     contenders = work.contenders()
-    peaks = {name: peak_bytes(run, args.device) for name, run in contenders.items()}  # which also warms up
-    agreement = None
-    if "dense mask" in contenders:
-        agreement = (work.aligned() - work.dense())[1:].float().abs().max().item()
+    # The CPU tells time, tensors without data tell memory, a GPU both.
+    peaks = {name: peak_bytes(run, args.device) for name, run in contenders.items() if args.device != "cpu"}
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(args.repeats):
+    for _ in range(0 if args.device == "meta" else args.repeats):
         for name, run in contenders.items():
             times[name].append(seconds(run, args.device))
             print(f"{name}: {times[name][-1]:.2f} s", flush=True)
-    base = next(iter(contenders))
-    n, bytes_per = work.side**2, work.call["hidden_states"].element_size()
-    single, tokens = args.layers[1], TEXT + work.side**2
-    estimates = {  # of what comes on top of the stock forward of the same number of images
-        f"aligned, {work.rows} images at once": 2 * (work.rows - 1) * (tokens + n) * WIDTH * bytes_per,
-        f"aligned with a style picture, {work.rows} images": 2 * work.rows * (tokens + n) * WIDTH * bytes_per
-        + 2 * single * n * WIDTH * bytes_per,
-        "dense mask": work.rows * HEADS * tokens * (tokens + n) * bytes_per,
+    base, estimate = next(iter(contenders)), estimates(args)
+    rows: list[dict[str, Any]] = []
+    for name in contenders:
+        row: dict[str, Any] = {"what": name}
+        if times[name]:
+            median = statistics.median(times[name])
+            row |= {"seconds": times[name], "median": median, "of_stock": median / statistics.median(times[base])}
+        if peaks:
+            alike = "stock, 1 image" if "one by one" in name else base
+            extra = None if name.startswith("stock") else peaks[name] - peaks[alike]
+            row |= {"peak": peaks[name], "extra": extra, "estimate": estimate.get(name)}
+        rows.append(row)
+    write(args, rows, estimate["dense mask"])
+
+
+def estimates(args: argparse.Namespace) -> dict[str, int]:
+    """Bytes on top of the stock forward of as many images."""
+    token = WIDTH * getattr(torch, args.dtype).itemsize
+    n = (args.size // 16) ** 2
+    longer = 2 * (TEXT + 2 * n) * token  # keys and values of one target in one layer, with the anchor's appended
+    kept = 2 * args.layers[1] * n * token  # the anchor's of all layers that share
+    return {
+        f"aligned, {args.images} images at once": (args.images - 1) * longer,
+        "aligned, anchor then targets one by one": longer + kept,
+        f"aligned with a style picture, {args.images} images": args.images * longer + kept,
+        "dense mask": args.images * HEADS * (TEXT + n) * (TEXT + 2 * n) * token // WIDTH,
     }
-    one = peaks["stock, 1 image"]
-    rows: list[dict[str, Any]] = [
-        {
-            "what": name,
-            "seconds": times[name],
-            "median": statistics.median(times[name]),
-            "over_stock": statistics.median(times[name]) / statistics.median(times[base]),
-            "peak_bytes": peaks[name],
-            "extra_bytes": peaks[name] - (one if "one by one" in name else peaks[base]),
-            "estimated_extra_bytes": estimates.get(name),
-        }
-        for name in contenders
-    ]
-    one_by_one = next(row for row in rows if "one by one" in row["what"])
-    one_by_one["estimated_extra_bytes"] = 2 * (tokens + n) * WIDTH * bytes_per + 2 * single * n * WIDTH * bytes_per
-    device = torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.machine()} CPU, 1 thread"
+
+
+def write(args: argparse.Namespace, rows: list[dict[str, Any]], mask: int) -> None:
+    device = {"cpu": f"{platform.machine()} CPU, 1 thread", "meta": "counted without computing"}.get(args.device)
     document = {
         "date": date.today().isoformat(),
-        "device": device,
+        "device": device or torch.cuda.get_device_name(),
         "dtype": args.dtype,
         "layers": args.layers,
         "size": args.size,
@@ -231,42 +237,42 @@ def measure(args: argparse.Namespace) -> None:
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
         "alignext": alignext.__version__,
-        "flops_over_stock": flops_ratio(args, args.layers),
-        "flops_over_stock_of_the_whole_model": flops_ratio(args, (19, 38)),
-        "largest_difference_to_dense_mask": agreement,
+        "flops_of_stock": flops_ratio(args),
         "rows": rows,
     }
-    mib = 2**20
-    table = [
-        "| what runs | median s | of stock | peak MiB | extra MiB | estimate MiB |",
-        "|---|---|---|---|---|---|",
-        *(
-            f"| {r['what']} | {r['median']:.2f} | {r['over_stock']:.2f} | {r['peak_bytes'] / mib:.0f} | "
-            f"{r['extra_bytes'] / mib:.0f} | "
-            + ("" if r["estimated_extra_bytes"] is None else f"{r['estimated_extra_bytes'] / mib:.0f}")
-            + " |"
-            for r in rows
-        ),
-    ]
-    clock = "wall time" if args.device == "cuda" else "processor time of one thread"
-    counted = (
-        "of the allocator" if args.device == "cuda" else "of all tensors alive, buffers inside kernels not counted"
-    )
+    heads, lines = ["what runs"], [[row["what"]] for row in rows]
     text = (
-        f"# AlignedGen: cost\n\n{document['date']}, {device}, {args.dtype}, torch {torch.__version__}, diffusers "
+        f"{document['date']}, {document['device']}, {args.dtype}, torch {torch.__version__}, diffusers "
         f"{diffusers.__version__}. One forward of a transformer of FLUX.1's width with {args.layers[0]} double-stream "
         f"and {args.layers[1]} single-stream layers, random weights, {args.images} images of {args.size} x "
-        f"{args.size} pixels, {TEXT} text tokens; {clock}, the median of {args.repeats} runs taken by turns; memory "
-        f"{counted}, weights not included. Extra memory is on top of the stock forward of as many images, for the "
-        "one-by-one run on top of that of one image; the estimate is that of the keys and values with the anchor's "
-        "appended in one layer and, where the anchor runs on its own, the anchor's of all layers that share. The "
-        "style picture is an image more. Floating point operations predict "
-        f"{document['flops_over_stock']:.3f} of stock for the run at once, and "
-        f"{document['flops_over_stock_of_the_whole_model']:.3f} for all 19 + 38 layers. A dense mask alone would be "
-        f"{estimates['dense mask'] / 2**20:.0f} MiB.\n\n" + "\n".join(table) + "\n"
+        f"{args.size} pixels, {TEXT} text tokens. The style picture is an image more.\n"
     )
+    if "median" in rows[0]:
+        clock = "wall time" if args.device == "cuda" else "processor time of one thread"
+        text += (
+            f"\nSeconds: {clock}, the median of {args.repeats} runs taken by turns. Floating point operations predict "
+            f"{document['flops_of_stock']:.3f} of stock for the run at once.\n"
+        )
+        heads += ["median s", "of stock"]
+        lines = [[*line, f"{r['median']:.2f}", f"{r['of_stock']:.2f}"] for line, r in zip(lines, rows, strict=True)]
+    if "peak" in rows[0]:
+        counted = "the allocator's" if args.device == "cuda" else "all tensors alive, without buffers inside kernels"
+        text += (
+            f"\nMemory: the peak of {counted}, without weights. Extra is what comes on top of the stock forward of as "
+            "many images, for the run one by one on top of that of one image. The estimate is that of the longer keys "
+            "and values in one layer and, where the anchor runs on its own, of its own in all layers that share. A "
+            f"dense mask alone is {mask / 2**20:.0f} MiB.\n"
+        )
+        heads += ["peak MiB", "extra MiB", "estimate MiB"]
+        mib = [[r[key] for key in ("peak", "extra", "estimate")] for r in rows]
+        lines = [
+            [*line, *("" if x is None else f"{x / 2**20:.0f}" for x in values)]
+            for line, values in zip(lines, mib, strict=True)
+        ]
+    table = [heads, ["---"] * len(heads), *lines]
+    text = f"# AlignedGen: cost\n\n{text}\n" + "".join(f"| {' | '.join(line)} |\n" for line in table)
     RESULTS.mkdir(exist_ok=True)
-    name = "alignedgen-cost" + ("-cuda" if args.device == "cuda" else "")
+    name = "alignedgen-" + {"cpu": "time", "meta": "memory", "cuda": "cuda"}[args.device]
     (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
     (RESULTS / f"{name}.md").write_text(text)
     print(text)
@@ -274,14 +280,17 @@ def measure(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--device", choices=["cpu", "cuda", "meta"], default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--images", type=int, default=4, help="B, the anchor included")
-    parser.add_argument("--size", type=int, default=1024, help="pixels of a side")
-    parser.add_argument("--layers", type=int, nargs=2, help="double- and single-stream; 0 1, with CUDA 19 38")
+    parser.add_argument("--size", type=int, help="pixels of a side; 1024, on the CPU 512")
+    parser.add_argument("--layers", type=int, nargs=2, help="double- and single-stream; 19 38, on the CPU 0 1")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
-    args.layers = args.layers or ([19, 38] if args.device == "cuda" else [0, 1])
+    args.layers = args.layers or ([0, 1] if args.device == "cpu" else [19, 38])
+    args.size = args.size or (512 if args.device == "cpu" else 1024)
+    if args.device == "meta":  # as a fused kernel, which makes nothing but its output
+        F.scaled_dot_product_attention = lambda query, key, value, **kwargs: torch.empty_like(query)
     torch.set_num_threads(1)
     measure(args)
 

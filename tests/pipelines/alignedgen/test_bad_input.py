@@ -254,7 +254,7 @@ def test_mask_for_attention(pipe):
             attn(torch.zeros(2, 7, 24), attention_mask=torch.zeros(7, 7))
 
 
-def test_size_that_is_no_multiple_is_rounded_as_in_the_stock_pipeline(pipe, caplog):
+def test_size_that_is_no_multiple_is_rounded_as_in_the_stock_pipeline(pipe):
     out = pipe(
         ["a fox", "a dog"],
         height=18,
