@@ -186,7 +186,7 @@ class SearchScheduler(_Shell):
         self.timesteps = torch.tensor([p.timestep for p in self.plan], dtype=dtype, device=device)
         self.sigmas = torch.tensor([*(p.sigma for p in self.plan), 0.0], dtype=torch.float32, device=device)
         if self.search.eta == 1 and self.search.noise == "ddpm" and 1 < len(levels) < 20 and not self._distilled:
-            logger.warning(f"eta=1 with {len(levels)} steps loses variance; eta of 0.5 to 0.7 often is better there.")
+            logger.warning(f"eta=1 with {len(levels)} steps loses variance; a smaller eta loses less.")
         if self._distilled and self.search.noise != "renoise":
             logger.warning(f"Models for {type(self.base).__name__} are distilled to be noised anew: noise='renoise'.")
 
