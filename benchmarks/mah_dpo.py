@@ -23,6 +23,7 @@ import torch
 import transformers
 import trl
 from datasets import Dataset
+from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 from trl import DPOConfig, DPOTrainer
 
@@ -69,7 +70,7 @@ def take_turns(candidates: dict[str, Callable[[], object]], rounds: int, device:
     ]
 
 
-def trainer(head_type: str | None, folder: str, device: str) -> Trainer:
+def trainer(head_type: str | None, folder: str, device: str, lora: LoraConfig | None) -> Trainer:
     """One that is ready for a step of 12 pairs, four of each objective."""
     story = " He ran to the big tree. He saw a bird. He was happy."
     rows = [
@@ -85,12 +86,13 @@ def trainer(head_type: str | None, folder: str, device: str) -> Trainer:
         "bf16": device != "cpu",
     }
     if head_type is None:
-        return DPOTrainer(MODEL, args=DPOConfig(folder, **common), train_dataset=data.remove_columns("objective"))
+        plain = data.remove_columns("objective")
+        return DPOTrainer(MODEL, args=DPOConfig(folder, **common), train_dataset=plain, peft_config=lora)
     config = MAHDPOConfig(folder, objectives=NAMES, head_type=head_type, **common)
-    return MAHDPOTrainer(MODEL, args=config, train_dataset=data)
+    return MAHDPOTrainer(MODEL, args=config, train_dataset=data, peft_config=lora)
 
 
-def training(rounds: int, device: str) -> tuple[list[dict], list[dict]]:
+def training(rounds: int, device: str, lora: LoraConfig | None = None) -> tuple[list[dict], list[dict]]:
     """Steps in turn, and the bytes that the heads took."""
     steps: dict[str, Callable[[], object]] = {}
     memory = []
@@ -101,7 +103,7 @@ def training(rounds: int, device: str) -> tuple[list[dict], list[dict]]:
     }
     with tempfile.TemporaryDirectory() as folder:
         for name, head_type in kinds.items():
-            run = trainer(head_type, folder, device)
+            run = trainer(head_type, folder, device, lora)
             batch = next(iter(run.get_train_dataloader()))
             run.create_optimizer()
             run.current_gradient_accumulation_steps = 1  # which `train` sets
@@ -115,7 +117,7 @@ def training(rounds: int, device: str) -> tuple[list[dict], list[dict]]:
             steps[name] = step
             step()
             if head_type is not None:
-                heads = list(run.model.objective_heads.parameters())
+                heads = [p for n, p in run.model.named_parameters() if "objective_heads" in n and p.requires_grad]
                 tensors = [t for p in heads for t in (p, p.grad, *run.optimizer.state[p].values())]
                 total = sum(t.numel() * t.element_size() for t in tensors)
                 memory.append(
@@ -174,6 +176,8 @@ def main() -> None:
     result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     if args.part != "decode":
         result["step of 12 pairs"], result["memory"] = training(args.rounds, args.device)
+        lora = LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear")
+        result["step of 12 pairs, LoRA backbone"], _ = training(args.rounds, args.device, lora)
     if args.part != "train":
         result["decoding"] = decoding(args.rounds, args.device)
     result["machine"] = {

@@ -25,6 +25,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import MoeModelOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.utils import find_adapter_config_file
 
 from alignext.functional.low_rank_head import low_rank_log_probs
 from alignext.functional.mah_dpo import mix_heads, normalize_weights
@@ -532,6 +533,7 @@ class AutoModelForCausalLMWithObjectiveHeads:
         head_init_seed: int = 42,
         head_dtype: str | None = None,
         default_weights: Mapping[str, float] | Sequence[float] | None = None,
+        is_trainable: bool = False,
         config: PreTrainedConfig | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -551,6 +553,7 @@ class AutoModelForCausalLMWithObjectiveHeads:
                 Of the heads. In bfloat16, updates of a small learning rate are lost.
             default_weights (`Mapping[str, float]` or `Sequence[float]`, *optional*):
                 What calls without weights use; equal ones if not given.
+            is_trainable (`bool`, *optional*, defaults to `False`): Whether an adapter is to be trained on.
             config (`PreTrainedConfig`, *optional*): Instead of the checkpoint's.
             **kwargs: As for `AutoModelForCausalLM.from_pretrained`, among them `dtype` and `device_map`.
 
@@ -560,11 +563,13 @@ class AutoModelForCausalLMWithObjectiveHeads:
         Raises:
             ValueError: Objectives are missing, repeated or not the checkpoint's, or the checkpoint does not fit.
         """
-        adapter = Path(path, "adapter_config.json")
-        if adapter.is_file():
-            return cls._with_adapter(str(path), json.loads(adapter.read_text()), objectives, kwargs)
+        hub = {key: kwargs[key] for key in _HUB if kwargs.get(key) is not None}
+        adapter = find_adapter_config_file(path, **{k: v for k, v in hub.items() if k != "trust_remote_code"})
+        if adapter is not None:
+            base = json.loads(Path(adapter).read_text())["base_model_name_or_path"]
+            return cls._with_adapter(path, base, objectives, is_trainable, kwargs)
         if config is None:
-            config = AutoConfig.from_pretrained(path, **{key: kwargs[key] for key in _HUB if key in kwargs})
+            config = AutoConfig.from_pretrained(path, **hub)
         given = {
             "objectives": objectives,
             "head_type": head_type,
@@ -592,17 +597,18 @@ class AutoModelForCausalLMWithObjectiveHeads:
         return heads(config)
 
     @classmethod
-    def _with_adapter(cls, path: str, adapter: dict, objectives: Sequence[str] | None, kwargs: dict) -> Any:
+    def _with_adapter(
+        cls, path: Any, base: str, objectives: Sequence[str] | None, trainable: bool, kwargs: dict
+    ) -> Any:
         from peft import PeftModel
 
         # The trainer leaves the config, with its objectives, beside the adapter.
         settings = getattr(AutoConfig.from_pretrained(path), "objective_heads", None)
         if settings is None:
             raise ValueError(f"{path!r} is an adapter without objective heads. Load it with peft.")
-        base = AutoConfig.from_pretrained(adapter["base_model_name_or_path"])
-        base.objective_heads = settings
-        trainable = kwargs.pop("is_trainable", False)
-        model = cls.from_pretrained(adapter["base_model_name_or_path"], objectives, config=base, **kwargs)
+        config = AutoConfig.from_pretrained(base)
+        config.objective_heads = settings
+        model = cls.from_pretrained(base, objectives, config=config, **kwargs)
         return PeftModel.from_pretrained(model, path, is_trainable=trainable)
 
 

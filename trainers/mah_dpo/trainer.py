@@ -5,7 +5,6 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -144,14 +143,12 @@ class MAHDPOTrainer(DPOTrainer):
         saved = _saved_heads(model, args)
         self.objectives = self._find_objectives(saved, train_dataset, args)
         self.objective_loss_weights = self._loss_weights(args.objective_loss_weights)
-        settings: dict[str, Any] = {"objectives": self.objectives}
+        settings: dict[str, Any] = {"objectives": self.objectives, "is_trainable": True}
         if saved is None:  # a checkpoint with heads keeps them as they are
             settings |= {name: getattr(args, name) for name in _HEAD_SETTINGS}
         load = partial(AutoModelForCausalLMWithObjectiveHeads.from_pretrained, **settings)
         init_kwargs = args.model_init_kwargs
         if isinstance(model, str):
-            if Path(model, "adapter_config.json").is_file():
-                load = partial(load, is_trainable=True)
             loaders = _Loaders(load, partial(self._reference_loader, args, load))
             args.model_init_kwargs = {**(init_kwargs or {}), "architecture": loaders}
         else:

@@ -3,7 +3,9 @@
 
 import math
 from collections import Counter
+from collections.abc import Generator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import torch
@@ -39,6 +41,14 @@ pytestmark = [
     # TRL reads and sets `gradient_checkpointing`, which transformers has renamed.
     pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing(_\\w+)?` is deprecated:FutureWarning"),
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_fingerprints() -> Generator[None]:
+    """Hashing the tokenizer, for a cache that nobody reads, takes longer than all else in these tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.fingerprint.Hasher.hash", staticmethod(lambda value: uuid4().hex))
+        yield
 
 
 def pairs(objectives: list[object] | None = None, column: str = "objective") -> Dataset:
@@ -459,3 +469,21 @@ def test_constructor_leaves_the_arguments_as_they_were(tiny: str, tmp_path: Path
     assert trainer.args.model_init_kwargs == {"attn_implementation": "eager"}
     assert trainer.model.config._attn_implementation == "eager"
     assert lora.modules_to_save is None
+
+
+def test_doubtful_settings_are_said(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(
+        "alignext.trainers.mah_dpo.trainer.logger.warning", lambda text, *args: said.append(text % args)
+    )
+    MAH.start(tmp_path, model=tiny)
+    assert not said
+    many = preference().select([0] * 33).add_column("objective", ["x"] * 30 + ["y"] * 2 + ["x"])
+    MAH.start(tmp_path, model=tiny, dataset=many, per_device_train_batch_size=3, head_dtype="bfloat16")
+    assert len(said) == 3
+    assert "3 rows" in said[0] and "[31, 2]" in said[1] and "half precision" in said[2]
+
+
+def test_adapter_on_the_output_head_is_refused(tiny: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="lm_head"):
+        MAH.start(tmp_path, model=tiny, peft_config=LoraConfig(task_type="CAUSAL_LM", target_modules=["lm_head"]))
