@@ -407,7 +407,7 @@ def test_one_progress_bar_with_evaluations_and_the_best_reward(capsys):
     pipe.set_progress_bar_config(disable=False, mininterval=0)
     run(pipe, call)
     shown = capsys.readouterr().err
-    assert "5/5" in shown and "nfe=18" in shown and "best=" in shown and shown.count("0it") == 1
+    assert "5/5" in shown and "nfe=18" in shown and "best=" in shown and shown.count(" 0it [") == 1
     pipe.set_progress_bar_config(disable=True)
     run(pipe, call)
     assert capsys.readouterr().err == ""
