@@ -227,6 +227,22 @@ def effect(folder: str | None, repeats: int, device: str) -> dict:
     }
 
 
+def draw(result: dict, file: Path) -> None:
+    """Both measures of the effect part with their intervals, if matplotlib is there."""
+    try:
+        from matplotlib import pyplot
+    except ImportError:
+        return
+    figure, axes = pyplot.subplots(1, 2, figsize=(8, 2.2), sharey=True, layout="constrained")
+    names = [row["stories"] for row in result["table"]]
+    for axis, key in zip(axes, ("pleasant by the rule", "other pleasant words"), strict=True):
+        means, halves = zip(*(map(float, row[key].split(" ± ")) for row in result["table"]), strict=True)
+        axis.barh(names, means, xerr=halves, color="#4477aa", ecolor="#222222", capsize=3)
+        axis.set_title(key, fontsize=10)
+    axes[0].invert_yaxis()  # shared: the first row of the table on top
+    figure.savefig(file, dpi=150)
+
+
 def write(name: str, result: dict, device: str) -> None:
     """The result as JSON, and its table as Markdown."""
     machine = {
@@ -259,7 +275,9 @@ def main() -> None:
     if args.part != "effect":
         write("guided-decoding-cost", cost(args.rounds, args.device), args.device)
     if args.part != "cost":
-        write("guided-decoding-effect", effect(args.reward, args.repeats, args.device), args.device)
+        result = effect(args.reward, args.repeats, args.device)
+        write("guided-decoding-effect", result, args.device)
+        draw(result, HERE / "results" / "guided-decoding-effect.png")
 
 
 if __name__ == "__main__":
