@@ -183,7 +183,7 @@ def cost(args: argparse.Namespace) -> None:
     checks = ", ".join("the same" if r["same_beams_as_loop"] else "other" for r in table if "same_beams_as_loop" in r)
     note = (
         f"mini-SD with guidance, {T} steps, 4 beams of 2 candidates, style judge as reward, {what}, median of "
-        f"{args.repeats} runs by turns. With the same noise ours and the loop keep, for T' = 1 and 6, {checks} beams. "
+        f"{args.repeats} runs by turns. With the same noise ours keeps, for T' = 1 and 6, {checks} beams as the loop. "
     )
     write("latent-search-cost" + ("" if args.device == "cpu" else "-cuda"), "Latent search: cost",
           about(args) | {"steps": T, "rows": table}, note, lines)  # fmt: skip
