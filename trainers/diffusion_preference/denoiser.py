@@ -122,9 +122,9 @@ class DenoiserModule(torch.nn.Module):
     ) -> torch.Tensor:
         if pooled_prompt_embeds is not None:
             pooled_prompt_embeds = pooled_prompt_embeds.to(self.dtype)
-        prediction = self._call(
-            self, latents.to(self.dtype), timesteps, prompt_embeds.to(self.dtype), pooled_prompt_embeds
-        )
+        # One memory layout, or the same latents would be summed in another order wherever they come from.
+        latents = latents.to(self.dtype).contiguous()
+        prediction = self._call(self, latents, timesteps, prompt_embeds.to(self.dtype), pooled_prompt_embeds)
         return prediction.float()  # guidance and errors of policy and reference alike are not in half precision
 
     # The names that `Trainer` knows.
