@@ -4,6 +4,7 @@
 import copy
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -330,7 +331,9 @@ def add_lora(denoiser: Any, config: LoraConfig) -> None:
         config.lora_dropout = 0.0
     config.task_type = None  # that of a language model would ask for its methods
     active = {m: m.active_adapters for m in denoiser.modules() if isinstance(m, BaseTunerLayer)}
-    denoiser.add_adapter(config, adapter_name=ADAPTER)
+    with warnings.catch_warnings():  # that there is another adapter is known
+        warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")
+        denoiser.add_adapter(config, adapter_name=ADAPTER)
     for name, parameter in denoiser.named_parameters():
         parameter.requires_grad_(f".{ADAPTER}." in name)
     for module in denoiser.modules():

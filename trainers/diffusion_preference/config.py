@@ -16,7 +16,7 @@ class DiffusionDPOConfig(TrainingArguments):
 
     All fields of [`~transformers.TrainingArguments`] hold here, too. Other defaults than there have `learning_rate`,
     `lr_scheduler_type` (`"constant_with_warmup"`), `activation_checkpointing` (on), `remove_unused_columns` (off),
-    `label_names` (none) and `ddp_find_unused_parameters` (off).
+    `label_names` (none), `ddp_find_unused_parameters` and `dispatch_batches` (off).
 
     Args:
         learning_rate (`float`, *optional*, defaults to `1e-5`):
@@ -79,6 +79,9 @@ class DiffusionDPOConfig(TrainingArguments):
         super().__post_init__()
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False  # Trainer would look for them at every step
+        if self.accelerator_config.dispatch_batches:
+            raise ValueError("`dispatch_batches` would cut batches in two, winners from losers. Leave it off.")
+        self.accelerator_config.dispatch_batches = False  # unset, it is on for streams
         if not (self.beta > 0 and math.isfinite(self.beta)):
             raise ValueError(f"`beta` is {self.beta}, but it must be positive; 2000 suits Stable Diffusion 1.5.")
         if not 0 <= self.prompt_dropout <= 1:

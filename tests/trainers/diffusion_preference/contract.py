@@ -98,7 +98,8 @@ class Row:
             "report_to": "none",
             "use_cpu": True,
             "activation_checkpointing": False,
-            "max_sequence_length": 16,  # for T5: 512 would be all that Flux does
+            "max_sequence_length": 16,
+            "resolution": SIZE,  # Flux does not say, and 1024 is meant
             "disable_tqdm": True,
         }
         return self.trainer(

@@ -13,6 +13,7 @@ from datasets import Dataset
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
 from diffusers.utils.peft_utils import get_adapter_name
 from peft import LoKrConfig, LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import Trainer
 
 from alignext.trainers.diffusion_preference import (
@@ -180,8 +181,8 @@ def test_exchanged_pictures_negate_the_margin(row: Row, tmp_path: Path) -> None:
 
 @every_row
 def test_the_same_picture_twice_teaches_nothing(row: Row, tmp_path: Path) -> None:
-    settings = {"label_sharpness": None, "inversion_eta": 0.1} if row is SMPO else {}
-    trainer = displaced(row.start(tmp_path, dataset=latent_pairs(), **settings))
+    settings: dict[str, Any] = {"label_sharpness": None, "inversion_eta": 0.1} if row is SMPO else {}
+    trainer = displaced(row.start(tmp_path, dataset=latent_pairs(), beta=0.1, **settings))
     inputs = batch_of(trainer, [0, 1])
     same = inputs | {"latents": inputs["latents"][:2].repeat(2, 1, 1, 1)}
     errors = trainer.errors(trainer.model, trainer.get_batch(same))
@@ -245,7 +246,9 @@ def test_pictures_of_a_pair_are_flipped_together(tmp_path: Path) -> None:
     trainer.get_batch(inputs)
     pixels = torch.cat(seen)
     assert torch.equal(pixels[:8], pixels[8:])
-    flips = sum(torch.equal(one, other.flip(-1)) for one, other in zip(pixels, inputs["pixel_values"], strict=False))
+    flips = sum(
+        torch.equal(one, other.flip(-1)) for one, other in zip(pixels[:8], inputs["pixel_values"][:8], strict=True)
+    )
     assert 0 < flips < 8
 
 
@@ -297,7 +300,7 @@ def counted(trainer: Trainer, step: Callable[[], Any]) -> dict[str, int]:
 
 
 def adapter_on(denoiser: torch.nn.Module) -> bool:
-    return any("default" in getattr(m, "active_adapters", []) for m in denoiser.modules())
+    return any("default" in m.active_adapters for m in denoiser.modules() if isinstance(m, BaseTunerLayer))
 
 
 @pytest.mark.parametrize("peft_config", [None, LORA], ids=["full", "lora"])
@@ -369,7 +372,9 @@ def test_kept_inversions_train_as_fresh_ones(target: str, tmp_path: Path) -> Non
     kept = displaced(INVERSION.start(tmp_path, precompute_inversion=True, num_cached_points=4, **settings))
     fresh = displaced(INVERSION.start(tmp_path, **settings))
     found, expected = (margins(trainer, batch_of(trainer, [0, 1, 2])) for trainer in (kept, fresh))
-    torch.testing.assert_close(found, expected, rtol=0.02, atol=1e-3 * expected.abs().max().item())
+    # Half precision is coarse beside the little noise of the first steps, which is what `recovered` divides by.
+    tolerance = 0.01 if target == "recovered" else 0.001
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=tolerance * expected.abs().max().item())
     assert (kept.ref_denoiser is None) == (target == "reference")
     # A second run finds them: its reference never runs.
     again: list[int] = []
@@ -491,6 +496,8 @@ def test_a_stream_trains(tmp_path: Path) -> None:
     trainer = SMPO.start(tmp_path, dataset=pairs().to_iterable_dataset(), max_steps=2)
     trainer.train()
     assert len(curve(trainer)) == 2
+    with pytest.raises(ValueError, match="`dispatch_batches` would cut"):
+        DPO.start(tmp_path, accelerator_config={"dispatch_batches": True})
     with pytest.raises(ValueError, match="a stream was given"):
         DPO.start(tmp_path, dataset=pairs().to_iterable_dataset(), precompute_latents=True)
 
