@@ -33,8 +33,8 @@ def folder(tmp_path: Path) -> Path:
 
 def words(command: str, folder: Path, *more: str) -> list[str]:
     settings = (
-        "--use_cpu --max_steps 1 --per_device_train_batch_size 2 --report_to none --disable_tqdm true --save_strategy no "
-        "--activation_checkpointing false --learning_rate 1e-3"
+        "--use_cpu --max_steps 1 --per_device_train_batch_size 2 --report_to none --disable_tqdm true "
+        "--save_strategy no --activation_checkpointing false --learning_rate 1e-3"
     ).split()
     if command != "diffusion-dpo":
         settings += ["--num_inversion_steps", "2"]
