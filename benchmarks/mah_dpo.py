@@ -10,6 +10,9 @@ the seconds are those of the process, so that other processes do not count. `mah
 """
 
 import argparse
+import contextlib
+import copy
+import functools
 import gc
 import json
 import platform
@@ -144,6 +147,7 @@ def decoding(rounds: int, device: str) -> list[dict]:
     batch = tokenizer(["Once upon a time"] * 8, return_tensors="pt").to(device)
     settings = {"max_new_tokens": 64, "min_new_tokens": 64, "do_sample": False}
     candidates = {"plain model": lambda: plain.generate(**batch, **settings)}
+    stack = contextlib.ExitStack()
     by_row = torch.eye(3)[torch.arange(8) % 3] * 0.6 + 0.2
     for head_type in ("full", "low_rank"):
         model = AutoModelForCausalLMWithObjectiveHeads.from_pretrained(MODEL, NAMES, head_type=head_type)
@@ -155,9 +159,17 @@ def decoding(rounds: int, device: str) -> list[dict]:
         def rows(model: torch.nn.Module = model) -> None:
             model.generate(**batch, **settings, objective_weights=by_row)
 
+        def before(model: torch.nn.Module = model) -> None:
+            model.generate(**batch, **settings)  # within the context below
+
+        if head_type == "full":
+            again = copy.deepcopy(model)
+            stack.enter_context(again.mixed_heads([0.5, 0.3, 0.2]))
+            candidates["3 full heads, folded before the call"] = functools.partial(before, again)
         candidates[f"3 {head_type} heads, folded at the call"] = folded
         candidates[f"3 {head_type} heads, weights by row"] = rows
-    return take_turns(candidates, rounds, device)
+    with stack:
+        return take_turns(candidates, rounds, device)
 
 
 def markdown(rows: list[dict]) -> str:

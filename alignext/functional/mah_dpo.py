@@ -174,10 +174,10 @@ def mix_heads(heads: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Ten
         `torch.Tensor` of the shape of a head.
     """
     dtype = torch.promote_types(heads[0].dtype, torch.float32)
-    chosen = [(weight, head) for weight, head in zip(weights.tolist(), heads, strict=True) if weight != 0]
     mixed = torch.zeros_like(heads[0], dtype=dtype)
-    for weight, head in chosen:
-        mixed = mixed + weight * head.to(dtype)
+    for weight, head in zip(weights.tolist(), heads, strict=True):
+        if weight != 0:
+            mixed = torch.add(mixed, head.to(dtype), alpha=weight)
     return mixed
 
 

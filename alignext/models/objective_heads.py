@@ -10,7 +10,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -126,29 +126,35 @@ class ObjectiveHeads(nn.Module):
         pairs = zip(self.all("A"), self.all("B"), strict=True)
         return torch.stack([logits + self.scale * _linear(_linear(hidden, down), up) for down, up in pairs])
 
-    def by_row(self, hidden: torch.Tensor, base: Any, weights: torch.Tensor) -> torch.Tensor:
-        """The mixed logits of hidden states of shape `(B, T, d)`, with weights of shape `(B, H)`."""
-        if len(hidden) % len(weights):
-            raise ValueError(
-                f"`objective_weights` has {len(weights)} rows and the batch {len(hidden)}: give one row per prompt."
-            )
-        # beams and several samples of a prompt stand next to each other
-        weights = weights.to(hidden.device).repeat_interleave(len(hidden) // len(weights), 0)
-        if self.low_rank:
-            downs = [w[:, None, None] * _linear(hidden, a) for w, a in zip(weights.T, self.all("A"), strict=True)]
+    def by_row(self, base: Any, weights: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What gives the mixed logits of hidden states of shape `(B, T, d)`, with weights of shape `(B, H)`."""
+        mixtures, which = weights.unique(dim=0, return_inverse=True)
+        # With more mixtures than heads, head by head takes fewer multiplications.
+        fold = not self.low_rank and len(mixtures) <= self.count
+        folded = [self.folded(base, mixture) for mixture in mixtures] if fold else []
+
+        def mixed(hidden: torch.Tensor) -> torch.Tensor:
+            if len(hidden) % len(weights):
+                raise ValueError(
+                    f"`objective_weights` has {len(weights)} rows and the batch {len(hidden)}: give one per prompt."
+                )
+            copies = len(hidden) // len(weights)  # beams and several samples of a prompt stand next to each other
+            if fold:
+                row = which.repeat_interleave(copies).to(hidden.device)
+                logits = hidden.new_empty(*hidden.shape[:-1], len(folded[0][0]))
+                for i, (weight, bias) in enumerate(folded):
+                    logits[row == i] = _linear(hidden[row == i], weight, bias).to(logits)
+                return logits
+            by_row = weights.repeat_interleave(copies, 0).to(hidden.device)
+            if not self.low_rank:
+                return torch.einsum("bh,hb...->b...", by_row.to(hidden), self(hidden, base))
+            downs = [w[:, None, None] * _linear(hidden, a) for w, a in zip(by_row.T, self.all("A"), strict=True)]
             down = self.scale * torch.cat(downs, -1)
             logits = _linear(hidden, _whole(base.weight), _whole(base.bias))
-            total = weights.sum(1)
-            if not bool((total == 1).all()):
-                logits = total[:, None, None].to(logits) * logits
-            return logits + _linear(down.to(hidden), torch.cat(self.all("B"), -1))
-        mixtures, row = weights.unique(dim=0, return_inverse=True)
-        if len(mixtures) > self.count:  # fewer multiplications head by head than mixture by mixture
-            return torch.einsum("bh,hb...->b...", weights.to(hidden), self(hidden, base))
-        logits = hidden.new_empty(*hidden.shape[:-1], len(_whole(base.weight)))
-        for i, mixture in enumerate(mixtures):
-            logits[row == i] = _linear(hidden[row == i], *self.folded(base, mixture)).to(logits)
-        return logits
+            total = by_row.sum(1)[:, None, None]
+            return total.to(logits) * logits + _linear(down.to(hidden), torch.cat(self.all("B"), -1))
+
+        return mixed
 
 
 if TYPE_CHECKING:
@@ -309,7 +315,7 @@ class ObjectiveHeadsMixin(_Model):
                     _linear, **dict(zip(("weight", "bias"), heads.folded(base, chosen), strict=True))
                 )
             else:
-                mixed = functools.partial(heads.by_row, base=base, weights=chosen)
+                mixed = heads.by_row(base, chosen)
         try:
             base.forward, self._mixing = mixed, True
             yield
