@@ -99,8 +99,9 @@ class FDPGTrainer(RLOOTrainer):
             The configuration. If not given: the defaults.
         train_dataset (`Dataset` or `IterableDataset`):
             A column `prompt`, of texts or conversations. A single row is the unconditional case.
-        eval_dataset, processing_class, reward_processing_classes, callbacks, optimizers, quantization_config,
-        peft_config: As for [`~trl.RLOOTrainer`].
+        eval_dataset (`Dataset` or `IterableDataset` or `dict`, *optional*): As `train_dataset`.
+        processing_class, reward_processing_classes, callbacks, optimizers, quantization_config, peft_config:
+            As for [`~trl.RLOOTrainer`].
     """
 
     loss_is_scaled_for_ga = False

@@ -128,7 +128,7 @@ def test_styles_that_exclude_each_other(pipe):
         (np.random.default_rng(0).random((16, 16, 3)) - 0.5, "[0, 1]"),
         (np.full((16, 16, 3), NAN), "[0, 1]"),
     ],
-    ids=str,
+    ids=["text", "five channels", "several", "above 1", "below 0", "not a number"],
 )
 def test_style_images_that_are_none(pipe, image, part):
     refuses(pipe, part, style_image=image)

@@ -90,6 +90,12 @@ def negatives(rows):
 # ------------------------------------------------------------------------------------------------------ the whole loop
 
 LAYERS = {"single": {2, 3, 4}, "double": {0, 1}, "all": {0, 1, 2, 3, 4}, (1, 4): {1, 2, 3}}
+
+
+def twice(sigma):
+    return 2 * sigma
+
+
 LOOPS = [
     {},
     {"share_blocks": "all", "style_lambda": 1.3},
@@ -99,7 +105,7 @@ LOOPS = [
     {"share_end": 0.5},
     {"share_start": 0.4, "share_end": 0.8, "style_lambda": 0.7},
     {"lambda_schedule": "sigma_squared"},
-    {"lambda_schedule": lambda sigma: 2 * sigma, "isolate_anchor": False, "anchor_index": 2},
+    {"lambda_schedule": twice, "isolate_anchor": False, "anchor_index": 2},
 ]
 
 
@@ -124,7 +130,9 @@ def levers_of(given, layers="single"):
     return levers
 
 
-@pytest.mark.parametrize("levers", LOOPS, ids=str)
+@pytest.mark.parametrize(
+    "levers", LOOPS, ids=lambda levers: " ".join(f"{k}={getattr(v, '__name__', v)}" for k, v in levers.items())
+)
 @pytest.mark.parametrize("size", [None, 1])
 def test_loop_is_the_slow_loop(pipe, levers, size):
     seen, texts = [], conditions(3)
