@@ -68,7 +68,13 @@ class ObjectiveHeads(nn.Module):
 
     def all(self, name: str) -> list[torch.Tensor]:
         """The parameters of that name, one per head; whole ones where FSDP has sharded them."""
-        return [_whole(getattr(self, f"{name}_{k}")) for k in range(self.count)]
+        weights = [getattr(self, f"{name}_{k}") for k in range(self.count)]
+        if any(weight.is_meta for weight in weights):
+            raise ValueError(
+                "The objective heads are offloaded and cannot be mixed. Load the model without offloading, or a model "
+                "made by `merge_heads`."
+            )
+        return [_whole(weight) for weight in weights]
 
     @torch.no_grad()
     def init_from(self, base: Any, *, std: float, seed: int) -> None:
@@ -106,9 +112,9 @@ class ObjectiveHeads(nn.Module):
         if not self.low_rank:
             bias = None if bias is None else mix_heads(self.all("bias"), weights).to(dtype)
             return mix_heads(self.all("weight"), weights).to(dtype), bias
-        total = float(weights.sum())
+        total = _total(weights)
         wide = torch.promote_types(dtype, torch.float32)
-        mixed = (weight if total == 1 else total * weight).to(wide)
+        mixed = weight.to(wide) if total == 1 else total * weight.to(wide)
         for w, down, up in zip(weights.tolist(), self.all("A"), self.all("B"), strict=True):
             if w != 0:
                 mixed = torch.addmm(mixed, up.to(wide), down.to(wide), alpha=w * self.scale)
@@ -275,22 +281,9 @@ class ObjectiveHeadsMixin(_Model):
         Raises:
             ValueError: A name that is no objective, another number of weights than of objectives, or a wrong number.
         """
-        names = self.objectives
         if weights is None:
-            weights = self.config.objective_heads.get("default_weights") or [1.0] * len(names)
-        if isinstance(weights, Mapping):
-            unknown = [name for name in weights if name not in names]
-            if unknown:
-                raise ValueError(f"`objective_weights` names {unknown}, but the model's objectives are {names}.")
-            weights = [float(weights.get(name, 0.0)) for name in names]
-        if isinstance(weights, str):
-            raise ValueError(f"`objective_weights` is {weights!r}. Besides numbers only 'base' is known.")
-        weights = torch.as_tensor(weights, dtype=torch.float32, device="cpu")
-        if weights.ndim not in (1, 2) or weights.shape[-1] != len(names):
-            raise ValueError(
-                f"`objective_weights` has shape {tuple(weights.shape)}, expected ({len(names)},), or one such row per "
-                f"prompt, for the objectives {names}."
-            )
+            weights = self.config.objective_heads.get("default_weights") or [1.0] * len(self.objectives)
+        weights = _as_tensor(weights, self.objectives, "objective_weights")
         return normalize_weights(weights, normalize=normalize)
 
     @contextmanager
@@ -342,7 +335,8 @@ class ObjectiveHeadsMixin(_Model):
         """
         if objective_weights is None and self._mixing:
             return super().generate(*args, **kwargs)
-        with self.mixed_heads(objective_weights, normalize_weights=normalize_weights):
+        _check_rows(objective_weights, args, kwargs)
+        with torch.no_grad(), self.mixed_heads(objective_weights, normalize_weights=normalize_weights):
             return super().generate(*args, **kwargs)
 
     def objective_logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -380,10 +374,13 @@ class ObjectiveHeadsMixin(_Model):
             return self._log_probs(*args, labels=labels, objective_ids=objective_ids, **kwargs)
         if labels is not None:
             kwargs["labels"] = labels
+        if objective_ids is not None and objective_weights is not None:
+            raise ValueError("`objective_ids` and `objective_weights` are both given. Leave one out.")
         if objective_ids is not None:
             objective_weights = F.one_hot(objective_ids, len(self.objectives))
         if objective_weights is None and self._mixing:
             return super().forward(*args, **kwargs)
+        _check_rows(objective_weights, args, kwargs)
         with self.mixed_heads(objective_weights):
             return super().forward(*args, **kwargs)
 
@@ -402,6 +399,11 @@ class ObjectiveHeadsMixin(_Model):
         if objective_ids is None:
             return score(slice(None), labels, base.weight, base.bias)
         rows = [(objective_ids == k).nonzero()[:, 0] for k in range(heads.count)]
+        if len(objective_ids) != len(labels) or sum(map(len, rows)) != len(labels):
+            raise ValueError(
+                f"`objective_ids` is {objective_ids.tolist()}, expected one number below {heads.count} for each of "
+                f"{len(labels)} rows."
+            )
         if heads.low_rank:
             weight, bias, (scale, cap) = _whole(base.weight), _whole(base.bias), logit_transform(self.config)
             parts = []
@@ -696,9 +698,9 @@ def _with_heads(config: PreTrainedConfig, given: dict[str, Any]) -> tuple[PreTra
         _check_settings(settings)
     weights = given.get("default_weights")
     if weights is not None:
-        if isinstance(weights, Mapping):
-            weights = [weights.get(name, 0.0) for name in settings["objectives"]]
-        settings["default_weights"] = [float(weight) for weight in weights]
+        weights = _as_tensor(weights, settings["objectives"], "default_weights")
+        normalize_weights(weights)  # the same errors now as at every call later
+        settings["default_weights"] = weights.tolist()
     config.objective_heads = settings
     if config.is_encoder_decoder:
         raise ValueError(f"{type(config).__name__} is of an encoder-decoder model. Only decoders can have heads.")
@@ -718,6 +720,40 @@ def _check_settings(settings: dict[str, Any]) -> None:
 
 def _base_class(cls: type) -> type[PreTrainedModel]:
     return next(c for c in cls.__mro__ if issubclass(c, PreTrainedModel) and not issubclass(c, ObjectiveHeadsMixin))
+
+
+def _as_tensor(weights: Any, names: Sequence[str], argument: str) -> torch.Tensor:
+    """Weights of objectives, by name or in their order, as a tensor of shape `(H,)` or `(B, H)`."""
+    if isinstance(weights, Mapping):
+        unknown = [name for name in weights if name not in names]
+        if unknown:
+            raise ValueError(f"`{argument}` names {unknown}, but the model's objectives are {list(names)}.")
+        weights = [float(weights.get(name, 0.0)) for name in names]
+    if isinstance(weights, str):
+        raise ValueError(f"`{argument}` is {weights!r}. Besides numbers only 'base' is known, for one call.")
+    weights = torch.as_tensor(weights, dtype=torch.float32, device="cpu")
+    if weights.ndim not in (1, 2) or weights.shape[-1] != len(names):
+        raise ValueError(
+            f"`{argument}` has shape {tuple(weights.shape)}, expected ({len(names)},), or one such row per prompt, "
+            f"for the objectives {list(names)}."
+        )
+    return weights
+
+
+def _check_rows(weights: ObjectiveWeights, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Rows of weights are one per prompt: otherwise a prompt would get somebody else's."""
+    if weights is None or isinstance(weights, (str, Mapping)) or torch.as_tensor(weights).ndim != 2:
+        return
+    given = (*args[:1], *(kwargs.get(name) for name in ("input_ids", "inputs", "inputs_embeds")))
+    batch = next((len(value) for value in given if value is not None), len(weights))
+    if len(weights) != batch:
+        raise ValueError(f"`objective_weights` has {len(weights)} rows and the batch {batch}: give one per prompt.")
+
+
+def _total(weights: torch.Tensor) -> float:
+    """Their sum; 1 where only rounding makes it another."""
+    total = float(weights.sum())
+    return 1.0 if abs(total - 1) < 1e-6 else total
 
 
 def _whole(weight: Any) -> Any:

@@ -2,6 +2,7 @@
 """Models with one head per objective: they start as the base model, heads keep apart, mixing is folding."""
 
 import pickle
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -514,3 +515,16 @@ def test_from_config() -> None:
     assert not hasattr(CONFIGS["tied"], "objective_heads")
     with pytest.raises(OSError, match="from_pretrained"):
         AutoHeads()
+
+
+def test_numbers_that_fit_nobody_are_refused() -> None:
+    model = AutoHeads.from_config(CONFIGS["untied"], OBJECTIVES).eval()
+    for call in (model, partial(model.generate, max_new_tokens=1)):
+        with pytest.raises(ValueError, match="2 rows and the batch 4"):
+            call(IDS, objective_weights=torch.eye(3)[:2])
+    for wrong in ([0, 1, 2, 5], [0, 1]):
+        with pytest.raises(ValueError, match="`objective_ids` is"):
+            model(IDS, labels=IDS, objective_ids=torch.tensor(wrong))
+    for weights, message in (({"d": 1.0}, "names"), ([1.0], "shape"), ([0.0, 0.0, 0.0], "weights")):
+        with pytest.raises(ValueError, match=message):
+            AutoHeads.from_config(CONFIGS["untied"], OBJECTIVES, default_weights=weights)

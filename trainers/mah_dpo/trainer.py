@@ -12,6 +12,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset, concatenate_datasets
 from transformers import AutoConfig, AutoModelForCausalLM, DataCollator
+from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import DPOTrainer
 from trl.trainer.utils import get_config_model_id
 
@@ -220,6 +221,8 @@ class MAHDPOTrainer(DPOTrainer):
     def _loss_weights(self, given: Mapping[str, float] | Sequence[float] | str | None) -> torch.Tensor:
         """`a_k`, shape `(H,)`."""
         names = self.objectives
+        if isinstance(given, str):
+            raise ValueError(f"`objective_loss_weights` is {given!r}. Give one number for each of {names}.")
         if isinstance(given, Mapping):
             unknown = [name for name in given if name not in names]
             if unknown:
@@ -247,6 +250,8 @@ class MAHDPOTrainer(DPOTrainer):
             )
 
     def _warn(self) -> None:
+        if self.args.head_type == "low_rank" and is_deepspeed_zero3_enabled():
+            raise NotImplementedError("Low-rank heads are not gathered under ZeRO-3. Use full ones, or ZeRO-2.")
         size, count = self.args.per_device_train_batch_size, len(self.objectives)
         if self.args.objective_sampling != "natural" and size % count:
             logger.warning(

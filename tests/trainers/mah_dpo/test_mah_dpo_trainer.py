@@ -146,7 +146,11 @@ def test_precomputing_the_reference_changes_nothing(tiny: str, tmp_path: Path, h
     assert losses(before) == pytest.approx(losses(at_once), rel=1e-6)  # batches of the reference are padded otherwise
 
 
-@pytest.mark.parametrize("settings", [{}, {"precompute_ref_log_probs": True}, {"peft_config": LORA}], ids=["whole", "precomputed", "adapter"])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"precompute_ref_log_probs": True}, {"peft_config": LORA}],
+    ids=["whole", "precomputed", "adapter"],
+)
 def test_reference_does_not_see_the_noise(tiny: str, tmp_path: Path, settings: dict) -> None:
     trainer = MAH.start(tmp_path, model=tiny, head_init_std=0.05, **settings)
     batch = next(iter(trainer.get_train_dataloader()))
