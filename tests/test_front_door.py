@@ -102,6 +102,8 @@ def test_examples_run(script, tmp_path):
     assert answer.returncode == 0, answer.stderr
 
 
+# peft reads `is_gradient_checkpointing`, which transformers has renamed.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_demo_writes_a_gallery(tmp_path, capsys):
     """Few steps: what the pictures look like is tested elsewhere."""
     threads = torch.get_num_threads()
