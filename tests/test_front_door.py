@@ -96,9 +96,12 @@ def test_make_says_what_python_lacks(script, answer, tmp_path):
     assert not (tmp_path / ".venv").exists()
 
 
+@pytest.mark.parametrize(
+    "options", [["--steps", "4"], pytest.param([], marks=pytest.mark.slow)], ids=["short", "as it is"]
+)
 @pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda script: script.name)
-def test_examples_run(script, tmp_path):
-    answer = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True)
+def test_examples_run(script, options, tmp_path):
+    answer = subprocess.run([sys.executable, str(script), *options], cwd=tmp_path, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
 
 
