@@ -48,10 +48,10 @@ def _wide(value: torch.Tensor | float | Sequence[float]) -> torch.Tensor:
 def _check(name: str, alpha: float | None) -> None:
     if name not in DIVERGENCES:
         raise ValueError(f"The divergence is {name!r}. Choose one of {', '.join(DIVERGENCES)}.")
-    if name == "alpha" and (alpha is None or alpha in (0, 1)):
+    if name == "alpha" and (alpha is None or alpha in (0, 1) or not math.isfinite(alpha)):
         raise ValueError(
-            f"`alpha` is {alpha}, but the alpha divergence needs a number other than 0 and 1: its limits there are "
-            "'forward_kl' (0) and 'reverse_kl' (1)."
+            f"`alpha` is {alpha}, but the alpha divergence needs a finite number other than 0 and 1: its "
+            "limits there are 'forward_kl' (0) and 'reverse_kl' (1)."
         )
 
 
@@ -184,7 +184,10 @@ def f_divergence(name: str, log_pi: torch.Tensor, log_p: torch.Tensor, alpha: fl
         alpha (`float`, *optional*): `A` of `"alpha"`, not 0 or 1.
 
     Returns:
-        `torch.Tensor` of shape `(...)`, float64.
+        `torch.Tensor` of shape `(...)`, float64; `inf` where the divergence is.
+
+    Raises:
+        ValueError: There is no such divergence, or `alpha` does not fit.
     """
     log_pi, log_p = _wide(log_pi), _wide(log_p)
     inside = log_p > -math.inf
@@ -192,8 +195,8 @@ def f_divergence(name: str, log_pi: torch.Tensor, log_p: torch.Tensor, alpha: fl
     log_t = torch.where(inside, log_pi - torch.where(inside, log_p, 0.0), 0.0)
     value = torch.where(inside, log_p.exp() * f_value(name, log_t, alpha), 0.0).sum(-1)
     outside = torch.where(inside, 0.0, log_pi.exp()).sum(-1)
-    slope = f_prime(name, torch.tensor(math.inf), alpha)
-    return value if bool((outside == 0).all()) else value + slope * outside
+    slope = torch.where(outside > 0, f_prime(name, outside.new_tensor(math.inf), alpha), 0.0)
+    return value + slope * outside
 
 
 # Partition function
@@ -316,7 +319,8 @@ def group_advantages(
             `log P = log a + s`, not normalised; `-inf` for excluded samples, NaN for samples without a score.
         log_q (`torch.Tensor` of shape `(..., N)`, *optional*): Under the proposal; `log_pi` if not given.
         alpha (`float`, *optional*): `A` of `"alpha"`.
-        log_z (`float` or `torch.Tensor`, *optional*): Known `log Z`, instead of an estimate.
+        log_z (`float` or `torch.Tensor`, *optional*):
+            Known `log Z`, instead of an estimate: one for all, of shape `(..., 1)` for each context, or `(..., N)`.
         log_sum, count, leave_one_out: Of [`estimate_log_z`][alignext.functional.f_dpg.estimate_log_z].
         baseline (`str` or `float`, *optional*, defaults to `"leave_one_out"`):
             `"leave_one_out"` (above), `"constant"` (`-f'(1)`), `"none"`, or a number. A sample without siblings has
@@ -327,8 +331,8 @@ def group_advantages(
         [`GroupAdvantages`][alignext.functional.f_dpg.GroupAdvantages].
 
     Raises:
-        ValueError: A pseudo-reward is infinite: the divergence is infinite where the target is 0, and the policy
-            drew such a sample.
+        ValueError: There is no such divergence or baseline. Or a pseudo-reward is infinite: the divergence is
+            infinite where the target is 0, and the policy drew such a sample.
     """
     log_pi, log_p = _wide(log_pi), _wide(log_target)
     log_q = log_pi if log_q is None else _wide(log_q)
@@ -347,9 +351,10 @@ def group_advantages(
     pseudo = torch.where(known, rewards(torch.where(known, log_t, 0.0)), 0.0)
     if pseudo.isinf().any():
         raise ValueError(
-            f"A sample that the target excludes has the pseudo-reward {pseudo[pseudo.isinf()][0].item()}: this "
-            "divergence is infinite where the target is 0. Use 'js', 'tv' or 'forward_kl', or a target that "
-            "excludes nothing."
+            f"A sample has the pseudo-reward {pseudo[pseudo.isinf()][0].item()}, at log(pi / p) = "
+            f"{log_t[pseudo.isinf()][0].item()}. If that is inf, the target excludes the sample, and this divergence "
+            "is infinite there: use 'js', 'tv' or 'forward_kl', or a target that excludes nothing. Else clip: "
+            "`log_t_clip` or `reward_clip`."
         )
     at_one = rewards(torch.zeros_like(log_p[..., :1]))
     if baseline == "none":
@@ -360,8 +365,10 @@ def group_advantages(
         siblings = scored.sum(-1, keepdim=True) - 1
         total = _sum_over_siblings(rewards, torch.where(scored, log_ratio, 0.0), log_z, scored, known)
         b = torch.where(siblings > 0, total / siblings.clamp(min=1), at_one)
+    elif isinstance(baseline, str):
+        raise ValueError(f"`baseline` is {baseline!r}. Choose 'leave_one_out', 'constant', 'none' or a number.")
     else:
-        b = torch.full_like(log_p, float(baseline))
+        b = torch.full_like(log_p, baseline)
     b = torch.where(known, b, 0.0)
     return GroupAdvantages(pseudo - b, log_t, pseudo, b, log_z)
 
@@ -455,7 +462,7 @@ def fit_lambda(
         `torch.Tensor` of shape `(F,)`, float64.
 
     Raises:
-        ValueError: A feature is constant, or the moments cannot be reached.
+        ValueError: No sample has a weight, a feature is constant or not finite, or the moments cannot be reached.
     """
     log_w, phi = _wide(log_w), _wide(phi)
     mu = _wide(moments).to(phi)
@@ -509,6 +516,10 @@ def fit_lambda(
 def _check_moments(log_w: torch.Tensor, phi: torch.Tensor, mu: torch.Tensor, names: Sequence[str]) -> None:
     if len(mu) != phi.shape[-1] or len(names) != len(mu):
         raise ValueError(f"There are {phi.shape[-1]} features, {len(mu)} moments and {len(names)} names of features.")
+    wrong = ~phi.isfinite()
+    if wrong.any():
+        name = names[int(wrong.flatten(0, -2).any(0).nonzero()[0])]
+        raise ValueError(f"{name} is {phi[wrong][0].item()} for a sample. A feature has to be a finite number.")
     absent = (log_w == -math.inf)[..., None]
     low = torch.where(absent, math.inf, phi).amin(1).mean(0)
     high = torch.where(absent, -math.inf, phi).amax(1).mean(0)
@@ -553,10 +564,11 @@ def divergence_estimates(
         log_ref (`torch.Tensor` of shape `(N,)`, *optional*): `log a`; without it the last two are left out.
         log_q (`torch.Tensor` of shape `(N,)`, *optional*): Under the proposal; `log_pi` if not given.
         log_z (`float` or `torch.Tensor`, *optional*):
-            `log Z`, one or one a sample; `log mean(P / q)` of these samples if not given.
+            `log Z`, finite, one or one a sample; `log mean(P / q)` of these samples if not given.
 
     Returns:
-        `dict[str, torch.Tensor]`: scalars, float64.
+        `dict[str, torch.Tensor]`: scalars, float64. Without `log_z`, `tv` and `js` are NaN and the KLs of the target
+        `inf` if all samples are excluded: nothing is known of the target.
     """
     log_pi, log_p = _wide(log_pi), _wide(log_target)
     log_q = log_pi if log_q is None else _wide(log_q)
@@ -598,12 +610,17 @@ def qrs_estimates(
     Args:
         log_target (`torch.Tensor` of shape `(N,)`): `log P`, not normalised.
         log_q (`torch.Tensor` of shape `(N,)`): Log-probabilities under the proposal that sampled.
-        betas (`torch.Tensor` of shape `(B,)` or `float`): On the scale of `P / q`.
+        betas (`torch.Tensor` of shape `(B,)` or `float`): Positive, on the scale of `P / q`.
 
     Returns:
         `dict[str, torch.Tensor]`: of shape `(B,)` each, float64; `kl` and `tv` are NaN where no sample has weight.
+
+    Raises:
+        ValueError: A `beta` is not positive.
     """
     log_w, betas = _wide(log_target) - _wide(log_q), _wide(betas)
+    if not (betas > 0).all():
+        raise ValueError(f"`betas` are {betas.tolist()}, but each must be positive.")
     log_beta = betas.log().reshape(-1, 1).to(log_w.device)
     log_n = math.log(len(log_w))
     capped = torch.minimum(log_w, log_beta)  # (B, N)

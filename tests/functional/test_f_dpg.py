@@ -180,8 +180,28 @@ def test_divergence_where_the_target_has_no_mass(name, alpha):
     assert f_divergence(name, inside, inside, alpha).item() == pytest.approx(0, abs=1e-12)
 
 
+@every_divergence
+def test_divergences_of_several_pairs_are_those_of_each(name, alpha):
+    """One pair's target excludes nothing, the other's does: where f'(inf) = inf, only that one is infinite."""
+    log_pi = torch.stack([log_probs(random_logits(seed)) for seed in (3, 4)])
+    log_p = torch.stack(
+        [log_p - log_z for log_p, log_z in map(target, ("exponential 0.5", "binary"))]
+    ).requires_grad_()
+    both = f_divergence(name, log_pi, log_p, alpha)
+    each = [f_divergence(name, log_pi[k], log_p[k], alpha) for k in (0, 1)]
+    assert torch.equal(both, torch.stack(each))
+    both[0].backward()
+    assert log_p.grad.isfinite().all()
+
+
 @pytest.mark.parametrize(
-    ("name", "alpha", "match"), [("kl", None, "forward_kl"), ("alpha", None, "alpha"), ("alpha", 1, "reverse_kl")]
+    ("name", "alpha", "match"),
+    [
+        ("kl", None, "forward_kl"),
+        ("alpha", None, "alpha"),
+        ("alpha", 1, "reverse_kl"),
+        ("alpha", math.nan, "finite"),
+    ],
 )
 def test_unknown_divergences_are_named(name, alpha, match):
     for function in (f_value, f_prime):
@@ -385,8 +405,18 @@ def test_excluded_samples(name, alpha):
 
 
 def test_excluded_samples_are_refused_where_the_divergence_is_infinite():
-    with pytest.raises(ValueError, match="js"):
+    with pytest.raises(ValueError, match=r"-inf, at .* = inf.*js"):
         group_advantages("reverse_kl", torch.zeros(3), torch.tensor([0.0, -INF, 0.0]))
+
+
+def test_infinite_pseudo_rewards_and_unknown_baselines_are_named():
+    def unclipped(log_t: torch.Tensor) -> torch.Tensor:
+        return f_prime("forward_kl", log_t, log_t_clip=INF)
+
+    with pytest.raises(ValueError, match=r"pseudo-reward inf, at .* = -900.*log_t_clip"):
+        group_advantages(unclipped, torch.tensor([-900.0, -3.0, -3.0]), torch.tensor([0.0, -3.0, -3.0]))
+    with pytest.raises(ValueError, match=r"'mean'.*leave_one_out"):
+        group_advantages("js", torch.zeros(3), torch.zeros(3), baseline="mean")
 
 
 def test_samples_without_a_score_are_left_out():
@@ -518,6 +548,8 @@ def test_lambda_of_features_on_other_scales():
         (torch.ones(64, 1), [1.0], "constant"),
         (torch.stack([PHI[:, 0], 1 - PHI[:, 0]], 1), [0.6, 0.6], "together"),
         (PHI, [0.5], "2 features, 1 moments"),
+        (torch.where(PHI == 3, INF, PHI), [0.5, 1.2], "length is inf"),
+        (torch.where(PHI == 3, math.nan, PHI), [0.5, 1.2], "length is nan"),
     ],
 )
 def test_moments_out_of_reach_are_refused(phi, moments, match):
@@ -573,3 +605,13 @@ def test_quasi_rejection_estimates_are_exact(where):
     exact = qrs_estimates(log_p, UNIFORM, [1e9])
     assert exact["kl"].item() == pytest.approx(0, abs=1e-12)
     assert (found["acceptance_rate"].diff() <= 0).all() and (found["tv"].diff() <= 1e-12).all()
+    with pytest.raises(ValueError, match=r"-1\.0"):
+        qrs_estimates(log_p, UNIFORM, [1.0, -1.0])
+
+
+def test_estimates_where_nothing_is_known_of_the_target():
+    found = divergence_estimates(LOG_A[:3], torch.full((3,), -INF), LOG_A[:3])
+    assert found["kl_policy_base"] == 0
+    assert found["kl_target_policy"] == found["kl_target_base"] == INF
+    assert found["tv"].isnan() and found["js"].isnan()
+    assert qrs_estimates(torch.full((3,), -INF), LOG_A[:3], 1.0)["kl"].isnan()
