@@ -1,28 +1,24 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """Two processes do what one does with a batch of twice the size."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from ..launch import alone_and_shared, logged
+
 
 SCRIPT = """
-import json, sys
-import torch
 from datasets import Dataset
 from alignext import BCOConfig, BCOTrainer, mini
 
-folder, mode, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
-torch.set_num_threads(1)
+(mode,) = arguments
 ups = [{"prompt": "One day", "completion": f" Tom ate {n} cakes.", "label": True} for n in range(10)]
 downs = [{"prompt": "One day", "completion": f" Lily lost {n} toys. She was sad.", "label": False} for n in range(10)]
 # two of a class in turn: with two processes, each one only ever sees one class
 rows = [row for i in range(0, 10, 2) for row in (*ups[i : i + 2], *downs[i : i + 2])]
 args = BCOConfig(
-    folder, per_device_train_batch_size=size, max_steps=5, learning_rate=1e-3, optim="sgd", logging_steps=1,
+    folder, per_device_train_batch_size=4 // processes, max_steps=5, learning_rate=1e-3, optim="sgd", logging_steps=1,
     train_sampling_strategy="sequential", reward_shift=mode, use_cpu=True, bf16=False, report_to="none",
     save_strategy="no", disable_tqdm=True,
 )
@@ -35,9 +31,6 @@ outcome = {
     "weights": sum(float(weight.double().abs().sum()) for weight in trainer.model.parameters()),
     "eval": metrics,
 }
-with open(f"{folder}/outcome-{trainer.args.process_index}.json", "w") as file:
-    json.dump(outcome, file)
-trainer.end()
 """
 
 METRICS = (
@@ -50,31 +43,12 @@ METRICS = (
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["ema", "running_mean"])
 def test_two_processes_are_one_larger_batch(tmp_path: Path, mode: str) -> None:
-    script = tmp_path / "run.py"
-    script.write_text(SCRIPT)
-    outcomes = {}
-    for processes in (1, 2):
-        folder = tmp_path / str(processes)
-        folder.mkdir()
-        command = [sys.executable, str(script)]
-        if processes > 1:
-            launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-            launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-            command = [sys.executable, *launch, str(script)]
-        answer = subprocess.run(
-            [*command, str(folder), mode, str(4 // processes)], capture_output=True, text=True, cwd=tmp_path
-        )
-        assert answer.returncode == 0, answer.stderr[-3000:]
-        outcomes[processes] = [json.loads(file.read_text()) for file in sorted(folder.glob("outcome-*.json"))]
-        assert len(outcomes[processes]) == processes
-    (alone,), (first, second) = outcomes[1], outcomes[2]
+    alone, first, second = alone_and_shared(SCRIPT, tmp_path, mode)
     assert first["stats"] == second["stats"]
     assert first["weights"] == second["weights"]
     assert first["stats"] == pytest.approx(alone["stats"], rel=1e-4)
     assert first["weights"] == pytest.approx(alone["weights"], rel=1e-7)
-    for ours, theirs in zip(first["log"], alone["log"], strict=True):
-        assert {name: ours[name] for name in METRICS} == pytest.approx(
-            {name: theirs[name] for name in METRICS}, rel=1e-3, abs=1e-5
-        )
+    for ours, theirs in zip(logged(first, METRICS), logged(alone, METRICS), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
     assert first["log"][-1]["delta"] != 0
     assert first["eval"]["eval_delta"] == pytest.approx(alone["eval"]["eval_delta"], rel=1e-4)

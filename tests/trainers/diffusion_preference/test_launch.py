@@ -1,24 +1,20 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """Two processes do what one does with a batch of twice the size."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from ..launch import alone_and_shared, logged
+
 
 SCRIPT = """
-import json, sys
-import torch
 from datasets import Dataset
 from peft import LoraConfig
 import alignext
 from alignext import mini
 
-folder, name, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
-torch.set_num_threads(1)
+(name,), size = arguments, 4 // processes
 g = torch.Generator().manual_seed(0)
 rows = [
     {
@@ -49,9 +45,6 @@ outcome = {
     "weights": [float(p.abs().sum()) for p in kept],
     "eval": {name: value for name, value in metrics.items() if "loss" in name or "rewards" in name or "mse" in name},
 }
-with open(f"{folder}/outcome-{trainer.args.process_index}.json", "w") as file:
-    json.dump(outcome, file)
-trainer.end()
 """
 
 METRICS = (
@@ -63,28 +56,9 @@ METRICS = (
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["DiffusionDPO", "InversionDPO", "SmPO"])
 def test_two_processes_are_one_larger_batch(tmp_path: Path, name: str) -> None:
-    script = tmp_path / "run.py"
-    script.write_text(SCRIPT)
-    outcomes = {}
-    for processes in (1, 2):
-        folder = tmp_path / str(processes)
-        folder.mkdir()
-        command = [sys.executable, str(script)]
-        if processes > 1:
-            launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-            launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-            command = [sys.executable, *launch, str(script)]
-        answer = subprocess.run(
-            [*command, str(folder), name, str(4 // processes)], capture_output=True, text=True, cwd=tmp_path
-        )
-        assert answer.returncode == 0, answer.stderr[-3000:]
-        outcomes[processes] = [json.loads(file.read_text()) for file in sorted(folder.glob("outcome-*.json"))]
-        assert len(outcomes[processes]) == processes
-    (alone,), (first, second) = outcomes[1], outcomes[2]
+    alone, first, second = alone_and_shared(SCRIPT, tmp_path, name)
     assert first["weights"] == second["weights"]
     assert first["weights"] == pytest.approx(alone["weights"], rel=1e-3)
     assert first["eval"] == pytest.approx(alone["eval"], rel=1e-2, abs=1e-5)
-    for ours, theirs in zip(first["log"], alone["log"], strict=True):
-        assert [ours[name] for name in METRICS] == pytest.approx(
-            [theirs[name] for name in METRICS], rel=1e-2, abs=1e-5
-        )
+    for ours, theirs in zip(logged(first, METRICS), logged(alone, METRICS), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-2, abs=1e-5)

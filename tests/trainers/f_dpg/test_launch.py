@@ -1,22 +1,18 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """Two processes do what one does with the same completions."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from ..launch import alone_and_shared, logged
+
 
 SCRIPT = """
-import json, sys
-import torch
 from datasets import Dataset
 from alignext import FDPGConfig, FDPGTrainer, mini
 
-folder, target = sys.argv[1], sys.argv[2]
-torch.set_num_threads(1)
+(target,) = arguments
 
 
 class Dictated(FDPGTrainer):
@@ -38,7 +34,7 @@ def even(completions, completion_ids, **kwargs):
 
 settings = {"exponential": {"beta": 0.5}, "distributional": {"target_moments": [0.4], "moment_samples": 16}}[target]
 args = FDPGConfig(
-    folder, target=target, num_generations=4, per_device_train_batch_size=8 // int(sys.argv[3]), max_steps=3,
+    folder, target=target, num_generations=4, per_device_train_batch_size=8 // processes, max_steps=3,
     learning_rate=1e-3, lr_scheduler_type="constant", optim="sgd", logging_steps=1, baseline="leave_one_out",
     shuffle_dataset=False, use_cpu=True, bf16=False, report_to="none", save_strategy="no", disable_tqdm=True,
     log_diversity=True, **settings,
@@ -52,9 +48,6 @@ outcome = {
     "weights": sum(float(weight.double().abs().sum()) for weight in trainer.model.parameters()),
     "sampled": [s["completion"] for s in trainer.quasi_rejection_sample("One day", 1e-9, num_samples=3)],
 }
-with open(f"{folder}/outcome-{trainer.args.process_index}.json", "w") as file:
-    json.dump(outcome, file)
-trainer.end()
 """
 
 METRICS = (
@@ -68,24 +61,7 @@ METRICS = (
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["exponential", "distributional"])
 def test_two_processes_are_one(tmp_path: Path, target: str) -> None:
-    script = tmp_path / "run.py"
-    script.write_text(SCRIPT)
-    outcomes = {}
-    for processes in (1, 2):
-        folder = tmp_path / str(processes)
-        folder.mkdir()
-        command = [sys.executable, str(script)]
-        if processes > 1:
-            launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-            launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-            command = [sys.executable, *launch, str(script)]
-        answer = subprocess.run(
-            [*command, str(folder), target, str(processes)], capture_output=True, text=True, cwd=tmp_path
-        )
-        assert answer.returncode == 0, answer.stderr[-3000:]
-        outcomes[processes] = [json.loads(file.read_text()) for file in sorted(folder.glob("outcome-*.json"))]
-        assert len(outcomes[processes]) == processes
-    (alone,), (first, second) = outcomes[1], outcomes[2]
+    alone, first, second = alone_and_shared(SCRIPT, tmp_path, target)
     assert first["state"] == second["state"]
     assert first["weights"] == second["weights"]
     assert first["sampled"] == second["sampled"] and len(first["sampled"]) == 3
@@ -94,7 +70,5 @@ def test_two_processes_are_one(tmp_path: Path, target: str) -> None:
     assert first["state"]["z"].keys() == alone["state"]["z"].keys() and len(alone["state"]["z"]) == 2
     for key, entry in alone["state"]["z"].items():
         assert first["state"]["z"][key] == pytest.approx(entry, rel=1e-4)
-    for ours, theirs in zip(first["log"], alone["log"], strict=True):
-        assert {name: ours[name] for name in METRICS} == pytest.approx(
-            {name: theirs[name] for name in METRICS}, rel=1e-3, abs=1e-5
-        )
+    for ours, theirs in zip(logged(first, METRICS), logged(alone, METRICS), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)

@@ -1,29 +1,25 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """Two processes, an objective missing on one of them, do what one does with a batch of twice the size."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from ..launch import alone_and_shared
+
 
 SCRIPT = """
-import json, sys
-import torch
 from datasets import Dataset
 from alignext import MAHDPOConfig, MAHDPOTrainer, mini
 
-folder, head_type, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
-torch.set_num_threads(1)
+(head_type,) = arguments
 objectives = "xxxx yyxy xxyz zyxx zzzz xxxy xyzx yyyy xxzx zxyx".replace(" ", "")
 rows = [
     {"prompt": "One day", "chosen": f" Tom ate {n} cakes.", "rejected": f" Lily lost {n} toys. Oh.", "objective": o}
     for n, o in enumerate(objectives)
 ]
 args = MAHDPOConfig(
-    folder, per_device_train_batch_size=size, max_steps=4, learning_rate=1e-2, optim="sgd", logging_steps=1,
+    folder, per_device_train_batch_size=8 // processes, max_steps=4, learning_rate=1e-2, optim="sgd", logging_steps=1,
     objective_sampling="natural", train_sampling_strategy="sequential", head_type=head_type, head_rank=4,
     objective_loss_weights={"x": 1, "y": 2, "z": 0.5}, use_cpu=True, bf16=False, report_to="none",
     save_strategy="no", disable_tqdm=True, activation_checkpointing=False, ddp_find_unused_parameters=False,
@@ -37,9 +33,6 @@ outcome = {
     "moved": moved,
     "eval": trainer.evaluate(Dataset.from_list(rows[:8])),
 }
-with open(f"{folder}/outcome-{trainer.args.process_index}.json", "w") as file:
-    json.dump(outcome, file)
-trainer.end()
 """
 
 IGNORED = ("runtime", "per_second", "epoch", "learning_rate")
@@ -53,24 +46,7 @@ def figures(log: dict) -> dict:
 @pytest.mark.slow
 @pytest.mark.parametrize("head_type", ["full", "low_rank"])
 def test_two_processes_are_one_larger_batch(tmp_path: Path, head_type: str) -> None:
-    script = tmp_path / "run.py"
-    script.write_text(SCRIPT)
-    outcomes = {}
-    for processes in (1, 2):
-        folder = tmp_path / str(processes)
-        folder.mkdir()
-        command = [sys.executable, str(script)]
-        if processes > 1:
-            launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-            launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-            command = [sys.executable, *launch, str(script)]
-        answer = subprocess.run(
-            [*command, str(folder), head_type, str(8 // processes)], capture_output=True, text=True, cwd=tmp_path
-        )
-        assert answer.returncode == 0, answer.stderr[-3000:]
-        outcomes[processes] = [json.loads(file.read_text()) for file in sorted(folder.glob("outcome-*.json"))]
-        assert len(outcomes[processes]) == processes
-    (alone,), (first, second) = outcomes[1], outcomes[2]
+    alone, first, second = alone_and_shared(SCRIPT, tmp_path, head_type)
     assert first["moved"] == second["moved"]
     assert first["moved"] == pytest.approx(alone["moved"], rel=1e-3, abs=1e-9)
     assert all(value > 0 for value in alone["moved"].values())
