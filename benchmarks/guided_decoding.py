@@ -183,6 +183,8 @@ def effect(folder: str | None, repeats: int, device: str) -> dict:
         reward = trained_reward(model, tokenizer)
     else:
         reward = ProcessReward.from_pretrained(folder, device_map=device)
+    stories = 2 * example.beginnings(example.HELD_OUT_NAMES)
+    ranks = example.accuracy(reward, example.solutions(model, tokenizer, stories, 1, tokens))
     prompts = repeats * example.beginnings(example.HELD_OUT_NAMES)
 
     def guided(**settings: Any) -> list[str]:
@@ -223,6 +225,7 @@ def effect(folder: str | None, repeats: int, device: str) -> dict:
         print(table[-1], flush=True)
     return {
         "prompts": len(prompts),
+        "pleasant above other held-out stories after their first, middle, last step": ranks,
         "table": table,
     }
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
@@ -144,7 +144,7 @@ def run_seed(seed: int, steps: int, learning_rate: float, samples: int, tell: in
         result["cpu_seconds"][f"DPO {name}"] = seconds
         result["accuracy"][f"DPO {name}"] = accuracy(model, [name])
         result["points"][f"DPO {name}"] = told(model)
-    pooled = MAHDPOTrainer._joined(per_objective, "objective").remove_columns("objective")
+    pooled = concatenate_datasets([*per_objective.values()]).remove_columns("objective")
     model, seconds = train(DPOTrainer, DPOConfig, pooled, 3 * PAIRS, **common)
     result["cpu_seconds"]["DPO pooled"] = seconds
     result["accuracy"]["DPO pooled"] = accuracy(model)

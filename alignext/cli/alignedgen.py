@@ -5,6 +5,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from alignext.cli.arguments import at_least_one
+
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -37,7 +39,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--save-style", type=Path, help="keep the style of this set in a file, to continue it later")
     parser.add_argument("--compare", action="store_true", help="also draw the prompts without sharing, as stock does")
     parser.add_argument("--seed", type=int, default=0, help="image k uses seed + k (default: %(default)s)")
-    parser.add_argument("--steps", type=_at_least_one, default=28, help="denoising steps (default: %(default)s)")
+    parser.add_argument("--steps", type=at_least_one, default=28, help="denoising steps (default: %(default)s)")
     parser.add_argument("--guidance-scale", type=float, help="of guidance-distilled checkpoints (default: 3.5)")
     parser.add_argument("--negative-prompt", help="what not to draw, with --true-cfg-scale")
     parser.add_argument("--true-cfg-scale", type=float, help="two calls a step, from 1 (off) up (default: 1)")
@@ -54,12 +56,10 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--no-adain", action="store_true", help="leave the statistics of queries and keys alone")
     parser.add_argument("--anchor-index", type=int, help="which prompt sets the style, from 0 (default: 0)")
     parser.add_argument("--shared-noise", action="store_true", help="all images start from the noise of the first")
-    parser.add_argument(
-        "--target-batch-size", type=_at_least_one, help="images at once, to save memory (default: all)"
-    )
-    parser.add_argument("--max-sequence-length", type=_at_least_one, help="text tokens (default: 512)")
-    parser.add_argument("--height", type=_at_least_one, help="pixels (default: as the pipeline has it)")
-    parser.add_argument("--width", type=_at_least_one, help="pixels (default: as the pipeline has it)")
+    parser.add_argument("--target-batch-size", type=at_least_one, help="images at once, to save memory (default: all)")
+    parser.add_argument("--max-sequence-length", type=at_least_one, help="text tokens (default: 512)")
+    parser.add_argument("--height", type=at_least_one, help="pixels (default: as the pipeline has it)")
+    parser.add_argument("--width", type=at_least_one, help="pixels (default: as the pipeline has it)")
     parser.add_argument("--device", help="for example cuda (default: cuda where there is one, else cpu)")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: bfloat16 on cuda")
     parser.add_argument(
@@ -117,9 +117,9 @@ def run(args: argparse.Namespace) -> None:
             labels.append(name)
     sheet = contact_sheet(rows, row_labels=labels if args.compare else ())
     figures = [
-        Figure(f"{k:02d}" + ("" if name == "aligned" else f"-{name}"), image, alt=prompt, caption=f"{name}: {prompt}")
+        Figure(f"{k:02d}{'' if name == 'aligned' else f'-{name}'}", images[k], alt=prompt, caption=f"{name}: {prompt}")
         for k, prompt in enumerate(args.prompt)
-        for name, image in ((name, images[k]) for name, images in made.items())
+        for name, images in made.items()
     ]
     first = Figure("contact-sheet", sheet, alt="All images of the set.", caption=", ".join(args.prompt))
     sections = [Section("The set", figures=[first]), Section("One by one", figures=figures)]
@@ -178,13 +178,6 @@ def _blocks(text: str) -> str | tuple[int, int]:
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be single, double, all or LO:HI such as 3:7, got {text!r}") from None
     return low, high
-
-
-def _at_least_one(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
 
 
 # ------------------------------------------------------------------------------------------------------------- demo

@@ -82,6 +82,8 @@ def run(args: argparse.Namespace) -> None:
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     loader: Any = AutoModelForCausalLMWithObjectiveHeads
     if args.reward and not hasattr(AutoConfig.from_pretrained(args.model), "objective_heads"):
+        if args.merge_to is not None:
+            raise ValueError(f"--merge-to needs objective heads, but --model {args.model} has none. Leave it out.")
         loader = AutoModelForCausalLM
     model = loader.from_pretrained(args.model, dtype=args.dtype).to(device).eval()
     tokenizer = AutoTokenizer.from_pretrained(args.model, padding_side="left")

@@ -2,9 +2,10 @@
 """`alignext mah-dpo`: train a language model for several objectives, a head each."""
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from alignext.cli.training import add_command, load_rows, model_arguments, splits, train_and_save
 
 
 if TYPE_CHECKING:
@@ -23,14 +24,8 @@ _ENDINGS = {
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
-    """Add `alignext mah-dpo`, whose arguments TRL's own parser reads later: making it imports all of TRL."""
-    parser = subparsers.add_parser("mah-dpo", help="train a language model for several objectives", add_help=False)
-
-    def keep(args: Sequence[str], namespace: object = None) -> tuple[argparse.Namespace, list[str]]:
-        words = [word for word in args if word != "--debug"]
-        return argparse.Namespace(func=run, words=words, debug=len(words) < len(args)), []
-
-    parser.parse_known_args = keep
+    """Add `alignext mah-dpo`."""
+    add_command(subparsers, "mah-dpo", "train a language model for several objectives", run)
 
 
 def make_parser() -> "TrlParser":
@@ -54,7 +49,6 @@ def run(args: argparse.Namespace) -> None:
     """Train, save, and say how to load the result."""
     script, config, model, mixture = make_parser().parse_args_and_config(args=args.words)
     from alignext import MAHDPOTrainer
-    from alignext.cli.training import load_rows, model_arguments, splits, train_and_save
 
     data = splits(load_rows(script, mixture, example="preferences.jsonl"), script, config)
     trainer = MAHDPOTrainer(args=config, **data, **model_arguments(model, config))

@@ -2,9 +2,10 @@
 """`alignext process-reward`: train a model that scores a solution step by step."""
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from alignext.cli.training import add_command, load_rows, model_arguments, splits, train_and_save
 
 
 if TYPE_CHECKING:
@@ -14,16 +15,8 @@ if TYPE_CHECKING:
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
-    """Add `alignext process-reward`, whose arguments TRL's own parser reads later: making it imports all of TRL."""
-    parser = subparsers.add_parser(
-        "process-reward", help="train a model that scores a solution step by step", add_help=False
-    )
-
-    def keep(args: Sequence[str], namespace: object = None) -> tuple[argparse.Namespace, list[str]]:
-        words = [word for word in args if word != "--debug"]
-        return argparse.Namespace(func=run, words=words, debug=len(words) < len(args)), []
-
-    parser.parse_known_args = keep
+    """Add `alignext process-reward`."""
+    add_command(subparsers, "process-reward", "train a model that scores a solution step by step", run)
 
 
 def make_parser() -> "TrlParser":
@@ -47,7 +40,6 @@ def run(args: argparse.Namespace) -> None:
     """Train, save, and say how to load the result."""
     script, config, model, mixture = make_parser().parse_args_and_config(args=args.words)
     from alignext import ProcessRewardTrainer
-    from alignext.cli.training import load_rows, model_arguments, splits, train_and_save
 
     data = splits(load_rows(script, mixture, example="stories.jsonl"), script, config)
     model.lora_task_type = "TOKEN_CLS"  # TRL's default is a task without head

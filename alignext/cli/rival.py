@@ -5,6 +5,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from alignext.cli.arguments import at_least_one
+
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -44,12 +46,12 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--negative-prompt", help="what not to draw")
     parser.add_argument(
-        "-n", "--images", type=_at_least_one, default=4, help="images per picture (default: %(default)s)"
+        "-n", "--images", type=at_least_one, default=4, help="images per picture (default: %(default)s)"
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="image k of a picture uses seed + k (default: %(default)s)"
     )
-    parser.add_argument("--steps", type=_at_least_one, default=50, help="denoising steps (default: %(default)s)")
+    parser.add_argument("--steps", type=at_least_one, default=50, help="denoising steps (default: %(default)s)")
     parser.add_argument("--guidance-scale", type=float, help="default: 5 for variation, else 7")
     parser.add_argument("--t-align", type=float, help="smaller is closer to the picture's content (default: 600)")
     parser.add_argument("--t-early", type=float, help="smaller is closer to the picture's colours (default: 600)")
@@ -57,8 +59,8 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--init", choices=_INITS, help="where generation starts (default: by task)")
     parser.add_argument("--mask", type=Path, help="inpainting: white is repainted, black kept")
     parser.add_argument("--keep-pixels", action="store_true", help="inpainting: paste the kept pixels over the result")
-    parser.add_argument("--height", type=_at_least_one, help="pixels (default: as the model was trained)")
-    parser.add_argument("--width", type=_at_least_one, help="pixels (default: as the model was trained)")
+    parser.add_argument("--height", type=at_least_one, help="pixels (default: as the model was trained)")
+    parser.add_argument("--width", type=at_least_one, help="pixels (default: as the model was trained)")
     parser.add_argument("--device", help="for example cuda (default: cuda where there is one, else cpu)")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: float16 on cuda")
     parser.add_argument("--overwrite", action="store_true", help="also write into a folder with other files in it")
@@ -150,13 +152,6 @@ def _load(
     dtype = getattr(torch, dtype or ("float16" if device.startswith("cuda") else "float32"))
     parts = {"controlnet": ControlNetModel.from_pretrained(controlnet, dtype=dtype)} if controlnet else {}
     return getattr(alignext, name).from_pretrained(model, dtype=dtype, **parts).to(device)
-
-
-def _at_least_one(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
 
 
 # ------------------------------------------------------------------------------------------------------------- demo

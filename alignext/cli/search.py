@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alignext.cli.arguments import at_least_one
+
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -41,27 +43,27 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--clip", help="checkpoint for --reward clip, pickscore or aesthetic (default: the paper's)")
     parser.add_argument("--head", type=Path, help="weights of the head for --reward aesthetic")
     parser.add_argument("--strategy", choices=_STRATEGIES, default="beam", help="default: %(default)s")
-    parser.add_argument("--beams", type=_at_least_one, default=4, help="samples kept per step (default: %(default)s)")
+    parser.add_argument("--beams", type=at_least_one, default=4, help="samples kept per step (default: %(default)s)")
     parser.add_argument(
-        "--candidates", type=_at_least_one, default=2, help="noises tried per beam and step (default: %(default)s)"
+        "--candidates", type=at_least_one, default=2, help="noises tried per beam and step (default: %(default)s)"
     )
     parser.add_argument(
-        "--lookahead", type=_at_least_one, default=6, help="evaluations that estimate a result (default: %(default)s)"
+        "--lookahead", type=at_least_one, default=6, help="evaluations that estimate a result (default: %(default)s)"
     )
     parser.add_argument("--eta", type=float, default=1.0, help="noise of a step, 0 to 1 (default: %(default)s)")
     parser.add_argument("--noise", default="ddpm", help="kind of step, see the documentation (default: %(default)s)")
-    parser.add_argument("--score-every", type=_at_least_one, default=1, help="steps (default: every one)")
+    parser.add_argument("--score-every", type=at_least_one, default=1, help="steps (default: every one)")
     parser.add_argument(
-        "-n", "--outputs", type=_at_least_one, default=1, help="results per prompt, at most --beams (default: 1)"
+        "-n", "--outputs", type=at_least_one, default=1, help="results per prompt, at most --beams (default: 1)"
     )
     parser.add_argument("--seed", type=int, default=0, help="prompt k uses seed + k (default: %(default)s)")
-    parser.add_argument("--steps", type=_at_least_one, default=50, help="denoising steps (default: %(default)s)")
+    parser.add_argument("--steps", type=at_least_one, default=50, help="denoising steps (default: %(default)s)")
     parser.add_argument("--guidance-scale", type=float, help="default: the pipeline's; 5 for the embedded model")
     parser.add_argument("--negative-prompt", help="what not to make")
-    parser.add_argument("--height", type=_at_least_one, help="pixels (default: as the model was trained)")
-    parser.add_argument("--width", type=_at_least_one, help="pixels (default: as the model was trained)")
-    parser.add_argument("--frames", type=_at_least_one, help="videos: how many (default: the pipeline's)")
-    parser.add_argument("--model-batch-size", type=_at_least_one, help="rows of one model call, to save memory")
+    parser.add_argument("--height", type=at_least_one, help="pixels (default: as the model was trained)")
+    parser.add_argument("--width", type=at_least_one, help="pixels (default: as the model was trained)")
+    parser.add_argument("--frames", type=at_least_one, help="videos: how many (default: the pipeline's)")
+    parser.add_argument("--model-batch-size", type=at_least_one, help="rows of one model call, to save memory")
     parser.add_argument("--device", help="for example cuda (default: cuda where there is one, else cpu)")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: float16 on cuda")
     parser.add_argument("--overwrite", action="store_true", help="also write into a folder with other files in it")
@@ -252,13 +254,6 @@ def _default_device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _at_least_one(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
 
 
 # -------------------------------------------------------------------------------------------------------------- demo

@@ -1,6 +1,8 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""What the commands that train a language model share: reading rows, and the end of a run."""
+"""What the commands that train a language model share: their arguments, reading rows, and the end of a run."""
 
+import argparse
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,19 @@ if TYPE_CHECKING:
     from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
 _READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+def add_command(
+    subparsers: argparse._SubParsersAction, name: str, help: str, run: Callable[[argparse.Namespace], None]
+) -> None:
+    """Add a command whose words reach `run` unread, as `args.words`: TRL's parser for them imports all of TRL."""
+    parser = subparsers.add_parser(name, help=help, add_help=False)
+
+    def keep(args: Sequence[str], namespace: object = None) -> tuple[argparse.Namespace, list[str]]:
+        words = [word for word in args if word != "--debug"]
+        return argparse.Namespace(func=run, words=words, debug=len(words) < len(args)), []
+
+    parser.parse_known_args = keep
 
 
 def load_rows(script: "ScriptArguments", mixture: "DatasetMixtureConfig", *, example: str) -> "DatasetDict":

@@ -163,7 +163,8 @@ def guided_generate(
         reward_weights (sequence of `float`, *optional*):
             `v`, where there are several rewards: the score is `sum_r v_r s_r`. All 1 if not given.
         objective_weights (`dict`, `list`, `torch.Tensor` or `"base"`, *optional*):
-            Of a model with objective heads, as its `generate` takes them; `[B, H]` has one row per prompt.
+            Of a model with objective heads, as its `generate` takes them; `[B, H]` has one row per prompt. If not
+            given, those of `mixed_heads` around this call, else the model's own.
         normalize_weights (`bool`, *optional*, defaults to `True`):
             Divide them by their sum.
         min_step_tokens (`int`, *optional*):
@@ -198,7 +199,7 @@ def guided_generate(
         [`GuidedOutput`]: Texts, tokens, steps with all scores, and why each text ended.
 
     Raises:
-        ValueError: An argument is out of range, or a reward returns something else than finite numbers.
+        ValueError: An argument is out of range, or a reward returns NaN or not a number for each text.
     """
     steps = _steps_of(
         boundary,
@@ -542,7 +543,9 @@ def _mixing(model: Any, weights: Any, normalize: bool) -> Generator[dict[str, An
     """What `generate` needs to be told of objectives: nothing if heads can be folded once, here, for all steps."""
     base = model.get_base_model() if is_peft_model(model) else model
     by_row = isinstance(weights, torch.Tensor) and weights.ndim == 2
-    if hasattr(base, "mixed_heads") and not by_row:
+    if weights is None and getattr(base, "_mixing", False):
+        yield {}  # the caller has folded them around this call
+    elif hasattr(base, "mixed_heads") and not by_row:
         with base.mixed_heads(weights, normalize_weights=normalize):
             yield {}
     else:

@@ -294,7 +294,8 @@ class ObjectiveHeadsMixin(_Model):
 
         Args:
             weights (`Mapping[str, float]`, `Sequence[float]`, `torch.Tensor` or `"base"`, *optional*):
-                Per objective. A tensor of shape `(B, H)` has one row per prompt. `"base"` is the untouched base head.
+                Per objective. A tensor of shape `(B, H)` has one row per prompt, shared by its beams and samples.
+                `"base"` is the untouched base head.
             normalize_weights (`bool`, *optional*, defaults to `True`): Divide them by their sum.
         """
         base, heads = self.get_output_embeddings(), self.objective_heads

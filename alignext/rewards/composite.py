@@ -16,7 +16,7 @@ class WeightedReward:
     0, so that a member that is expensive, infinite or NaN there costs nothing and spoils nothing.
 
     Args:
-        members (`Mapping[str, Callable]`): The rewards by name.
+        members (`Mapping[str, Callable]`): The rewards by name; with `input_type = "latent"`, of `latents`.
         weights (`Mapping[str, float]`, *optional*): Their weights; 1 each by default, 0 for names left out.
         weights_by_class (`Mapping[str, Mapping[str, float]]`, *optional*): Other weights for classes of prompts.
         prompt_class (`Callable[[str], str]`, *optional*): The class of a prompt; prompts of a class that has no
@@ -65,9 +65,14 @@ class WeightedReward:
             weights = self._weights(name, len(images), prompts).to(images.device)
             rows = weights.nonzero()[:, 0]
             if len(rows):
+                given = images
+                if getattr(member, "input_type", "image") == "latent":
+                    if "latents" not in kwargs:
+                        raise ValueError(f"Member {name!r} is a reward of latents: pass `latents`, as a search does.")
+                    given = kwargs["latents"]
                 texts = prompts and [prompts[i] for i in rows.tolist()]
                 optional = {k: v[rows] if isinstance(v, torch.Tensor) else v for k, v in kwargs.items()}
-                values = call(member, images[rows], texts, **optional)
+                values = call(member, given[rows], texts, **optional)
                 if not (isinstance(values, torch.Tensor) and values.requires_grad):
                     values = as_rewards(values, len(rows))
                 full = torch.full((len(images),), torch.nan, device=images.device)
@@ -118,13 +123,14 @@ def calibrate_weights(
         target (`torch.Tensor` of shape `(N,)`): The ratings.
         step (`float`, *optional*, defaults to 0.25): A divisor of 1.
         folds (`int`, *optional*, defaults to 0): With 2 or more, also how well weights chosen on the others do on each
-            fold (row i is in fold `i % folds`).
+            fold (row i is in fold `i % folds`), at most N / 2 for a correlation within each.
 
     Returns:
         [`Calibration`]
 
     Raises:
-        ValueError: For shapes that do not match, a `step` that does not divide 1, or data without variance.
+        ValueError: For shapes that do not match, a `step` that does not divide 1, too many folds, or data without
+            variance.
     """
     metrics, target = metrics.double(), target.double()
     if metrics.ndim != 2 or target.shape != metrics.shape[:1] or len(metrics) < 2:
@@ -135,6 +141,8 @@ def calibrate_weights(
     levels = round(1 / step) if step > 0 else 0
     if levels < 1 or abs(levels * step - 1) > 1e-9:
         raise ValueError(f"`step` must divide 1, received {step!r}.")
+    if folds > len(target) // 2:
+        raise ValueError(f"`folds` must leave two rows or more in each, {len(target)} in all, received {folds}.")
     held_out = None
     if folds > 1:
         fold = torch.arange(len(target)) % folds

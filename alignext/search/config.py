@@ -1,6 +1,7 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """What a latent search is told to do, checked at the door."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -94,8 +95,8 @@ class SearchConfig:
         for name in ("eta", "smc_threshold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must be in [0, 1], received {getattr(self, name)!r}.")
-        if self.smc_lambda < 0:
-            raise ValueError(f"`smc_lambda` must not be negative, received {self.smc_lambda!r}.")
+        if not 0 <= self.smc_lambda < math.inf:
+            raise ValueError(f"`smc_lambda` must be finite and not negative, received {self.smc_lambda!r}.")
         if self.eta == 0 and (self.shape[1] > 1 or self.strategy == "smc"):
             raise ValueError(
                 "`eta=0` adds no noise, so all candidates of a beam would be equal. Choose `eta` in (0, 1], or "

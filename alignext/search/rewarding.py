@@ -53,6 +53,19 @@ def as_rewards(values: Any, count: int) -> torch.Tensor:
     return values
 
 
+def by_prompt(rewards: torch.Tensor, num_prompts: int) -> torch.Tensor:
+    """
+    Checked rewards `[P * m]`, prompt-major, as `[P, m]`.
+
+    Raises:
+        ValueError: If a prompt has no finite one, so that there is no best.
+    """
+    rewards = rewards.unflatten(0, (num_prompts, -1))
+    if not rewards.isfinite().any(1).all():
+        raise ValueError("`reward` returned no finite number for any sample of a prompt.")
+    return rewards
+
+
 class LatentReward:
     """
     A reward of pictures as a reward of clean latents: decodes, adds the prompts, and calls in batches.

@@ -14,7 +14,7 @@ from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 
 from alignext.search.config import SearchConfig
-from alignext.search.rewarding import as_rewards, call
+from alignext.search.rewarding import as_rewards, by_prompt, call
 from alignext.search.strategies import SMC, select
 from alignext.search.transitions import predict, transition
 
@@ -368,10 +368,7 @@ class SearchScheduler(_Shell):
         kwargs = {"timestep_fraction": fraction, "is_final": is_final}
         rewards = as_rewards(call(self.reward, x0, **kwargs), len(x0)).to(x0.device)
         self.reward_evals += len(x0)
-        rewards = rewards.unflatten(0, (self.num_prompts, -1))
-        if not rewards.isfinite().any(1).all():
-            raise ValueError("`reward` returned no finite number for any sample of a prompt.")
-        return rewards
+        return by_prompt(rewards, self.num_prompts)
 
     def _select(self, node: Node, x0: torch.Tensor, last: bool = False) -> torch.Tensor:
         i = node.points[0].node

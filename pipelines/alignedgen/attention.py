@@ -204,6 +204,8 @@ class AlignedAttention:
         elif scheduler is not None:
             step = scheduler.step_index  # None before the first step
             step = (scheduler.begin_index or 0) if step is None else step
+        elif ran is not None and run > ran:
+            step = 0  # noise only falls within a loop
         else:
             step = before + (not same_run)
         if step < before or (scheduler is not None and not same_run):  # another loop begins

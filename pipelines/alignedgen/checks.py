@@ -13,7 +13,7 @@ from alignext.pipelines.alignedgen.style import StyleReference
 
 @dataclass(frozen=True)
 class Settings:
-    """The levers of one `aligned_attention` block, checked; see there."""
+    """The levers of one `aligned_attention` block, checked. The pipelines' call says what they mean."""
 
     style_lambda: float = 1.1
     lambda_schedule: str | Callable[[float], float] = "constant"

@@ -97,8 +97,9 @@ class AlignedGenMixin(HubMixin):
                 `"constant"`; `"sigma_squared"` for `lambda = sigma^2` at noise level sigma, from 1 to 0, for which
                 `style_lambda` is not used; or a function of sigma.
             share_blocks (`str` or `tuple[int, int]`, *optional*, defaults to `"single"`):
-                Layers that share: `"single"` (stream), `"double"`, `"all"`, or `(lo, hi)`, half open, double-stream
-                layers first.
+                Layers that share: `"single"` for the single-stream ones, `"double"` for the double-stream ones,
+                `"all"`, or `(lo, hi)`, half open, counted through both kinds, double first: `(19, 57)` is `"single"`
+                for FLUX.1. Qwen-Image has double-stream layers only.
             share_start, share_end (`float`, *optional*, defaults to 0.0 and 1.0):
                 Step i of N shares if `share_start <= i / N < share_end`. Other steps are stock.
             adain (`bool`, *optional*, defaults to `True`):

@@ -91,8 +91,8 @@ def aligned_attention(
             Keep the anchor's latents, for [`~AlignedAttention.recorded`].
         step (`int`, *optional*):
             Index of the current step; [`AlignedAttention`] has it as an attribute to set in a loop. If not given, the
-            scheduler's; without one, steps are counted: a call whose `timestep` is not that of the call before begins
-            the next step.
+            scheduler's; without one, steps are counted: a call with a `timestep` below that of the call before begins
+            the next step, one above it another loop.
         num_inference_steps (`int`, *optional*):
             N; the scheduler's if not given. Without a scheduler it is needed only if `share_start` or `share_end` is
             set.

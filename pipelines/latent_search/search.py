@@ -17,7 +17,7 @@ from alignext.search.decode import decoder, only_decode
 from alignext.search.hooks import in_chunks
 from alignext.search.inputs import check_call, number_of_prompts, take
 from alignext.search.noise_search import RandomNoiseSearch, ZeroOrderNoiseSearch, search_noise
-from alignext.search.rewarding import LatentReward
+from alignext.search.rewarding import LatentReward, by_prompt
 from alignext.search.scheduler import SearchScheduler
 
 
@@ -165,15 +165,12 @@ class LatentSearch:
         with in_chunks(self._denoisers(), self.config.model_batch_size):
             latents = stock_call(self.pipe, **inner)[0]
         rewards = LatentReward(self.reward, self._decode(call), _texts(call), self.config)(latents)
-        latents, rewards = latents.unflatten(0, (P, -1)), rewards.unflatten(0, (P, -1))
-        rewards, order = rewards.sort(dim=1, descending=True, stable=True)
+        rewards, order = by_prompt(rewards, P).sort(dim=1, descending=True, stable=True)
+        latents = latents.unflatten(0, (P, -1))
         latents = torch.stack([row[i] for row, i in zip(latents, order, strict=True)])
         rows = P * self.config.budget
-        return (
-            latents,
-            rewards,
-            {"history": [], "nfe": rows * len(self.pipe.scheduler.timesteps), "reward_evals": rows},
-        )
+        nfe = rows * len(self.pipe.scheduler.timesteps)
+        return latents, rewards, {"history": [], "nfe": nfe, "reward_evals": rows}
 
     def _noise_search(
         self, method: RandomNoiseSearch | ZeroOrderNoiseSearch, call: dict[str, Any], P: int
@@ -201,8 +198,8 @@ class LatentSearch:
             *best, rounds = search_noise(method, evaluate, start.shape[1:], generator, start.device)
             found.append(best)
             history += [{"prompt": p, **entry} for entry in rounds]
-        latents, rewards = (torch.stack(parts)[:, None] for parts in zip(*found, strict=True))
-        return latents, rewards, {"history": history, **counts}
+        latents, rewards = (torch.stack(parts) for parts in zip(*found, strict=True))
+        return latents[:, None], by_prompt(rewards, P), {"history": history, **counts}
 
     def _search(
         self, call: dict[str, Any], P: int, noise_sampler: Any, uniform_sampler: Any

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from alignext import cli
+from alignext import cli, mini
 from alignext.cli.generate import parse_weights
 
 
@@ -71,6 +71,13 @@ def test_weights_are_read() -> None:
 def test_wrong_input_is_named(trained: Path, capsys: pytest.CaptureFixture, more: list[str], named: str) -> None:
     assert cli.main(["generate", "--model", str(trained), *more]) == 2
     assert named in capsys.readouterr().err
+
+
+def test_a_model_without_heads_is_not_merged(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ["--model", str(mini.path("lm")), "--reward", "x", "--merge-to", str(tmp_path / "merged")]
+    assert cli.main(["generate", *words]) == 2
+    assert "--merge-to" in capsys.readouterr().err
+    assert not (tmp_path / "merged").exists()
 
 
 def test_wrong_weights_are_shown(capsys: pytest.CaptureFixture) -> None:

@@ -554,6 +554,17 @@ def test_objective_weights_mix_the_heads(several_heads, tokenizer, weights, monk
     assert len(output.steps[0]) == 4 and len(folds) == (weights != "base")  # once, not once per step
 
 
+def test_a_mixture_chosen_outside_stays(several_heads, tokenizer):
+    settings = {"num_candidates": 2, "do_sample": False, "max_step_tokens": 6, "max_new_tokens": 20}
+    given, default = (
+        guided_generate(several_heads, tokenizer, PROMPTS[0], constant, objective_weights=weights, **settings)
+        for weights in ({"kind": 1.0}, None)
+    )
+    with several_heads.mixed_heads({"kind": 1.0}):
+        outside = guided_generate(several_heads, tokenizer, PROMPTS[0], constant, **settings)
+    assert outside.token_ids == given.token_ids != default.token_ids
+
+
 def test_objective_weights_follow_their_prompts(several_heads, tokenizer):
     weights = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]])
     settings = {"num_candidates": 2, "do_sample": False, "max_step_tokens": 6, "max_new_tokens": 20}

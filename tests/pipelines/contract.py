@@ -154,18 +154,36 @@ def search_active(call: dict) -> dict:
     return {"reward_fn": lambda images, prompts: images.flatten(1).std(1), "search_config": config}
 
 
-SEARCH_EXEMPT = {
-    "test_components_are_untouched_after_an_exception[scheduler": "the search steps, not the pipeline's scheduler",
-    "test_interrupt_ends_the_work[active": "the best so far comes back, as tests of the search show",
-    "test_batch_equals_single_calls[active": "a generator is for a prompt, not for an image",
-}
-
-
 def search_neutral(call: dict) -> dict:
     return search_active(call) | {"search_config": SearchConfig(num_beams=1, num_candidates=1)}
 
 
 XL_EMBEDS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+
+# What the rows of a method, or of an architecture, have in common.
+RIVAL = {"active": rival_active, "neutral": rival_neutral, "prepared": rival_prepared}
+SEARCH = {
+    "active": search_active,
+    "neutral": search_neutral,
+    "exempt": {
+        "test_components_are_untouched_after_an_exception[scheduler": "the search steps, not the pipeline's scheduler",
+        "test_interrupt_ends_the_work[active": "the best so far comes back, as tests of the search show",
+        "test_batch_equals_single_calls[active": "a generator is for a prompt, not for an image",
+    },
+}
+FLUX = {
+    "stock": FluxPipeline,
+    "components": tiny.flux_components,
+    "inputs": flux_inputs,
+    "embeds": ("prompt_embeds", "pooled_prompt_embeds"),
+    "denoiser": "transformer",
+    "attention": "single_transformer_blocks.0.attn",
+    "attention_kwargs": "joint_attention_kwargs",
+    "schedulers": (flow_unipc,),
+    "latents": flux_packed,
+    "unpacked": flux_unpacked,
+    "cutoff": None,
+}
 
 ROWS = [
     Row(
@@ -173,18 +191,14 @@ ROWS = [
         ours=RIVALPipeline,
         stock=StableDiffusionPipeline,
         components=tiny.sd_components,
-        active=rival_active,
-        neutral=rival_neutral,
-        prepared=rival_prepared,
+        **RIVAL,
     ),
     Row(
         "rival-sdxl",
         ours=RIVALXLPipeline,
         stock=StableDiffusionXLPipeline,
         components=tiny.sdxl_components,
-        active=rival_active,
-        neutral=rival_neutral,
-        prepared=rival_prepared,
+        **RIVAL,
         embeds=XL_EMBEDS,
         cutoff=SDXLCFGCutoffCallback,
     ),
@@ -193,9 +207,7 @@ ROWS = [
         ours=RIVALControlNetPipeline,
         stock=StableDiffusionControlNetPipeline,
         components=lambda: tiny.with_controlnet(tiny.sd_components()),
-        active=rival_active,
-        neutral=rival_neutral,
-        prepared=rival_prepared,
+        **RIVAL,
         inputs=control_picture,
         cutoff=None,  # it leaves ControlNet with both branches
     ),
@@ -204,9 +216,7 @@ ROWS = [
         ours=RIVALXLControlNetPipeline,
         stock=StableDiffusionXLControlNetPipeline,
         components=lambda: tiny.with_controlnet(tiny.sdxl_components()),
-        active=rival_active,
-        neutral=rival_neutral,
-        prepared=rival_prepared,
+        **RIVAL,
         inputs=control_picture,
         embeds=XL_EMBEDS,
         cutoff=SDXLControlnetCFGCutoffCallback,
@@ -214,49 +224,25 @@ ROWS = [
     Row(
         "alignedgen",
         ours=AlignedGenPipeline,
-        stock=FluxPipeline,
-        components=tiny.flux_components,
+        **FLUX,
         active=aligned_active,
         neutral=aligned_neutral,
         prepared=aligned_prepared,
-        inputs=flux_inputs,
-        embeds=("prompt_embeds", "pooled_prompt_embeds"),
-        denoiser="transformer",
-        attention="single_transformer_blocks.0.attn",
-        attention_kwargs="joint_attention_kwargs",
-        schedulers=(flow_unipc,),
-        latents=flux_packed,
-        unpacked=flux_unpacked,
-        cutoff=None,
     ),
     Row(
         "search-sd",
         ours=StableDiffusionSearchPipeline,
         stock=StableDiffusionPipeline,
         components=tiny.sd_components,
-        active=search_active,
-        neutral=search_neutral,
+        **SEARCH,
         schedulers=(lambda own: PNDMScheduler.from_config(own.config),),
         cutoff=None,  # it keeps the prompt of one row only
-        exempt=SEARCH_EXEMPT,
     ),
     Row(
         "search-flux",
         ours=FluxSearchPipeline,
-        stock=FluxPipeline,
-        components=tiny.flux_components,
-        active=search_active,
-        neutral=search_neutral,
-        inputs=flux_inputs,
-        embeds=("prompt_embeds", "pooled_prompt_embeds"),
-        denoiser="transformer",
-        attention="single_transformer_blocks.0.attn",
-        attention_kwargs="joint_attention_kwargs",
-        schedulers=(flow_unipc,),
-        latents=flux_packed,
-        unpacked=flux_unpacked,
-        cutoff=None,
-        exempt=SEARCH_EXEMPT,
+        **FLUX,
+        **SEARCH,
     ),
 ]
 

@@ -174,6 +174,17 @@ def test_weights_by_class_of_prompt():
         reward(IMAGES, None)
 
 
+def test_members_of_latents_are_given_latents():
+    def level(latents, prompts):
+        return latents.flatten(1).mean(1)
+
+    level.input_type = "latent"
+    reward, latents = WeightedReward({"a": brightness, "level": level}), torch.randn(3, 4, 2, 2)
+    torch.testing.assert_close(reward(IMAGES, latents=latents), brightness(IMAGES) + latents.mean((1, 2, 3)))
+    with pytest.raises(ValueError, match="'level' is a reward of latents: pass `latents`"):
+        reward(IMAGES)
+
+
 def test_wrong_weights_are_named():
     with pytest.raises(ValueError, match="Weights for c, and the members are a, b"):
         WeightedReward({"a": brightness, "b": brightness}, {"c": 1.0})
@@ -233,6 +244,7 @@ def test_held_out_shows_what_was_fitted_to_noise():
         ((torch.rand(5, 2), torch.rand(4)), "received \\(5, 2\\) and \\(4,\\)"),
         ((torch.rand(5, 2), torch.rand(5), 0.3), "`step` must divide 1, received 0.3"),
         ((torch.rand(5, 2), torch.ones(5)), "do not vary"),
+        ((torch.rand(5, 2), torch.rand(5), 0.25, 3), "5 in all, received 3"),
     ],
 )
 def test_bad_data_is_named(arguments, text):

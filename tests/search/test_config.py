@@ -24,6 +24,7 @@ from alignext.search import SearchConfig
         ({"eta": 0.0}, "all candidates of a beam would be equal"),
         ({"eta": 0.0, "num_candidates": 1, "strategy": "smc"}, "would be equal"),
         ({"smc_lambda": -1.0}, "`smc_lambda`"),
+        ({"smc_lambda": float("nan")}, "`smc_lambda`"),
         ({"smc_threshold": 2.0}, "`smc_threshold`"),
     ],
 )

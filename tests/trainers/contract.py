@@ -2,16 +2,29 @@
 """What the trainer contract suite runs on: a row per trainer, small data, a way to start it on the mini-LM."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, TrainingArguments, set_seed
+from huggingface_hub import HfApi, constants
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
 
 import alignext.mini
+
+from ..fake_hub import FakeHub, fake_hub
 
 
 MINI_LM = alignext.mini.path("lm")
@@ -87,6 +100,21 @@ def count_vowels(completions: list, **kwargs: object) -> list[float]:
     return [float(sum(letter in "aeiou" for letter in text)) for text in texts]
 
 
+# Three steps of four rows on the CPU, each of them logged, nothing written.
+SHORT_RUN = {
+    "max_steps": 3,
+    "per_device_train_batch_size": 4,
+    "per_device_eval_batch_size": 4,
+    "learning_rate": 1e-3,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "use_cpu": True,
+    "activation_checkpointing": False,
+    "disable_tqdm": True,
+}
+
+
 @dataclass(frozen=True, eq=False)  # compared and hashed by identity: it holds dicts
 class Row:
     """One trainer under contract.
@@ -138,27 +166,13 @@ class Row:
         **settings: Any,
     ) -> Trainer:
         """The trainer on the mini-LM, ready for three steps of four rows; `settings` override the config."""
-        defaults = {
-            "output_dir": str(folder),
-            "max_steps": 3,
-            "per_device_train_batch_size": 4,
-            "per_device_eval_batch_size": 4,
-            "learning_rate": 1e-3,
-            "lr_scheduler_type": "constant",
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "report_to": "none",
-            "use_cpu": True,
-            "bf16": False,
-            "activation_checkpointing": False,
-            "disable_tqdm": True,
-        }
+        defaults = SHORT_RUN | {"output_dir": str(folder), "lr_scheduler_type": "constant", "bf16": False}
         peft_config = copy.deepcopy(peft_config)  # peft writes into it
         if peft_config is not None:
             peft_config.task_type = self.task
         return (trainer or self.trainer)(
             model=model,
-            args=self.config(**{**defaults, **self.settings, **settings}),
+            args=self.config(**defaults | self.settings | settings),
             train_dataset=self.dataset(conversational) if dataset is None else dataset,
             eval_dataset=eval_dataset,
             peft_config=peft_config,
@@ -174,3 +188,30 @@ def curve(trainer: Trainer) -> list[tuple[int, float, float]]:
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """A copy of every parameter by name."""
     return {name: weight.detach().clone() for name, weight in model.named_parameters()}
+
+
+def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    """That two models have the same weights, bit for bit."""
+    assert left.keys() == right.keys()
+    different = [name for name in left if not torch.equal(left[name], right[name])]
+    assert not different, different
+
+
+class Steps(TrainerCallback):
+    """Notes the steps that are really taken; the log of a resumed run also holds those it was handed."""
+
+    def __init__(self) -> None:
+        self.taken: list[int] = []
+
+    def on_step_end(self, args: object, state: TrainerState, control: object, **kwargs: object) -> None:
+        self.taken.append(state.global_step)
+
+
+@contextmanager
+def hub_of_trainers(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """The test's Hub, as the one that a trainer of this process pushes to."""
+    with fake_hub() as hub:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the test's Hub does not speak that protocol
+        monkeypatch.setattr("transformers.trainer.hf_api", lambda: HfApi(endpoint=hub.url, token="hf_test"))
+        yield hub

@@ -10,14 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import HfApi, ModelCard, constants
+from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel
 from transformers import (
     AutoModelForTokenClassification,
     AutoTokenizer,
     HfArgumentParser,
     Trainer,
-    TrainerCallback,
 )
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RLOOConfig, RLOOTrainer
 
@@ -27,12 +26,14 @@ from alignext.trainers.f_dpg import FDPGConfig, FDPGTrainer
 from alignext.trainers.mah_dpo import MAHDPOConfig, MAHDPOTrainer
 from alignext.trainers.process_reward import ProcessRewardConfig, ProcessRewardTrainer
 
-from ..fake_hub import fake_hub
 from .contract import (
     MINI_LM,
     Row,
+    Steps,
+    assert_same,
     count_vowels,
     curve,
+    hub_of_trainers,
     preference,
     preference_by_objective,
     prompts,
@@ -116,11 +117,6 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
     ids = AutoTokenizer.from_pretrained(MINI_LM)("Lily and Tom went home.", return_tensors="pt").input_ids
     with torch.no_grad():
         return model.eval()(input_ids=ids).logits
-
-
-def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
-    assert left.keys() == right.keys()
-    assert not [name for name in left if not torch.equal(left[name], right[name])]
 
 
 # Training
@@ -245,16 +241,6 @@ def test_stock_classes_open_what_was_saved(row: Row, tmp_path: Path, peft_config
     assert saved.chat_template
 
 
-class Steps(TrainerCallback):
-    """Notes the steps that are really taken; the log of a resumed run also holds those it was handed."""
-
-    def __init__(self):
-        self.taken = []
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.taken.append(state.global_step)
-
-
 @every_row
 @with_and_without_lora
 def test_resumed_run_is_the_uninterrupted_one(row: Row, tmp_path: Path, peft_config: LoraConfig | None) -> None:
@@ -301,10 +287,7 @@ def test_model_card_is_the_method_s_own(row: Row, tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 @every_row
 def test_pushes_what_it_saved(row: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with fake_hub() as hub:
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the test's Hub does not speak that protocol
-        monkeypatch.setattr("transformers.trainer.hf_api", lambda: HfApi(endpoint=hub.url, token="hf_test"))
+    with hub_of_trainers(monkeypatch) as hub:
         trainer = row.start(tmp_path, max_steps=1, hub_model_id="someone/storyteller")
         trainer.train()
         trainer.push_to_hub()

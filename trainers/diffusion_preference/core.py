@@ -24,13 +24,10 @@ from alignext.functional.diffusion_preference import (
 
 from .base import DiffusionTrainer
 from .config import DiffusionDPOConfig
-from .data import PairCollator, prepare_pairs
+from .data import COLUMNS, PairCollator, prepare_pairs
 from .denoiser import DenoiserForward, denoiser_name, get_denoiser
-from .encode import PromptCache, encode_images, precompute_latents
+from .encode import TEXT_ENCODERS, PromptCache, encode_images, precompute_latents
 from .schedule import prediction_type, training_levels
-
-
-_TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
 
 class Draws:
@@ -131,7 +128,6 @@ class DiffusionPreferenceTrainer(DiffusionTrainer):
             )
             # Transformers read patches of 2 x 2 latents.
             multiple = scale * (2 if denoiser_name(pipe) == "transformer" else 1)
-            # Pictures are flipped below, where random numbers are those of the pair.
             data_collator = PairCollator(resolution, multiple)
         if train_dataset is not None:
             train_dataset = self._prepared(train_dataset, args)
@@ -184,7 +180,12 @@ class DiffusionPreferenceTrainer(DiffusionTrainer):
     def _place_encoders(self) -> None:
         """Put the VAE and the text encoders on the device if they are needed, and say so if they are missing."""
         columns: set[str] = set()
-        self._map_datasets(lambda dataset: (columns.update(next(iter(dataset))), dataset)[1])
+
+        def note(dataset: Any) -> Any:
+            columns.update(next(iter(dataset)))
+            return dataset
+
+        self._map_datasets(note)
         encoders = self._text_encoders()
         if not encoders and self.args.prompt_dropout and "prompt_embeds" in columns:
             raise ValueError(
@@ -200,7 +201,7 @@ class DiffusionPreferenceTrainer(DiffusionTrainer):
             raise ValueError("`random_flip` needs pictures, and the dataset has latents. Set it to False.")
 
     def _text_encoders(self) -> list[torch.nn.Module]:
-        return [e for name in _TEXT_ENCODERS if (e := getattr(self.pipe, name, None)) is not None]
+        return [e for name in TEXT_ENCODERS if (e := getattr(self.pipe, name, None)) is not None]
 
     def _release(self) -> None:
         """Take off the device what training does not need any more."""
@@ -217,16 +218,12 @@ class DiffusionPreferenceTrainer(DiffusionTrainer):
             return precompute_latents(self.pipe, dataset, self.data_collator, self.args.vae_batch_size, self.args.seed)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        if eval_dataset is not None and not isinstance(eval_dataset, str) and "index" not in next(iter(eval_dataset)):
-            eval_dataset = self._prepared(eval_dataset, self.args)
-            eval_dataset = self._precompute(eval_dataset) if self._precomputes else eval_dataset
-        collator = self.data_collator
-        try:
-            if isinstance(collator, PairCollator):
-                self.data_collator = collator.for_evaluation()
-            return super().get_eval_dataloader(eval_dataset)
-        finally:
-            self.data_collator = collator
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            columns = set(next(iter(eval_dataset)))
+            if "index" not in columns or not columns <= COLUMNS:  # it is none of those that are prepared already
+                eval_dataset = self._prepared(eval_dataset, self.args)
+                eval_dataset = self._precompute(eval_dataset) if self._precomputes else eval_dataset
+        return super().get_eval_dataloader(eval_dataset)
 
     def get_batch(self, inputs: dict[str, Any], training: bool | None = None) -> PairBatch:
         """Latents, conditioning and random numbers of what the collator made."""
@@ -236,7 +233,8 @@ class DiffusionPreferenceTrainer(DiffusionTrainer):
         x0 = inputs["latents"] if "latents" in inputs else self._encode(inputs["pixel_values"], draws, training)
         dropped = draws.uniform("dropout") < (self.args.prompt_dropout if training else 0)
         if "prompts" in inputs:
-            prompts = ["" if drop else p for p, drop in zip(inputs["prompts"], dropped.tolist(), strict=True)]
+            prompts = self._captions(inputs["prompts"], draws, training)
+            prompts = ["" if drop else p for p, drop in zip(prompts, dropped.tolist(), strict=True)]
             rows = self.prompts(prompts, device)
         else:
             rows = {name: inputs[name] for name in ("prompt_embeds", "pooled_prompt_embeds") if name in inputs}
@@ -249,6 +247,11 @@ class DiffusionPreferenceTrainer(DiffusionTrainer):
                     )
         conditioning = {name: torch.cat([value, value]) for name, value in rows.items()}
         return PairBatch(x0.to(device, torch.float32), conditioning, prompts, self.factor(inputs), draws)
+
+    def _captions(self, prompts: list[str | list[str]], draws: Draws, training: bool) -> list[str]:
+        """One caption of each pair: of several a random one in training, else the first."""
+        u = draws.uniform("caption").tolist() if training else [0.0] * len(prompts)
+        return [p if isinstance(p, str) else p[int(x * len(p))] for p, x in zip(prompts, u, strict=True)]
 
     def _encode(self, pixels: torch.Tensor, draws: Draws, training: bool) -> torch.Tensor:
         if training and self.args.random_flip:

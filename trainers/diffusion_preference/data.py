@@ -3,7 +3,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ IMAGES = ("image_chosen", "image_rejected")
 LATENTS = ("chosen_latents", "rejected_latents")
 SCORES = ("score_chosen", "score_rejected")
 EMBEDS = ("prompt_embeds", "pooled_prompt_embeds")
+COLUMNS = {"index", "prompt", "preference_prob", *IMAGES, *LATENTS, *SCORES, *EMBEDS}
 
 # What else the two pictures, and their scores, may be called. The first pair that is there counts.
 _IMAGES = (IMAGES, ("chosen", "rejected"), ("jpg_0", "jpg_1"))
@@ -212,7 +213,7 @@ class PairCollator:
     | `index` | (B,) | row of the dataset |
     | `pixel_values` | (2B, 3, H, W) | in [-1, 1]; or |
     | `latents` | (2B, C, h, w) | float32, as in the dataset |
-    | `prompts` | B texts | or |
+    | `prompts` | B texts, or lists of texts to draw from | or |
     | `prompt_embeds`, `pooled_prompt_embeds` | (B, L, D), (B, P) | float32 |
     | `preference_prob` | (B,) | where the dataset has it |
     | `scores` | (B, 2) | where the dataset has them, the winner's first |
@@ -222,17 +223,10 @@ class PairCollator:
             Side of the square in pixels, rounded down to a multiple of `vae_scale_factor`.
         vae_scale_factor (`int`):
             Pixels per latent, times the patch size of the denoiser.
-        random_flip (`bool`, *optional*, defaults to `False`):
-            Mirror a random half of the pairs, both pictures of a pair alike. Drawn from torch's global random numbers,
-            which the data loader seeds.
-        random_caption (`bool`, *optional*, defaults to `True`):
-            Draw one of several captions of a row, rather than take the first.
     """
 
     resolution: int
     vae_scale_factor: int
-    random_flip: bool = False
-    random_caption: bool = True
 
     def __post_init__(self) -> None:
         if self.resolution < self.vae_scale_factor:
@@ -247,22 +241,16 @@ class PairCollator:
             self.resolution = rounded
         self._processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor, resample="bilinear")
 
-    def for_evaluation(self) -> "PairCollator":
-        """The same without anything random."""
-        return replace(self, random_flip=False, random_caption=False)
-
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         batch: dict[str, Any] = {"index": torch.tensor([int(row["index"]) for row in rows])}
         if "chosen_latents" in rows[0]:
-            if self.random_flip:
-                raise ValueError("`random_flip` needs pictures, and the dataset has latents. Set it to False.")
             batch["latents"] = _stack(rows, LATENTS)
         else:
             batch["pixel_values"] = self._pixels(rows)
         if "prompt_embeds" in rows[0]:
             batch |= {name: _stack(rows, [name]) for name in EMBEDS if name in rows[0]}
         else:
-            batch["prompts"] = [self._caption(row) for row in rows]
+            batch["prompts"] = [_captions(row) for row in rows]
         if "preference_prob" in rows[0]:
             batch["preference_prob"] = torch.tensor([float(row["preference_prob"]) for row in rows])
         if "score_chosen" in rows[0]:
@@ -278,19 +266,15 @@ class PairCollator:
                 except Exception as error:  # PIL has no common class of errors
                     raise ValueError(f"`{name}` of row {row['index']} cannot be read as a picture: {error}") from error
         side = self.resolution
-        pixels = self._processor.preprocess(images, height=side, width=side, resize_mode="crop")
-        if self.random_flip:
-            mirrored = (torch.rand(len(rows)) < 0.5).repeat(2)
-            pixels[mirrored] = pixels[mirrored].flip(-1)
-        return pixels
+        return self._processor.preprocess(images, height=side, width=side, resize_mode="crop")
 
-    def _caption(self, row: dict[str, Any]) -> str:
-        prompt = row["prompt"]
-        if isinstance(prompt, list) and prompt:
-            prompt = prompt[int(torch.randint(len(prompt), ())) if self.random_caption and len(prompt) > 1 else 0]
-        if not isinstance(prompt, str):
-            raise ValueError(f"`prompt` of row {row['index']} is {prompt!r}, expected a text or a list of texts.")
-        return prompt
+
+def _captions(row: dict[str, Any]) -> str | list[str]:
+    prompt = row["prompt"]
+    texts = prompt if isinstance(prompt, list) else [prompt]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"`prompt` of row {row['index']} is {prompt!r}, expected a text or a list of texts.")
+    return prompt
 
 
 def _stack(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> torch.Tensor:

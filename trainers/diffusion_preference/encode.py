@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from .data import IMAGES, LATENTS, PairCollator
 
 
-_TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
 
 @torch.no_grad()
@@ -56,7 +56,7 @@ def encode_unconditional(
 def _encode(
     pipe: DiffusionPipeline, prompts: Sequence[str], guidance: bool, max_sequence_length: int | None
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    encoders = [getattr(pipe, name, None) for name in _TEXT_ENCODERS]
+    encoders = [getattr(pipe, name, None) for name in TEXT_ENCODERS]
     device = next((encoder.device for encoder in encoders if encoder is not None), None)
     if device is None:
         raise ValueError(
@@ -145,12 +145,10 @@ def precompute_latents(
     Args:
         pipe (`DiffusionPipeline`): Its VAE is used.
         dataset (`Dataset`): The pairs.
-        collator (`PairCollator`): How pictures are cut; it must not flip them.
+        collator (`PairCollator`): How pictures are cut.
         batch_size (`int`, *optional*, defaults to 8): Pictures per pass.
         seed (`int`, *optional*, defaults to 0): The sample of a picture depends on it and on the row alone.
     """
-    if collator.random_flip:
-        raise ValueError("`random_flip` would be the same in every epoch once latents are kept. Set it to False.")
     vae = digest(weights_digest(pipe.vae), dict(pipe.vae.config))
     # The hash of the closure below would be one of the whole pipeline.
     fingerprint = digest(dataset._fingerprint, vae, collator.resolution, collator.vae_scale_factor, seed)
@@ -231,27 +229,17 @@ class InversionCache:
             [`inversion_identity`]. JSON values.
         dtype (`torch.dtype`, *optional*, defaults to `torch.float16`): What tensors of more than one dimension are
             stored in.
-        random_flip (`bool`, *optional*, defaults to `False`): Whether pictures are flipped in training, which raises.
     """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        identity: Mapping[str, Any],
-        dtype: torch.dtype = torch.float16,
-        random_flip: bool = False,
-    ) -> None:
-        if random_flip:
-            raise ValueError(
-                "`random_flip` needs an inversion of the flipped picture, which is not kept. Set it to False."
-            )
+    def __init__(self, folder: str | Path, identity: Mapping[str, Any], dtype: torch.dtype = torch.float16) -> None:
         self.dtype = dtype
         self.identity = digest(identity, str(dtype))
         self.folder = Path(folder) / self.identity[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def key(self, prompt: str | torch.Tensor, latents: torch.Tensor) -> str:
-        """The name of one picture's inversion, from its prompt, or the embeddings of it, and its latents (C, h, w)."""
+        """The name of one picture's inversion, from its prompt, or the embeddings of it, and its latents (C, h, w), or
+        (2, C, h, w) with the latents of the picture it is compared with."""
         return digest(self.identity, prompt, latents)[:40]
 
     def __contains__(self, key: str) -> bool:

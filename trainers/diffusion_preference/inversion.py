@@ -29,9 +29,9 @@ from alignext.functional.diffusion_preference import (
 
 from .config import InversionDPOConfig, SmPOConfig
 from .core import DiffusionPreferenceTrainer, Draws, PairBatch
-from .data import PairCollator, prepare_pairs
+from .data import prepare_pairs
 from .denoiser import get_denoiser
-from .encode import InversionCache, encode_unconditional, inversion_identity
+from .encode import InversionCache, encode_unconditional, inversion_identity, weights_digest
 from .schedule import inversion_levels
 
 
@@ -70,7 +70,7 @@ class _InversionTrainer(DiffusionPreferenceTrainer):
         if self.args.guidance_scale == 1:
             return denoiser
         if self._unconditional is None:
-            if getattr(self.pipe, "text_encoder", None) is not None:
+            if self._text_encoders():
                 found = encode_unconditional(self.pipe, 1, self.args.max_sequence_length)
             elif self.pipe.config.get("force_zeros_for_empty_prompt", False):
                 found = {name: torch.zeros_like(value[:1]) for name, value in batch.conditioning.items()}
@@ -120,8 +120,6 @@ class _InversionTrainer(DiffusionPreferenceTrainer):
         dataset = super()._precompute(dataset)
         if not self.args.precompute_inversion:
             return dataset
-        if isinstance(self.data_collator, PairCollator):
-            self.data_collator.random_caption = False  # each picture was inverted with one of its captions
         cache = self._cache or self._open_cache()
         reference = self.reference(self.model)
         mine = dataset.select(range(self.args.process_index, len(dataset), self.args.world_size))
@@ -131,7 +129,9 @@ class _InversionTrainer(DiffusionPreferenceTrainer):
             keys = self._keys(cache, batch)
             if all(key in cache for key in keys):
                 continue
-            kept = Draws(self.args.seed, "kept", inputs["index"])
+            # Drawn by the pair and not by its row: both pictures have the same points, wherever else a picture is.
+            pairs = zip(keys, keys[len(keys) // 2 :], strict=False)
+            kept = Draws(self.args.seed, "kept", torch.tensor([int(min(pair)[:8], 16) for pair in pairs]))
             k = 1 + kept.points("time", self.args.num_cached_points, self.args.num_inversion_steps)
             points = self._invert(reference, batch, k.sort(0).values.repeat(1, 2).to(batch.x0.device))
             names = ("x",) if self.args.target == "recovered" else ("source", "prediction", "x")
@@ -153,14 +153,22 @@ class _InversionTrainer(DiffusionPreferenceTrainer):
     def _open_cache(self) -> InversionCache:
         denoiser = self.denoiser if self.ref_denoiser is None else self.ref_denoiser.denoiser
         names = ("num_inversion_steps", "guidance_scale", "embedded_guidance", "num_renoise_steps", "inversion_eta")
-        settings = {name: getattr(self.args, name) for name in (*names, "num_cached_points", "target", "seed")}
+        names += ("num_cached_points", "target", "seed", "max_sequence_length")
+        settings = {name: getattr(self.args, name) for name in names}
         settings["precision"] = self.accelerator.mixed_precision
+        settings["text_encoders"] = [weights_digest(encoder) for encoder in self._text_encoders()]
         folder = self.args.inversion_cache or Path(self.args.output_dir, "inversions")
         return InversionCache(folder, inversion_identity(denoiser, self.pipe.scheduler, **settings))
 
+    def _captions(self, prompts: list[str | list[str]], draws: Draws, training: bool) -> list[str]:
+        # A picture that was inverted beforehand was so with one of its captions.
+        return super()._captions(prompts, draws, training and not self.args.precompute_inversion)
+
     @staticmethod
     def _keys(cache: InversionCache, batch: PairBatch) -> list[str]:
-        return [cache.key(p, x0) for p, x0 in zip(batch.prompts * 2, batch.x0, strict=True)]
+        """Of each picture beside the other one of its pair, as the points that are kept are those of the pair."""
+        beside = torch.stack([batch.x0, batch.x0.roll(len(batch.x0) // 2, 0)], dim=1)
+        return [cache.key(prompt, both) for prompt, both in zip(batch.prompts * 2, beside, strict=True)]
 
     def _kept_points(self, cache: InversionCache, batch: PairBatch) -> InversionPoints:
         kept = cache.load(self._keys(cache, batch), batch.x0.device)

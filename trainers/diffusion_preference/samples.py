@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from alignext.cli.gallery import contact_sheet
 
 from .denoiser import get_denoiser
-from .encode import encode_prompts, encode_unconditional
+from .encode import TEXT_ENCODERS, encode_prompts, encode_unconditional
 
 
 class SampleGridCallback(TrainerCallback):
@@ -104,7 +104,7 @@ class SampleGridCallback(TrainerCallback):
         # A pipeline of its own around the same weights: sampling sets timesteps on the scheduler, and takes the device
         # of the first component for that of all.
         parts: dict[str, Any] = pipe.components | {"scheduler": copy.deepcopy(pipe.scheduler)}
-        for name in ("text_encoder", "text_encoder_2", "text_encoder_3", "safety_checker", "image_encoder"):
+        for name in (*TEXT_ENCODERS, "safety_checker", "image_encoder"):
             if name in parts:
                 parts[name] = None
         flags = ("requires_safety_checker", "force_zeros_for_empty_prompt", "is_distilled")

@@ -95,7 +95,8 @@ class FDPGConfig(RLOOConfig):
             Log distinct-1, -2, -3 and self-BLEU-5 of at most 128 completions of each batch.
         allow_biased_sampling (`bool`, *optional*, defaults to `False`):
             Allow `temperature`, `top_p`, `top_k`, `min_p`, `repetition_penalty` and `generation_kwargs` other than
-            the model's own law. All estimates are then wrong by an unknown amount.
+            the model's own law. All estimates are then wrong by an unknown amount. What the generation config of the
+            model says is not read in either case.
         num_generations (`int`, *optional*, defaults to `16`):
             Samples of each prompt, instead of 2 as for RLOO. For a single prompt take the whole batch.
         per_device_train_batch_size (`int`, *optional*, defaults to `16`):
@@ -200,7 +201,7 @@ class FDPGConfig(RLOOConfig):
         infinite = bool(f_prime(self.divergence, torch.tensor(math.inf), self.alpha) == math.inf)
         if self.divergence != "alpha" and self.alpha is not None:
             raise ValueError(f"`alpha` is {self.alpha}, but `divergence` is {self.divergence!r}. Set 'alpha' there.")
-        if self.beta <= 0:
+        if not self.beta > 0:
             raise ValueError(f"`beta` is {self.beta}, but it must be positive: it divides the rewards.")
         if self.target_moments is not None:
             moments: list = [None if value is None or math.isnan(value) else value for value in self.target_moments]

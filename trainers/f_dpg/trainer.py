@@ -2,6 +2,7 @@
 """`FDPGTrainer`: TRL's RLOO trainer, moving the policy towards a target distribution with any f-divergence."""
 
 import copy
+import inspect
 import math
 from collections import defaultdict
 from collections.abc import Generator, Iterator, Sequence
@@ -16,7 +17,7 @@ import torch
 from accelerate.logging import get_logger
 from accelerate.utils import gather, gather_object, is_peft_model
 from datasets import Dataset, IterableDataset
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import RLOOTrainer
 from trl.models import prepare_deepspeed, prepare_fsdp
@@ -41,17 +42,15 @@ from .state import FDPGState, context_key
 logger = get_logger(__name__)
 
 _EXPECTED = "expected 'prompt' (example row: {'prompt': 'Once upon a time'}); other columns reach the reward functions"
-_OF_PICTURES = (
-    "pixel_values image_grid_thw num_images pixel_attention_mask spatial_shapes num_tiles image_sizes token_type_ids "
-    "mm_token_type_ids image_position_ids"
-).split()
+# What scoring takes: of a batch, that is what belongs to its pictures.
+_SCORING = inspect.signature(RLOOTrainer._get_per_token_logps_and_entropies).parameters
 _PROPOSAL = "proposal"
 _PROPOSAL_FILE = "fdpg_proposal.safetensors"
 
 
 @dataclass
 class Samples:
-    """Samples of all processes: `n` of them, on the CPU, float64."""
+    """Samples of all processes: `n` of them, on the CPU, float64. Only `completions` are those of this process."""
 
     log_q: torch.Tensor  # (n,) under the proposal that sampled
     log_ref: torch.Tensor  # (n,) under the initial model
@@ -216,9 +215,20 @@ class FDPGTrainer(RLOOTrainer):
             ValueError: A value does not fit the target.
         """
         if self.args.target == "exponential":
-            return self._exponential(rewards)
-        if self.args.target == "binary":
-            return self._log_binary(rewards, range(rewards.size(1)))
+            score = self._exponential(rewards)
+        elif self.args.target == "binary":
+            score = self._log_binary(rewards, range(rewards.size(1)))
+        else:
+            score = self._distributional(rewards)
+        if (score == math.inf).any():
+            row, k = rewards.isinf().nonzero()[0].tolist()
+            raise ValueError(
+                f"A reward is infinite: {self.reward_func_names[k]!r} returned {rewards[row, k].item()}. "
+                "Return finite numbers."
+            )
+        return score
+
+    def _distributional(self, rewards: torch.Tensor) -> torch.Tensor:
         soft, hard = self._features()
         assert self.target_state.coefficients is not None, "the coefficients are fitted before anything is scored"
         score = rewards[:, soft] @ torch.tensor(self.target_state.coefficients, dtype=rewards.dtype)
@@ -229,8 +239,6 @@ class FDPGTrainer(RLOOTrainer):
         total = (rewards * self.reward_weights.to(rewards)).nansum(1)
         if self.args.reward_clip_range:
             total = total.clamp(*self.args.reward_clip_range)
-        if (total == math.inf).any():
-            raise ValueError("A reward is inf, which an exponential target cannot have. Return finite numbers.")
         return torch.where(rewards.isnan().all(1), math.nan, total / self.args.beta)
 
     def _log_binary(self, rewards: torch.Tensor, columns: Sequence[int]) -> torch.Tensor:
@@ -268,7 +276,8 @@ class FDPGTrainer(RLOOTrainer):
         phi = log_w.new_zeros(*padded.shape, len(soft))
         for c, rows in enumerate(contexts):
             padded[c, : len(rows)] = log_w[rows]
-            phi[c, : len(rows)] = samples.rewards[rows][:, soft].nan_to_num(0.0)
+            values = samples.rewards[rows][:, soft]
+            phi[c, : len(rows)] = torch.where(values.isnan(), 0.0, values)
         names = [self.reward_func_names[k] for k in soft]
         coefficients = fit_lambda(padded, phi, [self.args.target_moments[k] for k in soft], names=names)
         self.target_state.coefficients = coefficients.tolist()
@@ -337,7 +346,7 @@ class FDPGTrainer(RLOOTrainer):
         """What the parent samples and scores, and the samples of all processes."""
         self._scored = []
         try:
-            with self._proposing():
+            with self._proposing(), self._own_law():
                 out = super()._generate_and_score_completions(inputs)
             # The parent scores with the proposal, then with the initial model.
             (per_token_q, args, kwargs), (per_token_ref, *_) = self._scored
@@ -383,7 +392,7 @@ class FDPGTrainer(RLOOTrainer):
         log_p = samples.log_ref + score
         log_z, baseline, advantages, pseudo, inclusive = self._advantages(samples, log_p)
         if mode == "train":
-            self._remember(samples, log_p, pseudo)
+            self._remember(samples, log_p, pseudo[log_z.isfinite() & ~score.isnan()])
         self._note(mode, samples, log_p, inclusive, pseudo, advantages)
         self._warn(samples, log_p, inclusive)
         size = len(inputs)
@@ -421,7 +430,7 @@ class FDPGTrainer(RLOOTrainer):
             inclusive = estimate_log_z(log_w, log_sum=log_sum, count=count, leave_one_out=False)
             if known is not None:
                 inclusive = known
-            elif count + len(rows) < 2:  # nothing but the sample itself
+            elif count + (~log_w.isnan()).sum() < 2:  # nothing but the sample itself
                 inclusive = torch.full_like(log_w, math.nan)
             results[:, rows] = torch.stack(
                 [group.log_z, group.baseline, group.advantages, group.pseudo_rewards, inclusive]
@@ -434,7 +443,7 @@ class FDPGTrainer(RLOOTrainer):
             for key, rows in samples.contexts().items():
                 state.add(key, log_w[rows])
         if self.args.baseline == "window":
-            state.window = (state.window + pseudo[~log_p.isnan()].tolist())[-self.args.baseline_window :]
+            state.window = (state.window + pseudo.tolist())[-self.args.baseline_window :]
 
     # Proposal
 
@@ -472,6 +481,18 @@ class FDPGTrainer(RLOOTrainer):
             finally:
                 self.model, self.model_wrapped = policy
 
+    @contextmanager
+    def _own_law(self) -> Generator[None]:
+        """Let the model's generation config, where TRL sets nothing (`min_p`, say), not bend what is sampled."""
+        model = self.accelerator.unwrap_model(self.model)
+        model = model.get_base_model() if is_peft_model(model) else model
+        config = model.generation_config
+        model.generation_config = GenerationConfig()
+        try:
+            yield
+        finally:
+            model.generation_config = config
+
     def _follow(self) -> None:
         """Every `proposal_update_interval` steps, copy the policy to the proposal if it is nearer to the target."""
         state, step = self.target_state, self.state.global_step
@@ -499,7 +520,7 @@ class FDPGTrainer(RLOOTrainer):
             mask.size(1),
             compute_entropy=True,
             compute_aux_loss=self.aux_loss_enabled,
-            **{name: inputs[name] for name in _OF_PICTURES if name in inputs},
+            **{name: value for name, value in inputs.items() if name in _SCORING},
         )
         log_pi, log_q = _sum(per_token, mask), inputs["old_logps"]
         log_z, score = inputs["log_z"], inputs["log_score"]
@@ -664,8 +685,8 @@ class FDPGTrainer(RLOOTrainer):
         self, row: str | list | dict[str, Any], beta: float, *, num_samples: int = 1, max_draws: int = 1000
     ) -> Iterator[dict[str, Any]]:
         """
-        Samples nearer to the target than the policy is: draws of the policy, accepted with probability
-        `min(1, P / (beta q))`. What a `beta` gives and costs is told by
+        Samples nearer to the target than the policy is: draws of the policy (with `proposal="adaptive"`, of the
+        proposal), accepted with probability `min(1, P / (beta q))`. What a `beta` gives and costs is told by
         [`qrs_estimates`][alignext.functional.f_dpg.qrs_estimates].
 
         Args:
@@ -676,6 +697,9 @@ class FDPGTrainer(RLOOTrainer):
 
         Yields:
             `dict`: `completion`, its `log_weight` `log P - log q`, and `draws`, the number of draws so far.
+
+        Raises:
+            ValueError: `beta` is not positive.
         """
         if not beta > 0:
             raise ValueError(f"`beta` is {beta}, but it must be positive.")

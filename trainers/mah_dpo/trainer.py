@@ -142,6 +142,8 @@ class MAHDPOTrainer(DPOTrainer):
             train_dataset = self._joined(train_dataset, args.objective_column)
         self._column = args.objective_column
         saved = _saved_heads(model, args)
+        if (saved["head_type"] if saved else args.head_type) == "low_rank" and is_deepspeed_zero3_enabled():
+            raise NotImplementedError("Low-rank heads are not gathered under ZeRO-3. Use full ones, or ZeRO-2.")
         self.objectives = self._find_objectives(saved, train_dataset, args)
         self.objective_loss_weights = self._loss_weights(args.objective_loss_weights)
         settings: dict[str, Any] = {"objectives": self.objectives, "is_trainable": True}
@@ -189,6 +191,12 @@ class MAHDPOTrainer(DPOTrainer):
         """One dataset of those of the objectives."""
         if not datasets:
             raise ValueError("`train_dataset` is an empty dictionary. Give a dataset for each objective.")
+        streams = [name for name, dataset in datasets.items() if not isinstance(dataset, Dataset)]
+        if streams:
+            raise ValueError(
+                f"`train_dataset` has a stream of {', '.join(map(repr, streams))}, whose rows cannot be counted. Give "
+                f"a `Dataset` for each objective, or one stream with a column {column!r}."
+            )
         named = [
             dataset if column in dataset.column_names else dataset.add_column(column, [name] * len(dataset))
             for name, dataset in datasets.items()
@@ -250,8 +258,6 @@ class MAHDPOTrainer(DPOTrainer):
             )
 
     def _warn(self) -> None:
-        if self.args.head_type == "low_rank" and is_deepspeed_zero3_enabled():
-            raise NotImplementedError("Low-rank heads are not gathered under ZeRO-3. Use full ones, or ZeRO-2.")
         size, count = self.args.per_device_train_batch_size, len(self.objectives)
         if self.args.objective_sampling != "natural" and size % count:
             logger.warning(

@@ -213,11 +213,12 @@ class ProcessRewardTrainer(RewardTrainer):
         sums = [(value * labelled).sum() for value in (torch.ones_like(scores), scores, labels, right)]
         totals = torch.stack([total.float() for total in [*sums, attention_mask.sum()]])
         count, score, label, right, tokens = self.accelerator.reduce(totals, "sum").tolist()
-        metrics = {"mean_score": score / count, "mean_label": label / count}
+        metrics = {"mean_score": score, "mean_label": label}
         if self.args.loss_type == "bce":
-            metrics["accuracy"] = right / count
-        for name, value in metrics.items():
-            self._metrics[mode][name].append(value)
+            metrics["accuracy"] = right
+        if count:  # ready-made rows may have no labels
+            for name, value in metrics.items():
+                self._metrics[mode][name].append(value / count)
         if mode == "train":
             self._total_train_tokens += int(tokens) // self._tp_size
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]

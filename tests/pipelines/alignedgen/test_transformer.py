@@ -383,6 +383,16 @@ def test_steps_are_set_or_counted(model, monkeypatch):
     twice = [1.0, 1.0, 0.8, 0.8, 0.6, 0.6, 0.4, 0.4, 0.2, 0.2]
     assert sharing_steps(model, monkeypatch, 10, False, timesteps=twice, **window)[0] == [4, 5, 6, 7]
     assert sharing_steps(model, monkeypatch, 3, False)[0] == [0, 1, 2]
+    # Noise that rises again is another loop.
+    again = [1.0, 0.8, 0.6, 0.4, 0.2] * 2
+    assert sharing_steps(model, monkeypatch, 10, False, timesteps=again, **window)[0] == [2, 3, 7, 8]
+
+
+def test_a_second_loop_without_a_scheduler_is_recorded_alone(model):
+    with aligned_attention(model, record=True) as sharing:
+        for sigma in (1.0, 0.5, 1.0, 0.5):
+            model(**inputs(sigma=sigma))
+    assert sharing.recorded().sigmas.tolist() == [1.0, 0.5]
 
 
 def test_a_window_without_a_number_of_steps_is_refused(model):

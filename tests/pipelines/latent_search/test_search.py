@@ -431,6 +431,18 @@ def test_bad_calls_are_named(arguments, text):
         run(pipe, call, **arguments)
 
 
+@pytest.mark.parametrize(
+    "config",
+    [configured(), configured(strategy="best_of_n"), RandomNoiseSearch(rounds=1)],
+    ids=["beam", "best", "noise"],
+)
+def test_a_prompt_without_a_finite_reward_has_no_best(config):
+    pipe, call = build("sd")
+    with pytest.raises(ValueError, match="no finite number for any sample of a prompt"):
+        run(pipe, call, config, lambda images, prompts: [float("nan") if "cat" in p else 1.0 for p in prompts],
+            prompt=["a fox", "a cat"])  # fmt: skip
+
+
 def test_bad_rewards_and_pipelines_are_named():
     pipe, call = build("sd")
     with pytest.raises(ValueError, match="`reward` must be callable"):

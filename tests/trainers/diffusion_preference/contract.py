@@ -12,6 +12,8 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from transformers import Trainer, TrainingArguments
 
+from ..contract import SHORT_RUN
+from ..contract import weights as of_model
 from .tiny import SIZE, sd
 
 
@@ -87,24 +89,14 @@ class Row:
         **settings: Any,
     ) -> Trainer:
         """The trainer on a tiny pipeline, ready for three steps of four pairs; `settings` override the config."""
-        defaults = {
+        defaults = SHORT_RUN | {
             "output_dir": str(folder),
-            "max_steps": 3,
-            "per_device_train_batch_size": 4,
-            "per_device_eval_batch_size": 4,
-            "learning_rate": 1e-3,
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "report_to": "none",
-            "use_cpu": True,
-            "activation_checkpointing": False,
             "max_sequence_length": 16,
             "resolution": SIZE,  # Flux does not say, and 1024 is meant
-            "disable_tqdm": True,
         }
         return self.trainer(
             model=pipe() if callable(pipe) and not isinstance(pipe, DiffusionPipeline) else pipe,
-            args=self.config(**{**defaults, **self.settings, **settings}),
+            args=self.config(**defaults | self.settings | settings),
             train_dataset=pairs() if dataset is None else dataset,
             eval_dataset=eval_dataset,
             peft_config=peft_config,
@@ -112,19 +104,9 @@ class Row:
         )
 
 
-def curve(trainer: Trainer) -> list[tuple[int, float, float]]:
-    """Step, loss and gradient norm of every logged training step."""
-    return [(log["step"], log["loss"], log["grad_norm"]) for log in trainer.state.log_history if "loss" in log]
-
-
 def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
     """A copy of every parameter of the denoiser by name."""
-    return {name: weight.detach().clone() for name, weight in trainer.denoiser.named_parameters()}
-
-
-def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
-    assert left.keys() == right.keys()
-    assert not [name for name in left if not torch.equal(left[name], right[name])]
+    return of_model(trainer.denoiser)
 
 
 def prediction(pipe: DiffusionPipeline) -> torch.Tensor:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from huggingface_hub import HfApi, ModelCard, constants
+from huggingface_hub import ModelCard
 from peft import LoraConfig
-from transformers import HfArgumentParser, TrainerCallback
+from transformers import HfArgumentParser
 
 from alignext.trainers.diffusion_preference import (
     DiffusionDPOConfig,
@@ -20,8 +20,8 @@ from alignext.trainers.diffusion_preference import (
     SmPOTrainer,
 )
 
-from ...fake_hub import fake_hub
-from .contract import Row, assert_same, curve, pairs, prediction, weights
+from ..contract import Steps, assert_same, curve, hub_of_trainers
+from .contract import Row, pairs, prediction, weights
 from .tiny import PIPELINES, sd
 
 
@@ -206,16 +206,6 @@ def test_the_usage_lines_run(tmp_path: Path) -> None:
         assert (folder / "model_index.json").exists() == bool(settings)
 
 
-class Steps(TrainerCallback):
-    """Notes the steps that are really taken; the log of a resumed run also holds those it was handed."""
-
-    def __init__(self):
-        self.taken = []
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.taken.append(state.global_step)
-
-
 @every_row
 @with_and_without_lora
 def test_resumed_run_is_the_uninterrupted_one(row: Row, tmp_path: Path, peft_config: LoraConfig | None) -> None:
@@ -296,10 +286,7 @@ def test_model_card_is_the_method_s_own(row: Row, tmp_path: Path) -> None:
 def test_pushes_what_it_saved_at_every_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, peft_config: LoraConfig | None
 ) -> None:
-    with fake_hub() as hub:
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the test's Hub does not speak that protocol
-        monkeypatch.setattr("transformers.trainer.hf_api", lambda: HfApi(endpoint=hub.url, token="hf_test"))
+    with hub_of_trainers(monkeypatch) as hub:
         trainer = ROWS[0].start(
             tmp_path,
             peft_config=peft_config,

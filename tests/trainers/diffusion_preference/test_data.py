@@ -52,9 +52,9 @@ def pick_a_pic(labels: list[float | None], **columns: list) -> Dataset:
     return Dataset.from_dict(rows | columns)
 
 
-def reds(dataset: Dataset, **kwargs) -> tuple[list[int], list[int]]:
+def reds(dataset: Dataset) -> tuple[list[int], list[int]]:
     """The reds of the winners and the losers, through the collator."""
-    batch = PairCollator(16, 8, **kwargs)(list(dataset))
+    batch = COLLATE(list(dataset))
     values = ((batch["pixel_values"][:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
     return values[: len(values) // 2], values[len(values) // 2 :]
 
@@ -211,35 +211,10 @@ def test_latents_and_embeddings_stand_in_for_pictures_and_prompt():
     assert COLLATE(list(prepare_pairs(with_prompt)))["prompts"] == ["a", "b", "c"]
 
 
-# What is drawn
-
-
-def test_both_pictures_of_a_pair_are_mirrored_or_none():
-    same = [picture(i) for i in range(32)]
-    dataset = prepare_pairs(pairs(32, image_chosen=same, image_rejected=same))
-    plain = COLLATE(list(dataset))["pixel_values"]
-    flips = PairCollator(16, 8, random_flip=True)
-    torch.manual_seed(3)
-    batch = flips(list(dataset))["pixel_values"]
-    assert torch.equal(batch[:32], batch[32:])
-    mirrored = [torch.equal(row, original.flip(-1)) for row, original in zip(batch[:32], plain[:32], strict=True)]
-    assert 5 < sum(mirrored) < 27
-    assert all(m or torch.equal(row, p) for m, row, p in zip(mirrored, batch[:32], plain[:32], strict=True))
-    torch.manual_seed(3)
-    assert torch.equal(flips(list(dataset))["pixel_values"], batch)
-
-
-def test_one_of_several_captions_is_drawn():
-    dataset = prepare_pairs(pairs(16, prompt=[["a", "b"]] * 16))
-    assert set(COLLATE(list(dataset))["prompts"]) == {"a", "b"}
-    assert set(COLLATE.for_evaluation()(list(dataset))["prompts"]) == {"a"}
-
-
-def test_evaluation_draws_nothing():
-    collate = PairCollator(16, 8, random_flip=True).for_evaluation()
+def test_several_captions_are_handed_on_and_nothing_is_drawn():
     rows = list(prepare_pairs(pairs(4, prompt=[["a", "b"]] * 4)))
     state = torch.get_rng_state()
-    collate(rows)
+    assert COLLATE(rows)["prompts"] == [["a", "b"]] * 4
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -328,6 +303,9 @@ def test_missing_files_and_prompts():
         COLLATE(list(prepare_pairs(pairs(image_chosen=["no-such.png"] * 3))))
     with pytest.raises(ValueError, match="`prompt` of row 1 is None"):
         COLLATE(list(prepare_pairs(pairs(prompt=["a", None, "b"]))))
+    for captions in ([], ["a", None]):
+        with pytest.raises(ValueError, match=r"`prompt` of row 0 is \["):
+            COLLATE(list(prepare_pairs(pairs(1, prompt=[captions]))))
 
 
 def latents(*shapes: tuple[int, ...]) -> Dataset:
@@ -347,11 +325,6 @@ def test_latents_that_are_not_finite():
     rows[0]["rejected_latents"][0][0][0] = float("nan")
     with pytest.raises(ValueError, match=r"`rejected_latents` of row 0 .*float16 overflowed"):
         COLLATE(list(prepare_pairs(Dataset.from_list(rows))))
-
-
-def test_latents_cannot_be_flipped():
-    with pytest.raises(ValueError, match="`random_flip` needs pictures"):
-        PairCollator(16, 8, random_flip=True)(list(prepare_pairs(latents(((4, 2, 2), (4, 2, 2))))))
 
 
 def test_a_transform_is_not_lost_silently():

@@ -218,8 +218,6 @@ def test_latents_in_place_of_pictures():
     assert not torch.equal(
         collate(list(precompute_latents(pipe, dataset, collate, seed=1)))["latents"], batch["latents"]
     )
-    with pytest.raises(ValueError, match="`random_flip`"):
-        precompute_latents(pipe, dataset, PairCollator(SIZE, 2, random_flip=True))
 
 
 def test_latents_are_computed_once_for_data_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -336,8 +334,3 @@ def test_what_float16_cannot_hold(tmp_path: Path):
     with pytest.raises(ValueError, match=r"`latents` of an inversion is not finite in torch\.float16"):
         cache.save("key", an_inversion(1e6))
     assert "key" not in cache
-
-
-def test_inversions_of_flipped_pictures_are_not_kept(tmp_path: Path):
-    with pytest.raises(ValueError, match="`random_flip`"):
-        InversionCache(tmp_path, identity(), random_flip=True)

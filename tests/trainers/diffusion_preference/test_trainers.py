@@ -27,7 +27,8 @@ from alignext.trainers.diffusion_preference import (
 from alignext.trainers.diffusion_preference.base import adapter_off
 from alignext.trainers.diffusion_preference.core import Draws
 
-from .contract import Row, assert_same, curve, latent_pairs, pairs, picture, weights
+from ..contract import assert_same, curve
+from .contract import Row, latent_pairs, pairs, picture, weights
 from .tiny import PIPELINES, flux, sd, sdxl
 
 
@@ -236,6 +237,26 @@ def test_dropped_prompts_are_empty_for_both_pictures_and_not_at_evaluation(tmp_p
     assert torch.equal(rows, embedded.prompts([""]).get("prompt_embeds").expand_as(rows))
 
 
+def test_one_of_several_captions_is_drawn_for_each_pair_and_step(tmp_path: Path) -> None:
+    dataset = pairs(8).map(lambda row: {"prompt": [f"{row['prompt']}, {i}" for i in range(3)]})
+    trainer = DPO.start(tmp_path, dataset=dataset, prompt_dropout=0.0)
+    inputs, rows = batch_of(trainer, list(range(8))), dataset["prompt"][:]
+
+    def drawn(step: int) -> list[int]:
+        trainer.state.global_step = step
+        torch.rand(1)  # what else is drawn must not matter
+        prompts = trainer.get_batch(inputs).prompts
+        return [captions.index(prompt) for captions, prompt in zip(rows, prompts, strict=True)]
+
+    steps = [drawn(step) for step in range(30)]
+    assert steps == [drawn(step) for step in range(30)]  # as a run that is resumed does
+    assert all(60 < sum(step.count(i) for step in steps) < 100 for i in range(3))
+    assert trainer.get_batch(inputs, training=False).prompts == [captions[0] for captions in rows]
+    kept = INVERSION.start(tmp_path, dataset=dataset, precompute_inversion=True, num_cached_points=1)
+    assert kept.get_batch(batch_of(kept, [0, 1])).prompts == [captions[0] for captions in rows[:2]]
+    kept.train()
+
+
 def test_pictures_of_a_pair_are_flipped_together(tmp_path: Path) -> None:
     same = [row | {"image_rejected": row["image_chosen"]} for row in pairs(8)]
     trainer = DPO.start(tmp_path, dataset=Dataset.from_list(same), random_flip=True)
@@ -385,8 +406,27 @@ def test_kept_inversions_train_as_fresh_ones(target: str, tmp_path: Path) -> Non
         assert not again
         INVERSION.start(tmp_path, precompute_inversion=True, num_cached_points=3, **settings)
         assert again
+        again.clear()
+        other = sd()  # another text encoder reads another prompt
+        next(other.text_encoder.parameters()).data.add_(1)
+        INVERSION.start(tmp_path, pipe=other, precompute_inversion=True, num_cached_points=4, **settings)
+        assert again
     finally:
         InversionDPOTrainer._invert = original
+
+
+def test_kept_points_of_a_pair_are_the_same_of_both_pictures(tmp_path: Path) -> None:
+    # One picture is in every pair, first as the winner and then as the loser; the last pair is the first one again.
+    shared, *others = latent_pairs(5)["chosen_latents"]
+    rows = [{"chosen_latents": shared, "rejected_latents": other} for other in others]
+    rows += [{"chosen_latents": other, "rejected_latents": shared} for other in others[::-1]]
+    dataset = Dataset.from_list([row | {"prompt": "fox"} for row in rows])
+    settings: dict[str, Any] = {"num_inversion_steps": 20, "num_cached_points": 1, "per_device_eval_batch_size": 2}
+    trainer = INVERSION.start(tmp_path, dataset=dataset, precompute_inversion=True, **settings)
+    batch = trainer.get_batch(batch_of(trainer, list(range(8))))
+    winner, loser = trainer._points(trainer.model, batch).k.chunk(2, dim=1)
+    assert torch.equal(winner, loser)
+    assert winner.unique().numel() > 1
 
 
 def test_pictures_are_encoded_once_and_the_vae_leaves(tmp_path: Path) -> None:
@@ -588,6 +628,15 @@ def test_odd_resolutions_are_rounded(tmp_path: Path) -> None:
     trainer = DPO.start(tmp_path, pipe=PIPELINES["sd3"], peft_config=LORA, resolution=15)
     assert trainer.data_collator.resolution == 12  # 2 pixels a latent, 2 latents a patch
     assert batch_of(trainer, [0])["pixel_values"].shape == (2, 3, 12, 12)
+
+
+def test_columns_of_evaluation_data_are_found_whatever_else_there_is(tmp_path: Path) -> None:
+    trainer = DPO.start(tmp_path, dataset=pairs(4))
+    raw = pairs(4).rename_columns({"image_chosen": "chosen", "image_rejected": "rejected"})
+    numbered = raw.add_column("index", [7, 7, 7, 7])
+    expected = trainer.evaluate(raw)["eval_loss"]
+    assert trainer.evaluate(numbered)["eval_loss"] == expected
+    assert trainer.evaluate(trainer.train_dataset)["eval_loss"] == expected
 
 
 def test_one_row_is_enough(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -228,6 +229,25 @@ def test_loss_of_reused_samples_looks_at_the_policy_as_it_is(tmp_path: Path) -> 
     assert (ratio - 1).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("kind", ["full", "lora", "adaptive"])
+def test_samples_are_the_model_s_own_whatever_its_generation_config_says(tmp_path: Path, kind: str) -> None:
+    drawn = []
+    for bent in (False, True):
+        model = AutoModelForCausalLM.from_pretrained(MINI_LM)
+        if bent:
+            model.generation_config.update(min_p=0.99, suppress_tokens=list(range(300, 2000)), num_beams=2)
+        kept = model.generation_config
+        trainer = FDPG.start(
+            tmp_path,
+            model=model,
+            peft_config=LORA if kind == "lora" else None,
+            proposal="adaptive" if kind == "adaptive" else "online",
+        )
+        drawn.append(scored(trainer)["completion_ids"])
+        assert model.generation_config is kept
+    assert torch.equal(drawn[0], drawn[1])
+
+
 # Targets
 
 
@@ -322,6 +342,20 @@ def test_only_none_is_an_error(tmp_path: Path) -> None:
         scored(trainer)
 
 
+@pytest.mark.parametrize("target", ["exponential", "binary", "distributional"])
+def test_infinite_rewards_are_named(tmp_path: Path, target: str) -> None:
+    def limitless(completions: list, **kwargs: object) -> list[float]:
+        return [math.inf if i == 1 else float(i) for i in range(len(completions))]
+
+    settings = {"target_moments": [0.5], "moment_samples": 8} if target == "distributional" else {}
+    trainer = row_of(limitless, target=target, **settings).start(tmp_path)
+    with pytest.raises(ValueError, match=r"limitless.* inf"):
+        scored(trainer)
+    trainer.target_state.coefficients = [1.0]
+    with pytest.raises(ValueError, match="'limitless' returned inf"):
+        scored(trainer)
+
+
 @pytest.mark.parametrize("value", [-1.0, math.inf])
 def test_values_that_do_not_fit_the_target(tmp_path: Path, value: float) -> None:
     def wrong(completions: list, **kwargs: object) -> list[float]:
@@ -396,6 +430,53 @@ def test_other_baselines(tmp_path: Path, baseline: str) -> None:
         assert len(trainer.target_state.window) == 6
     else:
         assert second["baseline"].unique().item() == (1.0 if baseline == "constant" else 0.0)
+
+
+def test_the_window_holds_pseudo_rewards_of_scored_samples_only(tmp_path: Path) -> None:
+    met = iter([[0.0] * 4, [1.0, 0.0, None, 1.0]])  # at first nothing is known of Z, so nothing is scored
+    row = row_of(lambda completions, **_: next(met), target="binary", baseline="window")
+    trainer = row.start(tmp_path)
+    scored(trainer)
+    assert trainer.target_state.window == []
+    out = scored(trainer)
+    assert len(trainer.target_state.window) == 3 and (out["baseline"] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "bounded"),
+    [
+        ({"divergence": "forward_kl", "pseudo_reward_clip": 0.5}, lambda r, _: r.abs().max() <= 0.5),
+        ({"divergence": "forward_kl", "log_t_clip": 0.1}, lambda r, _: r.max() <= math.exp(0.1) + 1e-6),
+        ({"divergence": "reverse_kl", "normalize_generator": True}, lambda r, log_t: torch.allclose(r, -log_t)),
+    ],
+    ids=lambda value: None if callable(value) else "-".join(value),
+)
+def test_clips_and_shifts_reach_advantage_and_loss(tmp_path: Path, settings: dict, bounded: Callable) -> None:
+    trainer = FDPG.start(tmp_path, baseline="none", **settings)
+    out = scored(trainer)
+    log_t = out["old_logps"] - out["ref_logps"] - out["log_score"] + out["log_z"]
+    assert log_t.abs().max() > 0.6  # so that the clips bind
+    assert bounded(out["advantages"].double(), log_t)
+    log_pi, pulled = torch.zeros(4, dtype=torch.float64, requires_grad=True), []
+    trainer._get_per_token_logps_and_entropies = lambda *_, **__: (
+        (log_pi + out["old_logps"])[:, None] * torch.eye(1, out["completion_ids"].size(1)),
+        torch.zeros(out["completion_ids"].shape),
+        None,
+    )
+    out["completion_mask"] = torch.ones_like(out["completion_mask"])
+    trainer._compute_loss(trainer.model, out).backward()
+    pulled = -4 * log_pi.grad
+    assert torch.allclose(pulled, out["advantages"].double(), rtol=1e-5)
+
+
+def test_ratio_to_the_proposal_is_clipped_in_the_loss(tmp_path: Path) -> None:
+    losses = []
+    for clip in (None, 2.0):
+        trainer = FDPG.start(tmp_path, importance_ratio_clip=clip)
+        out = scored(trainer)
+        out["old_logps"] = out["old_logps"] - math.log(6)
+        losses.append(trainer._compute_loss(trainer.model, out).item())
+    assert losses[0] == pytest.approx(3 * losses[1], rel=1e-4) != 0
 
 
 # Evaluation
@@ -573,6 +654,7 @@ def test_quasi_rejection_sampling(tmp_path: Path) -> None:
         ({"target": "gdc"}, "exponential, binary"),
         ({"beta": 0.0}, "`beta` is 0.0"),
         ({"beta": -1.0}, "`beta` is -1.0"),
+        ({"beta": math.nan}, "`beta` is nan"),
         ({"target": "binary", "divergence": "reverse_kl"}, "'js', 'tv' or 'forward_kl'"),
         ({"target": "binary", "divergence": "alpha", "alpha": 2.0}, "binary_floor"),
         ({"target": "binary", "reward_weights": [1.0]}, "reward_weights"),
@@ -610,6 +692,14 @@ def test_quasi_rejection_sampling(tmp_path: Path) -> None:
 def test_bad_settings_are_named(settings: dict, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         FDPGConfig("unused", use_cpu=True, bf16=False, **settings)
+
+
+def test_few_samples_of_a_prompt_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[str] = []
+    monkeypatch.setattr("alignext.trainers.f_dpg.config.logger.warning", lambda text, *args: found.append(text % args))
+    for number in (8, 4):
+        FDPGConfig("unused", use_cpu=True, bf16=False, num_generations=number)
+    assert len(found) == 1 and "`num_generations` is 4" in found[0]
 
 
 def test_nan_in_moments_is_none_and_biased_sampling_can_be_allowed() -> None:

@@ -369,6 +369,8 @@ def test_stream(tiny: str, tmp_path: Path) -> None:
     assert losses(trainer)[0] == pytest.approx(math.log(2))
     with pytest.raises(ValueError, match="`objectives` is needed"):
         MAH.start(tmp_path, model=tiny, dataset=stream)
+    with pytest.raises(ValueError, match="`train_dataset` has a stream of 'y'"):
+        MAH.start(tmp_path, model=tiny, dataset={"x": preference(), "y": stream})
 
 
 # Metrics
@@ -419,10 +421,11 @@ def test_checkpointing_changes_nothing(tiny: str, tmp_path: Path) -> None:
         ([0, 7] * 4, {"objectives": ["x", "y"]}, "is 7, expected one of"),
         (["x", "y"] * 4, {"objective_loss_weights": [1.0]}, "Give one for each of"),
         (["x", "y"] * 4, {"objective_loss_weights": {"z": 1}}, r"names \['z'\]"),
+        (["x", "y"] * 4, {"objective_loss_weights": "x"}, "is 'x'. Give one number for each"),
         (["x", "y"] * 4, {"objective_loss_weights": [0.0, 0.0]}, "not all 0"),
         (["x", "y"] * 4, {"objective_loss_weights": [1.0, math.nan]}, "finite"),
     ],
-    ids=["null", "unknown", "absent", "number", "few", "name", "zero", "nan"],
+    ids=["null", "unknown", "absent", "number", "few", "name", "word", "zero", "nan"],
 )
 def test_wrong_data_is_named(tiny: str, tmp_path: Path, objectives: list, settings: dict, named: str) -> None:
     with pytest.raises(ValueError, match=named):
@@ -465,6 +468,20 @@ def test_wrong_models_are_named(tiny: str, saved: str, tmp_path: Path) -> None:
         MAHDPOTrainer(tiny, args=DPOConfig(str(tmp_path), use_cpu=True, bf16=False), train_dataset=pairs())
     with pytest.raises(ValueError, match="pictures"):
         MAH.start(tmp_path, model=tiny, dataset=pairs().add_column("image", ["a.png"] * 8))
+
+
+def test_low_rank_heads_are_refused_under_zero_3(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    AutoHeads.from_pretrained(tiny, ["x", "y"], head_type="low_rank").save_pretrained(tmp_path / "low")
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(tmp_path / "low")
+    monkeypatch.setattr("alignext.trainers.mah_dpo.trainer.is_deepspeed_zero3_enabled", lambda: True)
+    # a checkpoint's own heads count, whatever the config says of new ones
+    for model, settings in (
+        (tiny, {"head_type": "low_rank"}),
+        (str(tmp_path / "low"), {"precompute_ref_log_probs": True}),
+    ):
+        with pytest.raises(NotImplementedError, match="ZeRO-3"):
+            MAH.start(tmp_path, model=model, **settings)
+    MAH.start(tmp_path, model=tiny)
 
 
 def test_constructor_leaves_the_arguments_as_they_were(tiny: str, tmp_path: Path) -> None:

@@ -165,6 +165,14 @@ def test_streams_and_tokenized_data(tmp_path: Path) -> None:
     assert len(curve(stream)) == 3
 
 
+def test_a_batch_without_labels_has_no_mean_score(tmp_path: Path) -> None:
+    unlabelled = [{"input_ids": [1, 300, 400], "labels": [-100.0] * 3}] * 4
+    trainer = ROW.start(tmp_path, dataset=Dataset.from_list(unlabelled), max_steps=1)
+    trainer.train()
+    (log,) = [log for log in trainer.state.log_history if "loss" in log]
+    assert log["loss"] == 0 and "mean_score" not in log
+
+
 def test_evaluates_several_sets_and_gives_labels_to_metrics(tmp_path: Path) -> None:
     seen = []
 
