@@ -2,8 +2,9 @@
 """`alignext bco`: train a language model on thumbs up and thumbs down."""
 
 import argparse
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from alignext.cli.training import add_command, load_rows, model_arguments, splits, train_and_save
 
 
 if TYPE_CHECKING:
@@ -11,14 +12,8 @@ if TYPE_CHECKING:
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
-    """Add `alignext bco`, whose arguments TRL's own parser reads later: making it imports all of TRL."""
-    parser = subparsers.add_parser("bco", help="train a language model on thumbs up and thumbs down", add_help=False)
-
-    def keep(args: Sequence[str], namespace: object = None) -> tuple[argparse.Namespace, list[str]]:
-        words = [word for word in args if word != "--debug"]
-        return argparse.Namespace(func=run, words=words, debug=len(words) < len(args)), []
-
-    parser.parse_known_args = keep
+    """Add `alignext bco`."""
+    add_command(subparsers, "bco", "train a language model on thumbs up and thumbs down", run)
 
 
 def make_parser() -> "TrlParser":
@@ -41,7 +36,6 @@ def run(args: argparse.Namespace) -> None:
     """Train, save, and say how to load the result."""
     script, config, model, mixture = make_parser().parse_args_and_config(args=args.words)
     from alignext import BCOTrainer
-    from alignext.cli.training import load_rows, model_arguments, splits, train_and_save
 
     data = splits(load_rows(script, mixture, example="thumbs.jsonl"), script, config)
     trainer = BCOTrainer(args=config, **data, **model_arguments(model, config))

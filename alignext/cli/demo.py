@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
+from alignext.cli.arguments import at_least_one
+
 
 # Name -> the command module of the method. Its `demo(out, *, seed, steps)` returns the sections of its gallery and
 # prints what it measured; `steps` is None where the method's own default holds.
@@ -28,7 +30,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("name", nargs="?", choices=sorted(_DEMOS), help="one method only (default: all)")
     parser.add_argument("--out", type=Path, default=Path("alignext-demo"), help="folder (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: %(default)s)")
-    parser.add_argument("--steps", type=_positive, help="denoising steps (default: as the method has it)")
+    parser.add_argument("--steps", type=at_least_one, help="denoising steps (default: as the method has it)")
     parser.add_argument("--overwrite", action="store_true", help="also write into a folder with other files in it")
     parser.set_defaults(func=run)
 
@@ -65,10 +67,3 @@ def _one_thread() -> Generator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value

@@ -3,11 +3,11 @@
 
 import argparse
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from alignext.cli.training import add_command, load_rows, splits
 
 
 if TYPE_CHECKING:
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from peft import LoraConfig
     from PIL.Image import Image
-    from transformers import Trainer
     from trl import DatasetMixtureConfig, ScriptArguments, TrlParser
 
     from alignext.cli.gallery import Section
@@ -56,15 +55,9 @@ class PipelineArguments:
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
-    """Add the three commands, whose arguments TRL's own parser reads later: making it imports all of TRL."""
+    """Add the three commands."""
     for name, (_, text) in _COMMANDS.items():
-        parser = subparsers.add_parser(name, help=text, add_help=False)
-        parser.parse_known_args = partial(_keep, name)
-
-
-def _keep(name: str, args: Sequence[str], namespace: object = None) -> tuple[argparse.Namespace, list[str]]:
-    words = [word for word in args if word != "--debug"]
-    return argparse.Namespace(func=run, name=name, words=words, debug=len(words) < len(args)), []
+        add_command(subparsers, name, text, run)
 
 
 def make_parser(name: str) -> "TrlParser":
@@ -88,11 +81,10 @@ def make_parser(name: str) -> "TrlParser":
 
 def run(args: argparse.Namespace) -> None:
     """Train, save, and say how to load the result."""
-    script, config, pipeline, mixture = make_parser(args.name).parse_args_and_config(args=args.words)
+    script, config, pipeline, mixture = make_parser(args.command).parse_args_and_config(args=args.words)
     import alignext
-    from alignext.cli.training import splits
 
-    trainer = getattr(alignext, _COMMANDS[args.name][0])(
+    trainer = getattr(alignext, _COMMANDS[args.command][0])(
         model=load_pipeline(pipeline),
         args=config,
         peft_config=lora_config(pipeline),
@@ -105,7 +97,7 @@ def run(args: argparse.Namespace) -> None:
     trainer.save_model()
     if config.push_to_hub:
         trainer.push_to_hub()
-    trainer.accelerator.print(f"Saved. Load it with:\n{_loading_lines(trainer, config.output_dir)}")
+    trainer.accelerator.print(f"Saved. Load it with:\n{trainer.usage()}")
 
 
 def load_pipeline(args: PipelineArguments) -> "DiffusionPipeline":
@@ -135,8 +127,6 @@ def lora_config(args: PipelineArguments) -> "LoraConfig | None":
 
 def load_pairs(script: "ScriptArguments", mixture: "DatasetMixtureConfig") -> "DatasetDict":
     """The dataset by splits. Paths of pictures in a file are relative to it."""
-    from alignext.cli.training import load_rows
-
     dataset, path = load_rows(script, mixture, example="pairs.jsonl"), Path(script.dataset_name or "")
     if not path.is_file():
         return dataset
@@ -145,16 +135,6 @@ def load_pairs(script: "ScriptArguments", mixture: "DatasetMixtureConfig") -> "D
         return {name: str(path.parent / row[name]) for name in _PICTURES if isinstance(row.get(name), str)}
 
     return dataset.map(absolute)
-
-
-def _loading_lines(trainer: "Trainer", folder: str) -> str:
-    if trainer.is_lora:
-        return f"  pipe.load_lora_weights({folder!r})"
-    if trainer.args.save_full_pipeline:
-        return f"  from diffusers import DiffusionPipeline\n  pipe = DiffusionPipeline.from_pretrained({folder!r})"
-    part = "unet" if "unet" in trainer.pipe.components else "transformer"
-    kind = type(trainer.denoiser).__name__
-    return f"  from diffusers import {kind}\n  pipe.{part} = {kind}.from_pretrained({folder!r}, subfolder={part!r})"
 
 
 def demo(out: Path, *, seed: int, steps: int | None) -> "list[Section]":

@@ -6,10 +6,12 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from alignext.cli.training import add_command, load_rows, model_arguments, splits, train_and_save
 
 
 if TYPE_CHECKING:
@@ -20,14 +22,8 @@ if TYPE_CHECKING:
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
-    """Add `alignext f-dpg`, whose arguments TRL's own parser reads later: making it imports all of TRL."""
-    parser = subparsers.add_parser("f-dpg", help="move a language model towards a target distribution", add_help=False)
-
-    def keep(args: Sequence[str], namespace: object = None) -> tuple[argparse.Namespace, list[str]]:
-        words = [word for word in args if word != "--debug"]
-        return argparse.Namespace(func=run, words=words, debug=len(words) < len(args)), []
-
-    parser.parse_known_args = keep
+    """Add `alignext f-dpg`."""
+    add_command(subparsers, "f-dpg", "move a language model towards a target distribution", run)
 
 
 def make_parser() -> "TrlParser":
@@ -68,7 +64,6 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("There is no reward. Pass --reward_funcs, such as rewards.py:dragon.")
     rewards = [reward(name) for name in script.reward_funcs]
     from alignext import FDPGTrainer
-    from alignext.cli.training import model_arguments, splits, train_and_save
 
     data = splits(_prompts(script, mixture), script, config)
     trainer = FDPGTrainer(reward_funcs=rewards, args=config, **data, **model_arguments(model, config))
@@ -98,8 +93,6 @@ def reward(name: str) -> Callable | str:
 
 def _prompts(script, mixture: "DatasetMixtureConfig") -> "DatasetDict | dict[str, Dataset]":
     from datasets import Dataset
-
-    from alignext.cli.training import load_rows
 
     if script.prompt is None:
         return load_rows(script, mixture, example="prompts.jsonl")

@@ -1,5 +1,5 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""What the commands that train a language model share: their arguments, reading rows, and the end of a run."""
+"""What the commands that train share: their arguments, reading rows, and the end of a run."""
 
 import argparse
 from collections.abc import Callable, Sequence
