@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import is_dataclass
 from importlib import import_module
 from pathlib import Path
 
@@ -53,13 +54,21 @@ def test_api_page_lists_everything_public():
     assert names | functional <= listed
 
 
-def documented_callables():
-    """Public functions and methods of the public names and of `alignext.functional`, by name."""
-    values = [(name, getattr(alignext, name)) for name in PUBLIC]
+def public_values():
+    """What is public, by name: the names of the package, and all that `alignext.functional` defines."""
+    yield from ((name, getattr(alignext, name)) for name in PUBLIC)
     for file in sorted((ROOT / "alignext/functional").glob("[!_]*.py")):
         module = import_module(f"alignext.functional.{file.stem}")
-        values += [(n, v) for n, v in vars(module).items() if getattr(v, "__module__", "") == module.__name__]
-    for name, value in values:
+        own = ((n, v) for n, v in vars(module).items() if getattr(v, "__module__", "") == module.__name__)
+        yield from ((f"{file.stem}.{n}", v) for n, v in own if not n.startswith("_"))
+
+
+VALUES = list(public_values())
+
+
+def documented_callables():
+    """Public functions and methods of what is public, by name."""
+    for name, value in VALUES:
         own = [(name, value)]
         if inspect.isclass(value):
             ours = [c for c in value.__mro__ if c.__module__.startswith("alignext.")]
@@ -83,6 +92,38 @@ def test_documented_arguments_exist(name, function):
     documented = {word.strip("* ") for entry in entries for word in entry.split(",")}
     assert documented, f"no argument found in the docstring of {name}"
     assert documented - set(inspect.signature(function).parameters) == set()
+
+
+def own_arguments(value):
+    """The arguments of a function, or those that our classes add to the stock class's."""
+    if not inspect.isclass(value):
+        return set(inspect.signature(value).parameters)
+    ours = [c for c in value.__mro__ if c.__module__.startswith("alignext.")]
+    if is_dataclass(value):
+        return {name for c in ours for name in vars(c).get("__annotations__", {}) if not name.startswith("_")}
+    makers = [vars(c)["__init__"] for c in ours if "__init__" in vars(c)]
+    return set(inspect.signature(makers[0]).parameters) - {"self", "args", "kwargs"} if makers else set()
+
+
+def docstrings(value):
+    """The docstrings that tell of a public name's arguments: its own, its parents', and those of configs it names."""
+    classes = value.__mro__ if inspect.isclass(value) else [value]
+    found = [inspect.cleandoc(c.__doc__ or "") for c in classes if c.__module__.startswith("alignext.")]
+    named = set(re.findall(r"\[`(\w+Config)`\]", found[0])) & set(PUBLIC) if is_dataclass(value) else ()
+    return found + [inspect.cleandoc(getattr(alignext, name).__doc__) for name in named]
+
+
+@pytest.mark.parametrize(("name", "value"), VALUES, ids=lambda v: v if isinstance(v, str) else "")
+def test_public_names_document_their_arguments(name, value):
+    if not callable(value):
+        return
+    docs = docstrings(value)
+    assert docs[0], f"{name} has no docstring"
+    told = "\n".join(docs)
+    if not is_dataclass(value):
+        told = "\n".join(re.findall(r"^Args:\n(.*?)(?=^\w|\Z)", told, flags=re.M | re.S))
+    if "All other arguments of" not in told:
+        assert {a for a in own_arguments(value) if not re.search(rf"\b{a}\b", told)} == set()
 
 
 def test_docs_build_without_a_warning(tmp_path):

@@ -75,7 +75,12 @@ def shifted_ids(ids: torch.Tensor, shift: tuple[float, ...]) -> torch.Tensor:
 
 
 def grid_size(ids: torch.Tensor) -> tuple[int, int]:
-    """`(h, w)` of the smallest grid that holds all positions: axes 1 and 2 of `ids`, an `(N, axes)` tensor."""
+    """
+    `(h, w)` of the smallest grid that holds all positions.
+
+    Args:
+        ids (`torch.Tensor` of shape `(N, axes)`): Positions of the tokens; axes 1 and 2 are row and column.
+    """
     spread = ids[:, 1:3].float().aminmax(dim=0)
     h, w = (spread.max - spread.min + 1).tolist()
     return int(h), int(w)
@@ -122,16 +127,32 @@ def shared_attention(
 
 
 def plain_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """`softmax(q k^T / sqrt(d)) v` for tensors of shape `(B, S, n, d)`."""
+    """
+    `softmax(q k^T / sqrt(d)) v`.
+
+    Args:
+        query, key, value (`torch.Tensor` of shape `(B, S, n, d)`): Of S tokens and n heads.
+    """
     out = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
     return out.transpose(1, 2)
 
 
 def sigma_squared(sigma: float | torch.Tensor) -> float | torch.Tensor:
-    """`lambda = sigma^2`, the decreasing schedule: strong while the layout forms, weak for the details."""
+    """
+    `lambda = sigma^2`, the decreasing schedule: strong while the layout forms, weak for the details.
+
+    Args:
+        sigma (`float` or `torch.Tensor`): Noise level, from 1 (noise) to 0.
+    """
     return sigma * sigma
 
 
 def renoise(clean: torch.Tensor, noise: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:
-    """`x_sigma = sigma * eps + (1 - sigma) * x_0`: where a picture stands on its straight line to the noise `eps`."""
+    """
+    `x_sigma = sigma * eps + (1 - sigma) * x_0`: where a picture stands on its straight line to the noise `eps`.
+
+    Args:
+        clean, noise (`torch.Tensor` of one shape): `x_0` and `eps`.
+        sigma (`float` or `torch.Tensor`): Noise level, from 1 (noise) to 0.
+    """
     return sigma * noise + (1 - sigma) * clean

@@ -43,12 +43,24 @@ def _like(value: torch.Tensor | float, x: torch.Tensor) -> torch.Tensor:
 
 
 def add_noise(x0: torch.Tensor, noise: torch.Tensor, a: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-    """`x = a x0 + s n`; `a` and `s` are scalars or have one value per row."""
+    """
+    `x = a x0 + s n`.
+
+    Args:
+        x0, noise (`torch.Tensor` of shape `(R, C, h, w)`): Clean latents and their noise.
+        a, s (`torch.Tensor`): The level; scalars or of shape `(R,)`.
+    """
     return _like(a, x0) * x0 + _like(s, x0) * noise
 
 
 def recovered_noise(x: torch.Tensor, x0: torch.Tensor, a: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-    """`n = (x - a x0) / s`, the noise that leads from `x0` to `x`: inverse of [`add_noise`]; `s` must not be 0."""
+    """
+    `n = (x - a x0) / s`, the noise that leads from `x0` to `x`: inverse of [`add_noise`].
+
+    Args:
+        x, x0 (`torch.Tensor` of shape `(R, C, h, w)`): Noisy and clean latents.
+        a, s (`torch.Tensor`): The level of `x`; scalars or of shape `(R,)`. `s` must not be 0.
+    """
     return (x - _like(a, x) * x0) / _like(s, x)
 
 
@@ -350,7 +362,12 @@ def step_weight(a: torch.Tensor, s: torch.Tensor, prediction_type: str) -> torch
 
 
 def row_mse(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean over all but the first dimension of `(prediction - target)^2`, in float32 or better; shape `(R,)`."""
+    """
+    Mean over all but the first dimension of `(prediction - target)^2`, in float32 or better; shape `(R,)`.
+
+    Args:
+        prediction, target (`torch.Tensor` of shape `(R, ...)`): What the network says, and what it should say.
+    """
     dtype = torch.promote_types(torch.promote_types(prediction.dtype, target.dtype), torch.float32)
     return (prediction.to(dtype) - target.to(dtype)).square().flatten(1).mean(1)
 
@@ -385,13 +402,23 @@ def preference_margin(
     factor: torch.Tensor | float = 1.0,  # (B,)
     reverse_sign: bool = False,
 ) -> torch.Tensor:
-    """`m = -1/2 beta f (delta_w - delta_l)` of shape `(B,)`; see [`implicit_rewards`] for the arguments."""
+    """
+    `m = -1/2 beta f (delta_w - delta_l)` of shape `(B,)`: the difference of the [`implicit_rewards`].
+
+    Args:
+        delta, beta, factor, reverse_sign: As for [`implicit_rewards`].
+    """
     chosen, rejected = implicit_rewards(delta, beta, factor, reverse_sign).chunk(2)
     return chosen - rejected
 
 
 def preference_loss(margin: torch.Tensor) -> torch.Tensor:
-    """`-log sigmoid(m)` of each pair; their mean is minimised. `ln 2` where policy and reference are the same."""
+    """
+    `-log sigmoid(m)` of each pair; their mean is minimised. `ln 2` where policy and reference are the same.
+
+    Args:
+        margin (`torch.Tensor` of shape `(B,)`): Of [`preference_margin`].
+    """
     return -F.logsigmoid(margin)
 
 

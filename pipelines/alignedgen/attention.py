@@ -74,7 +74,14 @@ class Anchor:
 
 class AlignedAttention:
     """
-    The sharing of one `with aligned_attention(...)` block.
+    The sharing of one `with aligned_attention(...)` block, which makes it.
+
+    Args:
+        transformer (`ModelMixin`): The model of the block.
+        settings (`Settings`): Its levers.
+        scheduler (`SchedulerMixin`, *optional*): Tells step, number of steps and noise level.
+        reference ([`StyleReference`], *optional*): Takes the anchor's place.
+        record (`bool`): Whether the anchor is kept.
 
     Attributes:
         step (`int`, *optional*): Index of the current step, if it is not to be found out; may be set at any time.
