@@ -15,6 +15,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from yaml import YAMLError
 
 import alignext
+from alignext.files import replacing
 
 
 logger = logging.get_logger(__name__)
@@ -212,10 +213,5 @@ def _package(cls: type) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    """Through a second file that then takes the place of the first: nobody ever meets half a file."""
-    part = path.with_name(f"{path.name}.part")
-    try:
+    with replacing(path) as part:
         part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -27,6 +27,7 @@ from transformers.modeling_outputs import MoeModelOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import find_adapter_config_file
 
+from alignext.files import replacing
 from alignext.functional.low_rank_head import low_rank_log_probs
 from alignext.functional.mah_dpo import mix_heads, normalize_weights
 
@@ -500,7 +501,8 @@ class ObjectiveHeadsMixin(_Model):
             inference_mode=True,
         ).save_pretrained(str(path))
         state = {f"base_model.model.{head}.lora_A.weight": down, f"base_model.model.{head}.lora_B.weight": up}
-        save_file({k: v.contiguous().cpu() for k, v in state.items()}, path / "adapter_model.safetensors")
+        with replacing(path / "adapter_model.safetensors") as part:
+            save_file({k: v.contiguous().cpu() for k, v in state.items()}, part)
 
     @torch.no_grad()
     def _fold(self, weights: ObjectiveWeights, normalize: bool) -> tuple[torch.Tensor, torch.Tensor | None]:

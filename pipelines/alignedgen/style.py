@@ -13,6 +13,7 @@ from huggingface_hub import CommitInfo, create_repo, hf_hub_download, upload_fil
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from alignext.files import replacing
 from alignext.functional.alignedgen import renoise
 
 
@@ -147,13 +148,8 @@ class StyleReference:
         """Write one safetensors file. An existing file is replaced only when the new one is complete."""
         tensors = {name: x.detach().cpu().contiguous().clone() for name, x in self._tensors().items()}
         plain = json.dumps({name: getattr(self, name) for name in PLAIN})
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.partial")
-        try:
-            save_file(tensors, partial, metadata={"format": "pt", "style_reference": plain})
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(path) as part:
+            save_file(tensors, part, metadata={"format": "pt", "style_reference": plain})
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "StyleReference":

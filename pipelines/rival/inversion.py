@@ -4,12 +4,13 @@
 import json
 import os
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+
+from alignext.files import replacing
 
 
 # What fixes the timesteps and noise levels of a DDIM chain.
@@ -110,13 +111,8 @@ class RIVALInversion:
         """Write one safetensors file. An existing file is replaced only when the new one is complete."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "scheduler"}
         tensors = {name: x.detach().cpu().contiguous().clone() for name, x in tensors.items() if x is not None}
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.partial")
-        try:
-            save_file(tensors, partial, metadata={"format": "pt", "scheduler": json.dumps(self.scheduler)})
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(path) as part:
+            save_file(tensors, part, metadata={"format": "pt", "scheduler": json.dumps(self.scheduler)})
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "RIVALInversion":

@@ -3,7 +3,6 @@
 
 import copy
 import os
-import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from transformers.utils import logging
 from trl.trainer.utils import disable_dropout_in_model
 
 from alignext import hub
+from alignext.files import check_output_dir, replacing
 from alignext.functional.diffusion_preference import Denoiser
 
 from .denoiser import DenoiserForward, DenoiserModule, adapter_off, denoiser_name, get_denoiser
@@ -101,6 +101,7 @@ class DiffusionTrainer(Trainer):
             raise NotImplementedError(
                 f"{type(self).__name__} does not shard parameters (FSDP, ZeRO-3) yet. Use DDP or ZeRO-2."
             )
+        check_output_dir(args, self.model)
         if self.ref_denoiser is not None:
             self.ref_denoiser.to(self.accelerator.device)
         self._sums: dict[str, torch.Tensor] = {}
@@ -208,10 +209,11 @@ class DiffusionTrainer(Trainer):
         elif self.args.save_full_pipeline and not folder.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-"):
             self.pipe.save_pretrained(folder)
         else:
-            # Shards of an earlier, larger save would lie beside the new ones.
-            shutil.rmtree(folder / name, ignore_errors=True)
-            self.denoiser.save_pretrained(folder / name)
-        torch.save(self.args, folder / TRAINING_ARGS_NAME)
+            # As a whole: shards of an earlier, larger save would stay beside the new ones.
+            with replacing(folder / name) as part:
+                self.denoiser.save_pretrained(part)
+        with replacing(folder / TRAINING_ARGS_NAME) as part:
+            torch.save(self.args, part)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         folder, name = Path(resume_from_checkpoint), denoiser_name(self.pipe)

@@ -4,7 +4,6 @@
 import hashlib
 import inspect
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ from datasets import Dataset
 from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 from safetensors.torch import load_file, save_file
+
+from alignext.files import replacing
 
 from .data import IMAGES, LATENTS, PairCollator
 
@@ -254,13 +255,8 @@ class InversionCache:
         for name, tensor in stored.items():
             if not tensor.isfinite().all():
                 raise ValueError(f"`{name}` of an inversion is not finite in {self.dtype}. Store it in float32.")
-        path = self._path(key)
-        part = path.with_name(f"{key}.{os.getpid()}.part")
-        try:
+        with replacing(self._path(key)) as part:
             save_file(stored, part)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
 
     def load(self, keys: Sequence[str], device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
         """The tensors of these pictures, stacked; floats in float32.

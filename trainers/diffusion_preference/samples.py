@@ -14,6 +14,7 @@ from diffusers import DiffusionPipeline
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from alignext.cli.gallery import contact_sheet
+from alignext.files import replacing
 
 from .denoiser import get_denoiser
 from .encode import TEXT_ENCODERS, encode_prompts, encode_unconditional
@@ -86,7 +87,8 @@ class SampleGridCallback(TrainerCallback):
         folder = Path(args.output_dir) / "samples"
         folder.mkdir(parents=True, exist_ok=True)
         sheet = contact_sheet([images], col_labels=self.prompts, cell=min(256, max(images[0].size)))
-        sheet.save(folder / f"step-{state.global_step:06d}.png")
+        with replacing(folder / f"step-{state.global_step:06d}.png") as part:
+            sheet.save(part, format="PNG")
         for tracker in self.trainer.callback_handler.callbacks:
             name = type(tracker).__name__
             if name == "TensorBoardCallback" and tracker.tb_writer is not None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from alignext.files import replacing
+
 
 FILE = "fdpg_state.json"
 
@@ -61,7 +63,8 @@ class FDPGState:
         self.z[key] = [total.item(), count + len(log_w)]
 
     def save(self, folder: Path) -> None:
-        (folder / FILE).write_text(json.dumps(asdict(self)))
+        with replacing(folder / FILE) as part:
+            part.write_text(json.dumps(asdict(self)))
 
     @classmethod
     def load(cls, folder: Path) -> "FDPGState":

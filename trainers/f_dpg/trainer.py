@@ -24,6 +24,7 @@ from trl.models import prepare_deepspeed, prepare_fsdp
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model, get_config_model_id, use_adapter
 
+from alignext.files import check_output_dir, replacing
 from alignext.functional.f_dpg import (
     divergence_estimates,
     effective_sample_size,
@@ -138,6 +139,7 @@ class FDPGTrainer(RLOOTrainer):
             args = FDPGConfig(f"{name.split('/')[-1]}-f-DPG")
         if not isinstance(args, FDPGConfig):
             raise ValueError(f"`args` is a {type(args).__name__}. Pass an `FDPGConfig`.")
+        check_output_dir(args)
         number = len(reward_funcs) if isinstance(reward_funcs, list) else 1
         _check(model, number, args, train_dataset)
         # RLOO loads its reference by the name in the config, which may not be what the instance holds.
@@ -163,6 +165,7 @@ class FDPGTrainer(RLOOTrainer):
             )
         finally:
             args.beta = beta
+        check_output_dir(args, self.model)
         if copied:
             self.ref_model = self._frozen_copy()
         # Not 0, so that the parent also scores the samples with the initial model; what it makes of it is not used.
@@ -662,13 +665,15 @@ class FDPGTrainer(RLOOTrainer):
         return Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
 
     def _save_checkpoint(self, model, trial):
-        super()._save_checkpoint(model, trial)
         folder = self._checkpoint_folder(trial)
-        if self.args.should_save and folder.is_dir():
+        if self.args.should_save:  # first: what the parent writes last tells that a checkpoint is complete
+            folder.mkdir(parents=True, exist_ok=True)
             self.target_state.save(folder)
             if self.proposal_model is not None:
                 proposal = self.accelerator.unwrap_model(self.proposal_model)
-                safetensors.torch.save_model(proposal, str(folder / _PROPOSAL_FILE))
+                with replacing(folder / _PROPOSAL_FILE) as part:
+                    safetensors.torch.save_model(proposal, str(part))
+        super()._save_checkpoint(model, trial)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)

@@ -15,6 +15,7 @@ from trl import RewardTrainer
 from trl.data_utils import get_dataset_column_names
 from trl.trainer.utils import create_model_from_path, get_config_model_id, global_then_local_main_first, pad
 
+from alignext.files import check_output_dir, replacing
 from alignext.functional.process_reward import IGNORED, process_reward_loss
 from alignext.models.process_reward import ProcessReward, encode_steps
 
@@ -128,6 +129,7 @@ class ProcessRewardTrainer(RewardTrainer):
             args = ProcessRewardConfig(f"{name.split('/')[-1]}-Process-Reward")
         if not isinstance(args, ProcessRewardConfig):
             raise ValueError(f"`args` is a {type(args).__name__}. Pass a `ProcessRewardConfig`.")
+        check_output_dir(args)
         if train_dataset is not None:
             _check_columns(train_dataset)
         if peft_config is not None and getattr(peft_config, "task_type", None) != "TOKEN_CLS":
@@ -155,6 +157,7 @@ class ProcessRewardTrainer(RewardTrainer):
             )
         finally:
             args.model_init_kwargs = model_init_kwargs
+        check_output_dir(args, self.model)
         if isinstance(self.data_collator, SolutionCollator):
             self.data_collator.pad_token_id = self.processing_class.pad_token_id
         self.label_names = ["labels"]  # for `compute_metrics`
@@ -239,7 +242,8 @@ class ProcessRewardTrainer(RewardTrainer):
             start = _CARD.format(name=self.hub_model_id or model_name or self.args.output_dir)
             # TRL's is for models that give a text one score.
             card = re.sub(r"## Quick start\n.*?(?=## Training procedure)", lambda _: start, card, flags=re.S)
-            path.write_text(card, encoding="utf-8")
+            with replacing(path) as part:
+                part.write_text(card, encoding="utf-8")
 
 
 def _load(
