@@ -16,6 +16,8 @@ import pytest
 import alignext
 from alignext.cli.methods import METHODS, as_markdown
 
+from . import support
+
 
 ROOT = Path(__file__).parents[1]
 PUBLIC = sorted(alignext._MODULES)
@@ -124,6 +126,27 @@ def test_public_names_document_their_arguments(name, value):
         told = "\n".join(re.findall(r"^Args:\n(.*?)(?=^\w|\Z)", told, flags=re.M | re.S))
     if "All other arguments of" not in told:
         assert {a for a in own_arguments(value) if not re.search(rf"\b{a}\b", told)} == set()
+
+
+def test_support_page_is_the_one_of_its_cells():
+    assert support.as_markdown() in support.PAGE.read_text(), "run `python tests/support.py`"
+
+
+def test_tests_behind_the_support_matrix_exist():
+    """With their parameters. A second pytest collects them, of modules that are mostly imported already."""
+    wanted = {test for cell in support.cells() for test in cell.tests}
+    found = set()
+
+    class Recorder:
+        def pytest_collection_finish(self, session):
+            found.update(item.nodeid for item in session.items)
+
+    files = sorted({test.partition("::")[0] for test in wanted})
+    off = [f"-pno:{plugin}" for plugin in ("cacheprovider", "faulthandler", "logging", "xdist")]
+    pytest.main(
+        [f"--rootdir={ROOT}", "--collect-only", "-s", *off, *(str(ROOT / file) for file in files)], [Recorder()]
+    )
+    assert wanted - found == set()
 
 
 def test_docs_build_without_a_warning(tmp_path):

@@ -1,0 +1,360 @@
+# Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""What works with what, and the test that says so. `python tests/support.py` writes the tables of `docs/support.md`.
+
+A cell that is not here is untested.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+
+PAGE = Path(__file__).parents[1] / "docs" / "support.md"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a cell says, and the tests it rests on."""
+
+    word: str
+    tests: tuple[str, ...]
+
+
+def tested(*tests: str, word: str = "tested") -> Cell:
+    """A test holds the result against one without the feature, or another that is known."""
+    return Cell(word, tests)
+
+
+def runs(*tests: str) -> Cell:
+    """A test runs it, and holds the result against nothing."""
+    return Cell("runs", tests)
+
+
+def refused(why: str, *tests: str) -> Cell:
+    """A test holds the error."""
+    return Cell(f"refused: {why}", tests)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method on one base model."""
+
+    method: str
+    base: str
+    cells: dict[str, Cell]
+
+
+# ------------------------------------------------------------------------------------------------- without training
+
+WITHOUT = ("works", "LoRA", "half precision", "CPU offload", "torch.compile", "quantized", "2 processes", "CUDA")
+
+
+def contract(row: str) -> dict[str, Cell]:
+    """What the contract suite of the pipelines holds for its row."""
+    file = "tests/pipelines/test_contract.py"
+    return {
+        "works": tested(f"{file}::test_active_setting_does_something[{row}]"),
+        "LoRA": tested(f"{file}::test_lora_is_used[{row}]"),
+        "half precision": runs(
+            *(f"{file}::test_half_precision_runs_and_stays[dtype{k}-active-{row}]" for k in (0, 1))
+        ),
+        "CPU offload": tested(f"{file}::test_offloaded_pipeline_gives_the_same_result[active-{row}]"),
+    }
+
+
+def search(name: str) -> dict[str, Cell]:
+    file = "tests/pipelines/latent_search/test_search.py"
+    return {"works": tested(f"{file}::test_runs_end_to_end_and_returns_what_it_scored[{name}]")}
+
+
+_ALIGNED = "tests/pipelines/alignedgen"
+_COMPILED = f"{_ALIGNED}/test_transformer.py::test_compiled_layers_are_compiled_once_for_all_layers_and_noise_levels"
+_DECODING = "tests/models/test_guided_decoding.py"
+PIPELINES = [
+    Row("RIVAL", "Stable Diffusion 1, 2", contract("rival-sd")),
+    Row("RIVAL", "Stable Diffusion XL", contract("rival-sdxl")),
+    Row("RIVAL", "ControlNet, Stable Diffusion 1, 2", contract("rival-sd-controlnet")),
+    Row("RIVAL", "ControlNet, XL", contract("rival-sdxl-controlnet")),
+    Row(
+        "AlignedGen",
+        "FLUX.1",
+        contract("alignedgen")
+        | {"torch.compile": tested(f"{_COMPILED}[None]", f"{_COMPILED}[1]", word="tested without code generation")},
+    ),
+    Row(
+        "AlignedGen",
+        "FLUX.1 Kontext",
+        {"works": tested(f"{_ALIGNED}/test_kontext.py::test_forward_is_the_slow_reference")},
+    ),
+    Row(
+        "AlignedGen", "FLUX.2", {"works": tested(f"{_ALIGNED}/test_flux2.py::test_pipeline[AlignedGenFlux2Pipeline]")}
+    ),
+    Row(
+        "AlignedGen",
+        "FLUX.2 klein",
+        {"works": tested(f"{_ALIGNED}/test_flux2.py::test_pipeline[AlignedGenFlux2KleinPipeline]")},
+    ),
+    Row("AlignedGen", "Qwen-Image", {"works": tested(f"{_ALIGNED}/test_qwen.py::test_pipeline")}),
+    Row("AlignedGen", "FLUX.1 img2img", {"works": tested(f"{_ALIGNED}/test_pipeline.py::test_img2img")}),
+    Row(
+        "AlignedGen",
+        "FLUX.1 ControlNet",
+        {"works": tested(*(f"{_ALIGNED}/test_pipeline.py::test_controlnet[{k}]" for k in (None, 1)))},
+    ),
+    Row(
+        "AlignedGen",
+        "Stable Diffusion 3",
+        {"works": refused("no rotary positions", f"{_ALIGNED}/test_bad_input.py::test_other_transformers")},
+    ),
+    Row("Latent search", "Stable Diffusion 1, 2", contract("search-sd")),
+    Row("Latent search", "Stable Diffusion XL", search("sdxl")),
+    Row("Latent search", "Stable Diffusion 3", search("sd3")),
+    Row("Latent search", "FLUX.1", contract("search-flux")),
+    Row("Latent search", "AnimateDiff", search("animatediff")),
+    Row("Latent search", "Latte", search("latte")),
+    Row("Latent search", "CogVideoX", search("cogvideox")),
+    Row("Latent search", "Wan 2.1", search("wan-2.1")),
+    Row("Latent search", "Wan 2.2", search("wan-2.2")),
+    Row("Latent search", "HunyuanVideo", search("hunyuan")),
+    Row("Latent search", "LTX", search("ltx")),
+    Row("Latent search", "text-to-video-SD", search("text-to-video-sd")),
+    Row(
+        "Latent search",
+        "Wan, modular",
+        {
+            "works": tested(
+                "tests/pipelines/latent_search/test_modular.py::test_the_whole_search_runs_and_guidance_stays_on"
+            )
+        },
+    ),
+    *(
+        Row(
+            "Guided decoding",
+            base,
+            {
+                "works": tested(
+                    *(f"{_DECODING}::test_carried_cache_changes_no_token[{name}-{n}]" for n in ("one", "many"))
+                )
+            }
+            | ({"LoRA": tested(f"{_DECODING}::test_adapters")} if name == "llama" else {}),
+        )
+        for base, name in (
+            ("Llama", "llama"),
+            ("GPT-2", "gpt2"),
+            ("Mistral", "mistral"),
+            ("Gemma 2", "gemma2"),
+            ("LFM2", "lfm2"),
+            ("Mamba 2", "mamba2"),
+        )
+    ),
+]
+
+# ------------------------------------------------------------------------------------------------------- training
+
+TRAINING = (
+    "trains",
+    "LoRA",
+    "accumulation",
+    "resume",
+    "checkpointing",
+    "DDP, 2 processes",
+    "torch.compile",
+    "quantized",
+    "FSDP",
+    "DeepSpeed",
+    "CUDA",
+)
+
+
+def language(trainer: str) -> dict[str, Cell]:
+    """What the contract suite of the language model trainers holds on the embedded Llama."""
+    file = "tests/trainers/test_contract.py"
+    return {
+        "trains": tested(f"{file}::test_trains_every_parameter[standard-{trainer}]"),
+        "LoRA": tested(f"{file}::test_lora_trains_the_adapter_and_nothing_else[{trainer}]"),
+        "accumulation": tested(f"{file}::test_accumulating_is_a_larger_batch[{trainer}]"),
+        "resume": tested(
+            *(f"{file}::test_resumed_run_is_the_uninterrupted_one[{k}-{trainer}]" for k in ("full", "lora"))
+        ),
+    }
+
+
+def diffusion(name: str) -> dict[str, Cell]:
+    """What the contract suite of the diffusion trainers holds on a tiny Stable Diffusion."""
+    file = "tests/trainers/diffusion_preference/test_contract.py"
+    return {
+        "trains": tested(f"{file}::test_trains_every_parameter[{name}]"),
+        "LoRA": tested(f"{file}::test_lora_trains_the_adapter_and_nothing_else[{name}]"),
+        "accumulation": tested(f"{file}::test_accumulating_is_a_larger_batch[{name}]"),
+        "resume": tested(
+            *(f"{file}::test_resumed_run_is_the_uninterrupted_one[{k}-{name}]" for k in ("full", "lora"))
+        ),
+    }
+
+
+def family(trainer: str, name: str) -> dict[str, Cell]:
+    """All families train a LoRA."""
+    file = "tests/trainers/diffusion_preference/test_trainers.py"
+    cell = tested(f"{file}::test_every_family_trains[{trainer}-{name}]")
+    return {"trains": cell, "LoRA": cell}
+
+
+def launched(test: str, *names: str) -> Cell:
+    return tested(*(f"tests/trainers/{test}[{name}]" if name else f"tests/trainers/{test}" for name in names))
+
+
+_TRAINERS = "tests/trainers"
+_HEADS = "tests/models/test_objective_heads.py::test_routed_log_probs_are_those_that_generation_uses"
+_TWO = "test_launch.py::test_two_processes_are_one_larger_batch"
+TRAINERS = [
+    Row(
+        "BCO",
+        "Llama",
+        language("BCOTrainer")
+        | {
+            "checkpointing": runs(f"{_TRAINERS}/bco/{_TWO}[ema]"),
+            "DDP, 2 processes": launched(f"bco/{_TWO}", "ema", "running_mean"),
+        },
+    ),
+    Row(
+        "BCO",
+        "Mixtral",
+        {"trains": tested(f"{_TRAINERS}/bco/test_bco_trainer.py::test_mixture_of_experts_adds_its_auxiliary_loss")},
+    ),
+    Row(
+        "BCO",
+        "LLaVA",
+        {"trains": tested(f"{_TRAINERS}/bco/test_vision.py::test_trains_on_pictures_and_weights_reach_the_loss")},
+    ),
+    Row(
+        "f-DPG",
+        "Llama",
+        language("FDPGTrainer")
+        | {
+            "checkpointing": runs(f"{_TRAINERS}/f_dpg/test_launch.py::test_two_processes_are_one[exponential]"),
+            "DDP, 2 processes": launched(
+                "f_dpg/test_launch.py::test_two_processes_are_one", "exponential", "distributional"
+            ),
+        },
+    ),
+    Row("f-DPG", "Mixtral", {"trains": tested(f"{_TRAINERS}/f_dpg/test_models.py::test_experts_are_balanced")}),
+    Row("f-DPG", "LLaVA", {"trains": tested(f"{_TRAINERS}/f_dpg/test_models.py::test_pictures")}),
+    Row(
+        "MAH-DPO",
+        "Llama",
+        language("MAHDPOTrainer")
+        | {
+            "checkpointing": tested(
+                f"{_TRAINERS}/mah_dpo/test_mah_dpo_trainer.py::test_checkpointing_changes_nothing"
+            ),
+            "DDP, 2 processes": launched(f"mah_dpo/{_TWO}", "full", "low_rank"),
+            "DeepSpeed": refused(
+                "low-rank heads under ZeRO-3; else untested",
+                f"{_TRAINERS}/mah_dpo/test_mah_dpo_trainer.py::test_low_rank_heads_are_refused_under_zero_3",
+            ),
+        },
+    ),
+    Row(
+        "MAH-DPO",
+        "Mixtral",
+        {"trains": tested(f"{_TRAINERS}/mah_dpo/test_mah_dpo_trainer.py::test_experts_are_balanced_as_by_dpo")},
+    ),
+    *(
+        Row(
+            "MAH-DPO",
+            base,
+            {"trains": tested(*(f"{_HEADS}[{name}-{head}]" for head in ("full", "low_rank")), word="heads tested")},
+        )
+        for base, name in (
+            ("Gemma 2", "soft cap"),
+            ("Granite", "logits scaling"),
+            ("Cohere", "logit scale"),
+            ("Phi", "bias"),
+        )
+    ),
+    Row(
+        "Process rewards",
+        "Llama",
+        language("ProcessRewardTrainer")
+        | {
+            "checkpointing": runs(f"{_TRAINERS}/process_reward/{_TWO}"),
+            "DDP, 2 processes": launched(f"process_reward/{_TWO}", ""),
+        },
+    ),
+    *(
+        row
+        for method, trainer in (
+            ("Diffusion-DPO", "DiffusionDPOTrainer"),
+            ("Inversion-DPO", "InversionDPOTrainer"),
+            ("SmPO", "SmPOTrainer"),
+        )
+        for row in (
+            Row(
+                method,
+                "Stable Diffusion 1, 2",
+                diffusion(trainer)
+                | {
+                    "checkpointing": runs(
+                        f"{_TRAINERS}/diffusion_preference/{_TWO}[{trainer.removesuffix('Trainer')}]"
+                    ),
+                    "DDP, 2 processes": launched(f"diffusion_preference/{_TWO}", trainer.removesuffix("Trainer")),
+                },
+            ),
+            Row(method, "Stable Diffusion XL", family(trainer, "sdxl")),
+            Row(method, "Stable Diffusion 3", family(trainer, "sd3")),
+            Row(method, "FLUX.1", family(trainer, "flux")),
+        )
+    ),
+    Row("InPO", "Stable Diffusion 1, 2", diffusion("InPO")),
+]
+
+TABLES = {"Without training": (WITHOUT, PIPELINES), "Training": (TRAINING, TRAINERS)}
+
+
+# ----------------------------------------------------------------------------------------------------------- writing
+
+
+def cells() -> Iterator[Cell]:
+    """All cells that say something, in the order of the page."""
+    for columns, rows in TABLES.values():
+        for row in rows:
+            assert row.cells.keys() <= set(columns), f"{row.method}, {row.base}: {row.cells.keys() - set(columns)}"
+            yield from (row.cells[column] for column in columns if column in row.cells)
+
+
+def as_markdown() -> str:
+    """The tables, their cells numbered, and what the numbers stand for."""
+    numbers = {test: k for k, test in enumerate(dict.fromkeys(_function(t) for c in cells() for t in c.tests), 1)}
+    lines = []
+    for title, (columns, rows) in TABLES.items():
+        heads = ["`torch.compile`" if column == "torch.compile" else column for column in columns]
+        lines += [
+            f"## {title}",
+            "",
+            f"| method | base model | {' | '.join(heads)} |",
+            "|---" * (len(columns) + 2) + "|",
+        ]
+        lines += [
+            f"| {row.method} | {row.base} | {' | '.join(_say(row, c, numbers) for c in columns)} |" for row in rows
+        ]
+        lines.append("")
+    lines += ["## The tests", "", *(f"{number}. `{test}`" for test, number in numbers.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _function(test: str) -> str:
+    return test.partition("[")[0]
+
+
+def _say(row: Row, column: str, numbers: dict[str, int]) -> str:
+    cell = row.cells.get(column)
+    if cell is None:
+        return "untested" if not row.cells[next(iter(row.cells))].word.startswith("refused") else ""
+    found = sorted({numbers[_function(test)] for test in cell.tests})
+    return f"{cell.word} ({', '.join(map(str, found))})"
+
+
+if __name__ == "__main__":
+    head, mark, _ = re.split(r"(<!-- tables -->\n)", PAGE.read_text())
+    PAGE.write_text(f"{head}{mark}\n{as_markdown()}")
