@@ -48,6 +48,14 @@ def test_available_method_is_what_the_table_says(method):
         assert method.arxiv in (ROOT / "README.md").read_text()
 
 
+@pytest.mark.parametrize("name", sorted({name for m in METHODS if m.available for name in m.classes}))
+def test_paper_index_has_the_paper(name):
+    paper = getattr(alignext, name)._paper
+    (key,) = re.findall(r"@\w+\{(\w+),", paper["citation"])
+    start = f"| {paper['title']} | [{paper['id']}](https://arxiv.org/abs/{paper['id']}) | `{key}` |"
+    assert start in (ROOT / "docs" / "papers.md").read_text()
+
+
 def test_api_page_lists_everything_public():
     page = (ROOT / "docs" / "api.md").read_text()
     listed = set(re.findall(r"^::: (\S+)$", page, flags=re.MULTILINE))

@@ -29,7 +29,7 @@ PAPER = {
     "id": "2501.19252",
     "citation": "@inproceedings{oshima2025inference,\n"
     "    title     = {{Inference-Time Text-to-Video Alignment with Diffusion Latent Beam Search}},\n"
-    "    author    = {Oshima, Yuta and Suzuki, Masahiro and Matsuo, Yutaka and Furuta, Hiroki},\n"
+    "    author    = {Oshima, Yuta and others},\n"
     "    booktitle = {Advances in Neural Information Processing Systems},\n"
     "    year      = {2025},\n"
     "}",

@@ -63,8 +63,7 @@ class DiffusionDPOTrainer(DiffusionPreferenceTrainer):
         "citation": """\
 @inproceedings{wallace2024diffusion,
     title     = {{Diffusion Model Alignment Using Direct Preference Optimization}},
-    author    = {Wallace, Bram and Dang, Meihua and Rafailov, Rafael and Zhou, Linqi and Lou, Aaron and Purushwalkam,
-                 Senthil and Ermon, Stefano and Xiong, Caiming and Joty, Shafiq and Naik, Nikhil},
+    author    = {Wallace, Bram and others},
     booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition},
     year      = {2024},
 }""",

@@ -287,8 +287,7 @@ class InversionDPOTrainer(_InversionTrainer):
         "citation": """\
 @inproceedings{li2025inversion,
     title     = {{Inversion-DPO: Precise and Efficient Post-Training for Diffusion Models}},
-    author    = {Li, Zejian and Li, Yize and Meng, Chenye and Liu, Zhongni and Ling, Yang and Zhang, Shengyuan and
-                 Yang, Guang and Yang, Changyuan and Yang, Zhiyuan and Sun, Lingyun},
+    author    = {Li, Zejian and others},
     booktitle = {Proceedings of the 33rd ACM International Conference on Multimedia},
     year      = {2025},
     note      = {arXiv:2507.11554},
@@ -340,7 +339,7 @@ class SmPOTrainer(_InversionTrainer):
 @inproceedings{lu2025smoothed,
     title     = {{Smoothed Preference Optimization via ReNoise Inversion for Aligning Diffusion Models with Varied
                  Human Preferences}},
-    author    = {Lu, Yunhong and Wang, Qichao and Cao, Hengyuan and Xu, Xiaoyin and Zhang, Min},
+    author    = {Lu, Yunhong and others},
     booktitle = {Proceedings of the 42nd International Conference on Machine Learning},
     year      = {2025},
 }""",
