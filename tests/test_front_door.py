@@ -1,17 +1,24 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """What a newcomer types first: the snippets of the README and the docs, their commands, the examples, the demo."""
 
+import math
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
+from PIL import Image
 
 from alignext import cli
+from alignext.cli import demo
+from alignext.cli.gallery import Section, write_gallery
+from tests.browser import assert_sound, look
 
 
 ROOT = Path(__file__).parents[1]
@@ -105,18 +112,74 @@ def test_examples_run(script, options, tmp_path):
     assert answer.returncode == 0, answer.stderr
 
 
-# peft reads `is_gradient_checkpointing`, which transformers has renamed.
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-def test_demo_writes_a_gallery(tmp_path, capsys):
-    """Few steps: what the pictures look like is tested elsewhere."""
-    threads = torch.get_num_threads()
-    assert cli.main(["demo", "--out", str(tmp_path / "gallery"), "--steps", "2"]) == 0, capsys.readouterr().err
+def assert_shows_what_it_measured(section, page):
+    """Pictures or plots of something, and rows of numbers."""
+    assert section.figures or section.charts
+    for figure in section.figures:
+        with Image.open(page.parent / figure.file) as picture:
+            assert len(picture.convert("RGB").getcolors(maxcolors=1 << 24)) > 1
+    for chart in section.charts:
+        points = [point for values in chart.series.values() for point in values]
+        assert points and all(map(math.isfinite, sum(points, start=())))
+    assert section.tables and all(table.rows for table in section.tables)
+    numbers = [cell for row in section.tables[0].rows for cell in row if isinstance(cell, int | float)]
+    assert numbers and all(map(math.isfinite, numbers))
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """The sections that reach the gallery."""
+    found = []
+
+    def write(folder, sections, **kwargs):
+        found.extend(sections)
+        return write_gallery(folder, sections, **kwargs)
+
+    monkeypatch.setattr("alignext.cli.gallery.write_gallery", write)
+    return found
+
+
+def test_demo_of_one_method(tmp_path, capsys, written):
+    """Few steps: what the pictures look like is tested elsewhere. A second run may write over the first."""
+    threads, verbosity = torch.get_num_threads(), transformers.logging.get_verbosity()
+    for name in ("process-reward", "search"):
+        written.clear()
+        arguments = ["demo", name, "--out", str(tmp_path / "gallery"), "--steps", "2", "--seed", "1"]
+        assert cli.main(arguments) == 0, capsys.readouterr().err
+        (section,) = written
+        page = tmp_path / "gallery" / "index.html"
+        assert str(page.resolve()) in capsys.readouterr().out
+        assert_shows_what_it_measured(section, page)
     assert torch.get_num_threads() == threads
+    assert transformers.logging.get_verbosity() == verbosity
+
+
+def test_demo_shows_every_method_in_order(tmp_path, monkeypatch, capsys, written):
+    """With stand-ins for the methods: what the command makes of their sections."""
+    monkeypatch.setattr(demo, "import_module", lambda name: SimpleNamespace(
+        demo=lambda seed, steps: [Section(f"{name} {seed} {steps}"), Section("last", commands=["first"])]
+    ))  # fmt: skip
+    assert cli.main(["demo", "--out", str(tmp_path / "gallery"), "--seed", "3"]) == 0
+    assert [section.title for section in written[::2]] == [f"{name} 3 None" for name in demo._DEMOS.values()]
+    for name, section in zip(demo._DEMOS, written[1::2], strict=True):
+        first, again = section.commands
+        assert first == "first"
+        args = cli.make_parser().parse_args(shlex.split(again, comments=True)[1:])
+        assert (args.name, args.seed, args.steps, str(args.out)) == (name, 3, None, f"alignext-{name}")
+
+
+@pytest.mark.slow
+def test_demo_writes_a_gallery(tmp_path, capsys, written):
+    """Every method, with few steps, and the page in a browser."""
+    assert cli.main(["demo", "--out", str(tmp_path / "gallery"), "--steps", "2"]) == 0, capsys.readouterr().err
     page = tmp_path / "gallery" / "index.html"
-    assert str(page.resolve()) in capsys.readouterr().out
-    sources = re.findall(r'src="([^"]+)"', page.read_text())
-    assert sources and all((page.parent / source).is_file() for source in sources)
-    assert cli.main(["demo", "--out", str(tmp_path / "gallery"), "--steps", "2", "--seed", "1"]) == 0
+    assert len(written) >= len(demo._DEMOS)
+    for section in written:
+        assert_shows_what_it_measured(section, page)
+    report = look(page, tmp_path / "browser")
+    assert_sound(report)
+    assert len(report["desktop"]["images"]) == sum(len(section.figures) for section in written)
+    assert len(report["desktop"]["charts"]) == sum(len(section.charts) for section in written)
 
 
 def test_demo_refuses_a_folder_of_others_before_it_starts(tmp_path, capsys):

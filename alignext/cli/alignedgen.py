@@ -75,8 +75,11 @@ def run(args: argparse.Namespace) -> None:
         if path is not None and not path.is_file():
             raise FileNotFoundError(f"{path} is no file: pass the path of a file.")
     from alignext.cli.gallery import Figure, Section, claim_folder, contact_sheet, write_gallery
+    from alignext.files import check_output
 
     out = claim_folder(args.out, overwrite=args.overwrite)
+    if args.save_style:
+        check_output(args.save_style.parent, name="--save-style")
     import torch
     from PIL import Image
 
@@ -105,8 +108,6 @@ def run(args: argparse.Namespace) -> None:
     settings["num_inference_steps"] = args.steps
     result = pipe(args.prompt, generator=generators(), **settings, **ours)
     made = {"aligned": result.images}
-    if args.save_style:
-        result.style_reference.save(args.save_style)
     if args.compare:
         made["stock"] = pipe(args.prompt, generator=generators(), share_end=0.0, **settings).images
 
@@ -124,6 +125,8 @@ def run(args: argparse.Namespace) -> None:
     first = Figure("contact-sheet", sheet, alt="All images of the set.", caption=", ".join(args.prompt))
     sections = [Section("The set", figures=[first]), Section("One by one", figures=figures)]
     page = write_gallery(out, sections, title="AlignedGen: " + ", ".join(args.prompt))
+    if args.save_style:
+        result.style_reference.save(args.save_style)
     print(f"{len(result.images)} images. Open {page.resolve()}")
 
 
@@ -190,12 +193,12 @@ _SETS = (
 _PICTURES = (("snail", "ink"), ("panda", "flat"), ("guitar", "glossy"))  # concepts that the model has never seen
 
 
-def demo(out: Path, *, seed: int, steps: int | None) -> "list[Section]":
+def demo(*, seed: int, steps: int | None) -> list["Section"]:
     """AlignedGen on prompts that leave the style open, against stock, and with held-out drawings as the style."""
     import torch
 
     from alignext import mini
-    from alignext.cli.gallery import Figure, Section, Table, contact_sheet
+    from alignext.cli.gallery import Figure, Section, Table, contact_sheet, print_table
 
     pipe = _load(None, device="cpu")
     pipe.set_progress_bar_config(desc="AlignedGenPipeline", leave=False)
@@ -229,25 +232,30 @@ def demo(out: Path, *, seed: int, steps: int | None) -> "list[Section]":
         "that it gives one style, overlap of the colour histograms, white left out. The last column: share of images "
         "in which the concept judge sees what the prompt names.",
     )
-    print()
-    for row in [table.header, *table.rows]:
-        print("  ".join(f"{cell:>15.3f}" if isinstance(cell, float) else f"{cell:>15}" for cell in row))
-    print()
+    print_table(table)
     return [
         Section(
             "AlignedGen: a set in one style",
             "None of these prompts names a style, so the stock pipeline draws each image in any of the five that the "
             "model knows. With AlignedGen the first image of a row is the same, and the others take over its style: "
             "they also attend to its tokens, which seem to lie to their right.",
-            figures=[Figure("alignedgen-sets", sheet, alt="Three sets of four drawings, by stock and by AlignedGen.")],
+            figures=[
+                Figure(
+                    "alignedgen-sets",
+                    sheet,
+                    alt="Three sets of four drawings, by stock and by AlignedGen.",
+                    caption="Three sets, each drawn by stock diffusers and by AlignedGen with the same noise.",
+                ),
+                Figure(
+                    "alignedgen-pictures",
+                    shown,
+                    alt="Each drawing beside four images in its style.",
+                    caption="The style of a picture: it comes from the drawing on the left, which the model has never "
+                    "seen.",
+                ),
+            ],
             tables=[table],
-            commands=[f"alignext demo alignedgen --seed {seed} --steps {steps or 28}"],
-        ),
-        Section(
-            "AlignedGen: the style of a picture",
-            "The same prompts; the style comes from the drawing on the left, which the model has never seen.",
-            figures=[Figure("alignedgen-pictures", shown, alt="Each drawing beside four images in its style.")],
-        ),
+        )
     ]
 
 

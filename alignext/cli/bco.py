@@ -2,13 +2,30 @@
 """`alignext bco`: train a language model on thumbs up and thumbs down."""
 
 import argparse
-from typing import TYPE_CHECKING
+import tempfile
+from typing import TYPE_CHECKING, Any
 
-from alignext.cli.training import add_command, load_rows, model_arguments, splits, train_and_save
+from alignext.cli.training import (
+    add_command,
+    beginnings,
+    curve,
+    demo_settings,
+    load_rows,
+    model_arguments,
+    quieten,
+    splits,
+    tell,
+    train_and_save,
+)
 
 
 if TYPE_CHECKING:
     from trl import TrlParser
+
+    from alignext.cli.gallery import Section
+
+_NEW = ("Amy", "Bob", "Jane", "Leo")
+_BATCH = 16  # of the demo
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
@@ -40,3 +57,98 @@ def run(args: argparse.Namespace) -> None:
     data = splits(load_rows(script, mixture, example="thumbs.jsonl"), script, config)
     trainer = BCOTrainer(args=config, **data, **model_arguments(model, config))
     train_and_save(trainer, script, model)
+
+
+def demo(*, seed: int, steps: int | None) -> list["Section"]:
+    """Thumbs up for stories in which somebody speaks, thumbs down for the others.
+
+    Args:
+        seed (`int`): Seed of the stories and of the training.
+        steps (`int`, *optional*): Optimizer steps of the training; 24 if not given.
+    """
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from alignext import BCOConfig, BCOTrainer, mini
+    from alignext.cli.charts import Chart
+    from alignext.cli.gallery import Section, Table, print_table
+
+    steps = steps or 24
+    folder = mini.path("lm")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    known, new = beginnings("Tom", "Lily", "Ben", "Mia", "Sam", "Anna", "Max", "Sue"), beginnings(*_NEW)
+    rounds = -(-_BATCH * steps // (2 * len(known)))  # every story is seen about twice
+    print(f"BCO: {rounds * len(known)} stories to train on, {steps} steps", flush=True)
+    rows: list[dict[str, Any]] = [
+        {"prompt": prompt, "completion": story, "label": _speaks(story)}
+        for k in range(rounds)
+        for prompt, story in zip(known, tell(model, tokenizer, known, seed + k), strict=True)
+    ]
+    up = sum(row["label"] for row in rows)
+    before = tell(model, tokenizer, 4 * new, seed)
+    with tempfile.TemporaryDirectory() as folder:
+        config = BCOConfig(
+            **demo_settings(
+                folder,
+                seed,
+                steps,
+                per_device_train_batch_size=_BATCH,
+                learning_rate=1e-4,
+                desirable_weight=(len(rows) - up) / max(up, 1),  # both classes weigh the same
+            )
+        )
+        trainer = BCOTrainer(model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+        quieten(trainer)
+        trainer.train()
+    after = tell(model.eval(), tokenizer, 4 * new, seed)
+    measures = Table(
+        ["stories", "somebody speaks", "words a story"],
+        [
+            [name, sum(map(_speaks, told)) / len(told), sum(len(story.split()) for story in told) / len(told)]
+            for name, told in (("before", before), ("after", after))
+        ],
+        caption=f"Shares and means over {len(before)} new stories, whose names were in none of those trained on. A "
+        "share is right to about 0.06.",
+    )
+    print_table(measures)
+    rewards = {name: curve(trainer, f"rewards/{name}") for name in ("chosen", "rejected")}
+    return [
+        Section(
+            "BCO: stories with a thumb up, stories with a thumb down",
+            f"The story model told {len(rows)} stories. Those in which somebody speaks ({up}) got a thumb up, the "
+            "others a thumb down. No story belongs to another one: these are single completions, not pairs.\n\n"
+            "The implicit reward of a story is how much more likely the training has made it, times beta. BCO makes "
+            "it the logit of a classifier of the two kinds, with the shift delta between them.",
+            charts=[
+                Chart(
+                    "The two kinds part",
+                    "optimizer step",
+                    "implicit reward, mean of the batch",
+                    {
+                        "thumb up": rewards["chosen"],
+                        "thumb down": rewards["rejected"],
+                        "delta": curve(trainer, "delta"),
+                    },
+                ),
+                Chart(
+                    "How many are on the right side",
+                    "optimizer step",
+                    "share of the batch",
+                    {"on the right side of delta": curve(trainer, "rewards/accuracies")},
+                    caption="Of the stories that are trained on.",
+                ),
+            ],
+            tables=[
+                measures,
+                Table(
+                    ["beginning", "before", "after"],
+                    [[new[k], before[k].strip(), after[k].strip()] for k in range(0, len(new), 5)],
+                    caption="Told with the same random numbers before and after, and not selected.",
+                ),
+            ],
+        )
+    ]
+
+
+def _speaks(story: str) -> bool:
+    return '"' in story

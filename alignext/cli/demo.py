@@ -3,21 +3,32 @@
 
 import argparse
 import time
+import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from alignext import __version__
 from alignext.cli.arguments import at_least_one
 
 
-# Name -> the command module of the method. Its `demo(out, *, seed, steps)` returns the sections of its gallery and
-# prints what it measured; `steps` is None where the method's own default holds.
+if TYPE_CHECKING:
+    from alignext.cli.gallery import Section
+
+
+# Name -> the command module of the method, in the order of the page: pictures first, then stories. Its
+# `demo(*, seed, steps)` returns the sections of its gallery and prints what it measured; `steps` is None where the
+# method's own default holds.
 _DEMOS = {
     "rival": "alignext.cli.rival",
     "alignedgen": "alignext.cli.alignedgen",
-    "diffusion-dpo": "alignext.cli.diffusion_preference",
     "search": "alignext.cli.search",
+    "diffusion-dpo": "alignext.cli.diffusion_preference",
+    "bco": "alignext.cli.bco",
     "f-dpg": "alignext.cli.f_dpg",
     "mah-dpo": "alignext.cli.mah_dpo",
     "process-reward": "alignext.cli.process_reward",
@@ -30,7 +41,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("name", nargs="?", choices=sorted(_DEMOS), help="one method only (default: all)")
     parser.add_argument("--out", type=Path, default=Path("alignext-demo"), help="folder (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: %(default)s)")
-    parser.add_argument("--steps", type=at_least_one, help="denoising steps (default: as the method has it)")
+    parser.add_argument(
+        "--steps", type=at_least_one, help="denoising or training steps (default: as the method has it)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="also write into a folder with other files in it")
     parser.set_defaults(func=run)
 
@@ -39,31 +52,61 @@ def run(args: argparse.Namespace) -> None:
     """Run the demos and write the gallery."""
     from alignext.cli.gallery import claim_folder, write_gallery
 
-    names = [args.name] if args.name else sorted(_DEMOS)
+    names = [args.name] if args.name else list(_DEMOS)
     out = claim_folder(args.out, overwrite=args.overwrite)
     start = time.perf_counter()
     sections = []
-    with _one_thread():
-        for name in names:
-            sections += import_module(_DEMOS[name]).demo(out, seed=args.seed, steps=args.steps)
+    with _calm():
+        for number, name in enumerate(names, start=1):
+            print(f"--- {name} ({number} of {len(names)})", flush=True)
+            sections += _shown(name, args.seed, args.steps)
     page = write_gallery(
         out,
         sections,
         title="alignext: alignment methods on the embedded models",
         intro="Made offline on small models that come with the package. They show what a method does, not how good "
-        "its pictures are on a large model.",
+        "its pictures are on a large model. A picture opens in its own size when clicked.\n\n"
+        f"alignext {__version__}, torch {version('torch')}, diffusers {version('diffusers')}, transformers "
+        f"{version('transformers')}, TRL {version('trl')}; seed {args.seed}.",
     )
     print(f"Done in {time.perf_counter() - start:.0f} s. Open {page.resolve()}")
 
 
+def _shown(name: str, seed: int, steps: int | None) -> "list[Section]":
+    """The sections of a method, the last of which says how to make them again and what that took."""
+    begun = time.process_time()
+    *others, last = import_module(_DEMOS[name]).demo(seed=seed, steps=steps)
+    command = f"alignext demo {name} --seed {seed}{f' --steps {steps}' if steps else ''} --out alignext-{name}"
+    took = f"took {time.process_time() - begun:.0f} CPU seconds"
+    return [*others, replace(last, commands=[*last.commands, f"{command}  # {took}"])]
+
+
 @contextmanager
-def _one_thread() -> Generator[None]:
-    """The embedded models are too small to be shared out: on a busy machine threads spend their time on waiting."""
+def _calm() -> Generator[None]:
+    """One thread, and no notes of the libraries on what is over at once or to be renamed one day.
+
+    The embedded models are too small to be shared out: on a busy machine threads spend their time on waiting.
+    """
     import torch
+    from datasets.utils import logging as datasets
+    from diffusers.utils import logging as diffusers
+    from transformers.utils import logging as transformers
 
     threads = torch.get_num_threads()
+    libraries = (datasets, diffusers, transformers)
+    shown = [library for library in libraries if library.is_progress_bar_enabled()]
+    verbosity = [library.get_verbosity() for library in libraries]
     torch.set_num_threads(1)
+    for library in libraries:
+        library.disable_progress_bar()
+        library.set_verbosity_error()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         torch.set_num_threads(threads)
+        for library, level in zip(libraries, verbosity, strict=True):
+            library.set_verbosity(level)
+        for library in shown:
+            library.enable_progress_bar()

@@ -5,9 +5,9 @@ import argparse
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from alignext.cli.training import add_command, load_rows, splits
+from alignext.cli.training import add_command, checkpoint_of, curve, demo_settings, load_rows, quieten, splits
 
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> None:
     if pipeline.sample_prompts:
         sheets = alignext.SampleGridCallback(trainer, pipeline.sample_prompts, guidance_scale=pipeline.sample_guidance)
         trainer.add_callback(sheets)
-    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint_of(config))
     trainer.save_model()
     if config.push_to_hub:
         trainer.push_to_hub()
@@ -137,7 +137,7 @@ def load_pairs(script: "ScriptArguments", mixture: "DatasetMixtureConfig") -> "D
     return dataset.map(absolute)
 
 
-def demo(out: Path, *, seed: int, steps: int | None) -> "list[Section]":
+def demo(*, seed: int, steps: int | None) -> list["Section"]:
     """Diffusion-DPO on real drawings: a style that was preferred, in drawings of other things. Few `steps` of sampling
     mean few updates, too."""
     import torch
@@ -146,7 +146,8 @@ def demo(out: Path, *, seed: int, steps: int | None) -> "list[Section]":
     from peft import LoraConfig
 
     from alignext import DiffusionDPOConfig, DiffusionDPOTrainer, mini
-    from alignext.cli.gallery import Figure, Section, Table, contact_sheet
+    from alignext.cli.charts import Chart
+    from alignext.cli.gallery import Figure, Section, Table, contact_sheet, print_table
     from alignext.mini.judges import Judge
 
     steps = steps or 20
@@ -177,33 +178,34 @@ def demo(out: Path, *, seed: int, steps: int | None) -> "list[Section]":
     print(f"Diffusion-DPO: drawing {len(prompts)} things before training", flush=True)
     before = draw()
     with tempfile.TemporaryDirectory() as folder:
-        settings: dict[str, Any] = {
-            "output_dir": folder,
-            "max_steps": 3 * steps,
-            "per_device_train_batch_size": 12,
-            "learning_rate": 5e-4,
-            "precompute_latents": True,
-            "activation_checkpointing": False,
-            "seed": seed,
-            "use_cpu": True,
-            "report_to": "none",
-            "save_strategy": "no",
-            "logging_strategy": "no",
-            "disable_tqdm": True,
-        }
         trainer = DiffusionDPOTrainer(
             model=pipe,
-            args=DiffusionDPOConfig(**settings),
+            args=DiffusionDPOConfig(
+                **demo_settings(
+                    folder,
+                    seed,
+                    3 * steps,
+                    per_device_train_batch_size=12,
+                    learning_rate=5e-4,
+                    precompute_latents=True,
+                )
+            ),
             train_dataset=Dataset.from_list(pairs),
             peft_config=LoraConfig(r=16, lora_alpha=16),
         )
         print(f"Diffusion-DPO: {3 * steps} updates on {len(pairs)} pairs", flush=True)
+        quieten(trainer)
         trainer.train()
     after = draw()
 
     judge = Judge("style")
     shares = [judge.name(images).count(_PREFERRED) / len(images) for images in (before, after)]
-    print(f"{_PREFERRED}: {shares[0]:.2f} of {len(prompts)} drawings before, {shares[1]:.2f} after")
+    measures = Table(
+        ["drawings", f"share in the style {_PREFERRED!r}"],
+        [["before", shares[0]], ["after", shares[1]]],
+        caption=f"By the embedded style judge, of {len(prompts)} drawings of things that were in no pair.",
+    )
+    print_table(measures)
     chosen, shown = drawings["red fox"], slice(0, 24, 3)
     sheet = contact_sheet(
         [before[shown], after[shown]], row_labels=["before", "after"], col_labels=prompts[shown], cell=96
@@ -218,19 +220,28 @@ def demo(out: Path, *, seed: int, steps: int | None) -> "list[Section]":
             "Diffusion-DPO: a preferred style",
             f"{len(pairs)} pairs of real drawings: the same thing in the preferred style and in another one, with a "
             f"prompt that names no style. {3 * steps} updates of a LoRA.",
-            figures=[Figure("diffusion-dpo-pairs", pair, alt="A fox in five styles: four pairs.")],
-        ),
-        Section(
-            "Other things, before and after",
-            "These things were in no pair. The same noise above and below.",
-            figures=[Figure("diffusion-dpo", sheet, alt="Eight things drawn before and after training.")],
-            tables=[
-                Table(
-                    ["samples", f"share in the style {_PREFERRED!r}"],
-                    [["before", shares[0]], ["after", shares[1]]],
-                    caption=f"By the embedded style judge, of {len(prompts)} drawings.",
+            figures=[
+                Figure(
+                    "diffusion-dpo-pairs",
+                    pair,
+                    alt="A fox in five styles: four pairs.",
+                    caption="Four of the pairs: the drawing on the left is preferred to each of the others.",
+                ),
+                Figure(
+                    "diffusion-dpo",
+                    sheet,
+                    alt="Eight things drawn before and after training.",
+                    caption="Things that were in no pair, before and after. The same noise above and below.",
+                ),
+            ],
+            charts=[
+                Chart(
+                    "Preferred and other drawings part",
+                    "update",
+                    "implicit reward, mean of the batch",
+                    {name: curve(trainer, f"rewards/{name}") for name in ("chosen", "rejected")},
                 )
             ],
-            commands=[f"alignext demo diffusion-dpo --seed {seed} --steps {steps}"],
-        ),
+            tables=[measures],
+        )
     ]

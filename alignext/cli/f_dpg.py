@@ -6,18 +6,29 @@ import importlib
 import importlib.util
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from alignext.cli.training import add_command, load_rows, model_arguments, splits, train_and_save
+from alignext.cli.training import (
+    add_command,
+    curve,
+    demo_settings,
+    load_rows,
+    model_arguments,
+    quieten,
+    splits,
+    train_and_save,
+)
 
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
     from trl import DatasetMixtureConfig, TrlParser
 
+    from alignext import FDPGTrainer
     from alignext.cli.gallery import Section
 
 
@@ -107,25 +118,31 @@ def _prompts(script, mixture: "DatasetMixtureConfig") -> "DatasetDict | dict[str
 _WORD, _PROMPT = "dog", "Once upon a time"
 
 
-def demo(out: Path, *, seed: int, steps: int | None) -> "list[Section]":
+def demo(*, seed: int, steps: int | None) -> list["Section"]:
     """A constraint that one story in fifteen meets, before and after a short training with two divergences."""
-    from alignext.cli.gallery import Section, Table
+    from alignext.cli.charts import Chart
+    from alignext.cli.gallery import Section, Table, print_table
 
     steps = steps or 8
-    rows, told = [], []
+    rows, told, shares, paths = [], [], {}, {}
     for divergence in ("js", "forward_kl"):
         print(f"f-DPG with {divergence}, {steps} steps", flush=True)
-        before, after = _constrain(divergence, seed, steps, out)
-        rows += ([] if rows else [before["measures"]]) + [after["measures"]]
-        told += ([] if told else before["stories"]) + after["stories"]
+        found, trainer = _constrain(
+            divergence, seed, steps, names=[divergence] if rows else ["initial model", divergence]
+        )
+        rows += [each["measures"] for each in found]
+        told += [story for each in found for story in each["stories"]]
+        shares[divergence] = curve(trainer, "features/tells/policy")
+        moved = dict(curve(trainer, "divergence/kl_policy_base"))
+        paths[divergence] = [(moved[step], share) for step, share in shares[divergence] if step in moved]
     measures = Table(
         ["model", f"tells of a {_WORD}", "KL(pi, a) in nats", "self-BLEU-5", "distinct-2"],
         rows,
         caption="Over 64 stories each, so that the share is right to about 0.1. Self-BLEU grows as the stories become "
         "alike; distinct-2 falls as they repeat themselves.",
     )
-    for row in [measures.header, *rows]:
-        print("  ".join(f"{cell:>18.3f}" if isinstance(cell, float) else f"{cell:>18}" for cell in row))
+    print_table(measures)
+    share = f"share that tells of a {_WORD}"
     return [
         Section(
             f"f-DPG: every story tells of a {_WORD}",
@@ -133,18 +150,25 @@ def demo(out: Path, *, seed: int, steps: int | None) -> "list[Section]":
             f"distribution that meets the constraint. The model approaches it from its own samples of {_PROMPT!r}, "
             "with two divergences whose optimum is the same. So few steps are a beginning; the documentation has "
             "longer runs with more targets and divergences.",
-            tables=[measures, Table(["model", "story"], told)],
-            commands=[f"alignext demo f-dpg --seed {seed} --steps {steps}"],
+            charts=[
+                Chart("Towards the constraint", "optimizer step", share, shares),
+                Chart(
+                    "The trade-off",
+                    "KL(pi, a) in nats: how far from the initial model",
+                    share,
+                    paths,
+                    caption="The same steps. Further up at the same distance is better. Each point is estimated from "
+                    "the 64 samples of its step.",
+                ),
+            ],
+            tables=[measures, Table(["model", "story"], told, caption=f"Begun with {_PROMPT!r}, and not selected.")],
         )
     ]
 
 
-def _constrain(divergence: str, seed: int, steps: int, out: Path) -> tuple[dict, dict]:
-    """What the embedded model tells before and after the training."""
-    import tempfile
-
+def _constrain(divergence: str, seed: int, steps: int, names: list[str]) -> "tuple[list[dict], FDPGTrainer]":
+    """What the embedded model tells before and after the training, as far as named, and the trainer."""
     from datasets import Dataset
-    from transformers import PrinterCallback
 
     from alignext import FDPGConfig, FDPGTrainer, mini
 
@@ -160,35 +184,31 @@ def _constrain(divergence: str, seed: int, steps: int, out: Path) -> tuple[dict,
 
     rows = Dataset.from_list([{"prompt": _PROMPT}])
     with tempfile.TemporaryDirectory() as folder:
-        settings: dict[str, Any] = {
-            "target": "binary",
-            "divergence": divergence,
-            "max_steps": steps,
-            "learning_rate": 2e-5,
-            "warmup_steps": 1,
-            "num_generations": 64,
-            "per_device_train_batch_size": 64,
-            "per_device_eval_batch_size": 64,
-            "max_completion_length": 16,
-            "log_diversity": True,
-            "seed": seed,
-            "use_cpu": True,
-            "bf16": False,
-            "activation_checkpointing": False,
-            "report_to": "none",
-            "save_strategy": "no",
-            "logging_strategy": "no",
-            "disable_tqdm": True,
-        }
-        trainer = Evaluated(str(mini.path("lm")), tells, FDPGConfig(folder, **settings), rows)
-        trainer.remove_callback(PrinterCallback)
+        config = FDPGConfig(
+            **demo_settings(
+                folder,
+                seed,
+                steps,
+                target="binary",
+                divergence=divergence,
+                learning_rate=2e-5,
+                warmup_steps=1,
+                num_generations=64,
+                per_device_train_batch_size=64,
+                per_device_eval_batch_size=64,
+                max_completion_length=16,
+                log_diversity=True,
+            )
+        )
+        trainer = Evaluated(str(mini.path("lm")), tells, config, rows)
+        quieten(trainer)
         found = []
-        for name in ("initial model", divergence):
+        for name in names:
             if name == divergence:
                 trainer.train()
             metrics = trainer.evaluate(rows)
-            names = ("features/tells/policy", "divergence/kl_policy_base", "diversity/self_bleu_5")
-            values = [metrics[f"eval_{key}"] for key in (*names, "diversity/distinct_2")]
+            keys = "features/tells/policy divergence/kl_policy_base diversity/self_bleu_5 diversity/distinct_2".split()
+            values = [metrics[f"eval_{key}"] for key in keys]
             stories = [[name, " ".join(text.split())] for text in Evaluated.last[:3]]
             found.append({"measures": [name, *values], "stories": stories})
-    return found[0], found[1]
+    return found, trainer

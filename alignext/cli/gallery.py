@@ -1,56 +1,84 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""Contact sheets and galleries: one HTML page beside its PNGs, which opens from disk and needs no script."""
+"""Contact sheets and galleries: one HTML page beside its pictures, which opens from disk and needs no script."""
 
-import os
-import tempfile
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from io import BytesIO
 from pathlib import Path
+from urllib.parse import quote
 
 from PIL import Image, ImageDraw, ImageFont
+
+from alignext.cli.charts import Chart, draw
+from alignext.files import check_output, replacing
 
 
 # Lies in every folder we write to, so that a second run knows the folder as ours.
 _MARKER = ".alignext-output"
+_FRAME = 125  # milliseconds of a video's frame
 
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1c1c1e; --soft: #6b6b70; --paper: #fbfbf9; --line: #e2e2de; --box: #f1f1ee; }
+:root { color-scheme: light dark; --ink: #1c1c1e; --soft: #5f5f65; --paper: #fbfbf9; --line: #e2e2de; --box: #f1f1ee;
+  --c0: #0b62c4; --c1: #c2500a; --c2: #2a7a3a; --c3: #8a3ab9; --c4: #7d6b00; --c5: #b3245c; }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #ececea; --soft: #a0a0a4; --paper: #17171a; --line: #35353a; --box: #222226; }
+  :root { --ink: #ececea; --soft: #a8a8ad; --paper: #17171a; --line: #35353a; --box: #222226;
+    --c0: #6db3ff; --c1: #ff9f5a; --c2: #6fd08a; --c3: #cf9bf5; --c4: #d9c34a; --c5: #ff8fb6; }
 }
 body { margin: 0 auto; padding: 3rem 1.5rem 5rem; max-width: 62rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.6 system-ui, sans-serif; }
+  font: 16px/1.6 system-ui, sans-serif; overflow-wrap: break-word; }
+a { color: var(--c0); }
 h1 { font-size: 2rem; line-height: 1.2; margin: 0 0 .5rem; }
-h2 { font-size: 1.35rem; margin: 3.5rem 0 .5rem; padding-top: 1.5rem; border-top: 1px solid var(--line); }
+h2 { font-size: 1.35rem; line-height: 1.3; margin: 0 0 .5rem; }
+section { margin-top: 3rem; padding-top: 1.5rem; border-top: 1px solid var(--line); }
+nav ul { columns: 2 20rem; padding-left: 1.2rem; margin: 1.5rem 0 0; }
 p { max-width: 44rem; margin: .5rem 0; }
-figure { margin: 1.5rem 0; }
+.figures { display: flex; flex-wrap: wrap; gap: 0 1.5rem; }
+figure { margin: 1.2rem 0 .3rem; max-width: 100%; }
 figure img { display: block; max-width: 100%; height: auto; border-radius: 6px; }
 figcaption, caption { color: var(--soft); font-size: .9rem; text-align: left; padding: .4rem 0; max-width: 44rem; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); gap: 0 2rem; }
+.chart svg { display: block; width: 100%; height: auto; margin-top: .4rem; overflow: visible; }
+.chart text { font-size: 12px; fill: var(--soft); }
+.chart .grid { stroke: var(--line); }
+.chart polyline { fill: none; stroke: currentColor; stroke-width: 1.8; stroke-linejoin: round; }
+.chart circle { fill: currentColor; }
+.keys { display: flex; flex-wrap: wrap; gap: 0 1.2rem; font-size: .9rem; }
+.key::before { content: ""; display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .4em;
+  background: currentColor; }
+.c0 { color: var(--c0); } .c1 { color: var(--c1); } .c2 { color: var(--c2); }
+.c3 { color: var(--c3); } .c4 { color: var(--c4); } .c5 { color: var(--c5); }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; margin: 1.5rem 0; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem 1.5rem .35rem 0; border-bottom: 1px solid var(--line); text-align: left; }
+table { border-collapse: collapse; margin: 1.5rem 0; font-variant-numeric: tabular-nums; line-height: 1.45; }
+th, td { padding: .4rem 1.5rem .4rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 th.number, td.number { text-align: right; }
+td.long { min-width: 16rem; }
 pre { background: var(--box); padding: .8rem 1rem; border-radius: 6px; overflow-x: auto; font-size: .9rem; }
 """
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture of the gallery.
+    """A picture of the gallery, or a video.
 
     Args:
         name (`str`): Stem of its file, unique in the gallery.
-        image (`PIL.Image.Image`): The picture.
+        image (`PIL.Image.Image` or `Sequence[PIL.Image.Image]`):
+            The picture, written as PNG, or the frames of a video, written as GIF.
         alt (`str`): What it shows, for those who cannot see it.
         caption (`str`, *optional*, defaults to `""`): The line below it.
     """
 
     name: str
-    image: Image.Image
+    image: Image.Image | Sequence[Image.Image]
     alt: str
     caption: str = ""
+
+    @property
+    def file(self) -> str:
+        """The name of its file."""
+        return f"{self.name}.{'png' if isinstance(self.image, Image.Image) else 'gif'}"
 
 
 @dataclass(frozen=True)
@@ -70,12 +98,13 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """One part of the gallery, in the order shown: text, figures, tables, commands.
+    """One part of the gallery, in the order shown: text, figures, charts, tables, commands.
 
     Args:
         title (`str`): Its heading.
         text (`str`, *optional*, defaults to `""`): Plain text; an empty line starts a new paragraph.
         figures (`Sequence[Figure]`, *optional*, defaults to `()`): Its pictures.
+        charts (`Sequence[Chart]`, *optional*, defaults to `()`): Its plots.
         tables (`Sequence[Table]`, *optional*, defaults to `()`): What was measured.
         commands (`Sequence[str]`, *optional*, defaults to `()`): Shell lines that make this section again.
     """
@@ -83,6 +112,7 @@ class Section:
     title: str
     text: str = ""
     figures: Sequence[Figure] = ()
+    charts: Sequence[Chart] = ()
     tables: Sequence[Table] = ()
     commands: Sequence[str] = ()
 
@@ -112,15 +142,16 @@ def claim_folder(folder: str | Path, *, overwrite: bool = False) -> Path:
             f"--out {folder} holds files that alignext did not write. Name another folder, for example --out "
             f"{folder / 'alignext'}, or pass --overwrite: only files of the same name are replaced, none is deleted."
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    check_output(folder, name="--out")
     (folder / _MARKER).touch()
     return folder
 
 
 def write_gallery(folder: str | Path, sections: Sequence[Section], *, title: str, intro: str = "") -> Path:
-    """Write the figures as PNGs and `index.html` beside them.
+    """Write the figures as files and `index.html` beside them.
 
-    Each file is written whole or not at all, and the page comes last: a page that exists has its pictures.
+    Several sections get a table of contents. Each file is written whole or not at all, and the page comes last: a
+    page that exists has its pictures.
 
     Args:
         folder (`str` or `Path`): The folder, see [`claim_folder`][alignext.cli.gallery.claim_folder].
@@ -141,12 +172,24 @@ def write_gallery(folder: str | Path, sections: Sequence[Section], *, title: str
     if twice:
         raise ValueError(f"Figure names must be unique in a gallery, got {', '.join(twice)} more than once.")
     for figure in figures:
-        png = BytesIO()
-        figure.image.save(png, format="PNG", optimize=True)
-        _write(folder / f"{figure.name}.png", png.getvalue())
+        with replacing(folder / figure.file) as file:
+            file.write_bytes(_encode(figure.image))
     page = folder / "index.html"
-    _write(page, _page(sections, title, intro).encode())
+    with replacing(page) as file:
+        file.write_text(_page(sections, title, intro), encoding="utf-8")
     return page
+
+
+def print_table(table: Table) -> None:
+    """Print what was measured, in columns, numbers to the right."""
+    lines = [[_text(cell) for cell in row] for row in (table.header, *table.rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    numeric = _numeric(table)
+    print()
+    for line in lines:
+        cells = zip(line, widths, numeric, strict=True)
+        print("  ".join(cell.rjust(width) if number else cell.ljust(width) for cell, width, number in cells).rstrip())
+    print(flush=True)
 
 
 def contact_sheet(
@@ -229,21 +272,23 @@ def _line_height(font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> int:
     return round(font.getbbox("Ég")[3]) + 2
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner can read
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+def _encode(image: Image.Image | Sequence[Image.Image]) -> bytes:
+    """A PNG of a picture, a GIF that runs for ever of several."""
+    file = BytesIO()
+    if isinstance(image, Image.Image):
+        image.save(file, format="PNG", optimize=True)
+    else:
+        image[0].save(file, format="GIF", save_all=True, append_images=image[1:], duration=_FRAME, loop=0)
+    return file.getvalue()
 
 
 def _page(sections: Sequence[Section], title: str, intro: str) -> str:
-    body = "\n".join([f"<h1>{escape(title)}</h1>", *_paragraphs(intro), *(_section(section) for section in sections)])
+    named = [(f"{number}-{_slug(section.title)}", section) for number, section in enumerate(sections, start=1)]
+    head = [f"<h1>{escape(title)}</h1>", *_paragraphs(intro)]
+    if len(named) > 1:
+        entries = [f'<li><a href="#{anchor}">{escape(section.title)}</a></li>' for anchor, section in named]
+        head.append('<nav aria-label="Contents">\n<ul>\n' + "\n".join(entries) + "\n</ul>\n</nav>")
+    body = "\n".join([*head, *(_section(anchor, section) for anchor, section in named)])
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -251,14 +296,21 @@ def _page(sections: Sequence[Section], title: str, intro: str) -> str:
     )
 
 
-def _section(section: Section) -> str:
-    parts = [f"<h2>{escape(section.title)}</h2>", *_paragraphs(section.text)]
-    parts += [_figure(figure) for figure in section.figures]
-    parts += [_table(table) for table in section.tables]
+def _slug(title: str) -> str:
+    return re.sub("[^a-z0-9]+", "-", title.lower()).strip("-")
+
+
+def _section(anchor: str, section: Section) -> str:
+    parts = [f'<section id="{anchor}">', f"<h2>{escape(section.title)}</h2>", *_paragraphs(section.text)]
+    if section.figures:
+        parts.append('<div class="figures">\n' + "\n".join(map(_figure, section.figures)) + "\n</div>")
+    if section.charts:
+        parts.append('<div class="charts">\n' + "\n".join(map(draw, section.charts)) + "\n</div>")
+    parts += map(_table, section.tables)
     if section.commands:
         commands = "\n".join(section.commands)
         parts.append(f"<p>Make it again:</p>\n<pre><code>{escape(commands)}</code></pre>")
-    return "\n".join(parts)
+    return "\n".join([*parts, "</section>"])
 
 
 def _paragraphs(text: str) -> list[str]:
@@ -266,15 +318,18 @@ def _paragraphs(text: str) -> list[str]:
 
 
 def _figure(figure: Figure) -> str:
-    src, alt = escape(f"{figure.name}.png"), escape(figure.alt)
+    file, alt = escape(quote(figure.file)), escape(figure.alt)
     caption = f"\n<figcaption>{escape(figure.caption)}</figcaption>" if figure.caption else ""
-    width, height = figure.image.size
-    return f'<figure>\n<img src="{src}" alt="{alt}" width="{width}" height="{height}">{caption}\n</figure>'
+    width, height = (figure.image if isinstance(figure.image, Image.Image) else figure.image[0]).size
+    # On a narrow screen a wide sheet is scrolled sideways: shrunk to fit, nothing on it can be seen.
+    least = f' style="min-width: min({width}px, 36rem)"'
+    image = f'<img src="{file}" alt="{alt}" width="{width}" height="{height}"{least}>'
+    return f'<figure>\n<div class="scroll"><a href="{file}">{image}</a></div>{caption}\n</figure>'
 
 
 def _table(table: Table) -> str:
     caption = f"<caption>{escape(table.caption)}</caption>" if table.caption else ""
-    numeric = [all(isinstance(row[i], int | float) for row in table.rows) for i in range(len(table.header))]
+    numeric = _numeric(table)
     head = "".join(_cell("th", value, number) for value, number in zip(table.header, numeric, strict=True))
     rows = [
         "".join(_cell("td", value, number) for value, number in zip(row, numeric, strict=True)) for row in table.rows
@@ -283,7 +338,16 @@ def _table(table: Table) -> str:
     return f'<div class="scroll"><table>{caption}\n{lines}\n</table></div>'
 
 
+def _numeric(table: Table) -> list[bool]:
+    """Which columns hold numbers only."""
+    return [all(isinstance(row[i], int | float) for row in table.rows) for i in range(len(table.header))]
+
+
 def _cell(tag: str, value: str | int | float, number: bool) -> str:
-    text = f"{value:.3f}" if isinstance(value, float) else str(value)
-    kind = ' class="number"' if number else ""
+    text = _text(value)
+    kind = ' class="number"' if number else ' class="long"' if len(text) > 40 else ""
     return f"<{tag}{kind}>{escape(text)}</{tag}>"
+
+
+def _text(value: str | int | float) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

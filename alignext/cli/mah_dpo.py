@@ -2,10 +2,22 @@
 """`alignext mah-dpo`: train a language model for several objectives, a head each."""
 
 import argparse
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import re
+import tempfile
+from typing import TYPE_CHECKING
 
-from alignext.cli.training import add_command, load_rows, model_arguments, splits, train_and_save
+from alignext.cli.training import (
+    add_command,
+    beginnings,
+    curve,
+    demo_settings,
+    load_rows,
+    model_arguments,
+    quieten,
+    splits,
+    tell,
+    train_and_save,
+)
 
 
 if TYPE_CHECKING:
@@ -13,7 +25,7 @@ if TYPE_CHECKING:
 
     from alignext.cli.gallery import Section
 
-# Beginnings, and for each objective an ending that follows it and one that does not.
+# Of the demo: beginnings, and for each objective an ending that follows it and one that does not.
 _BEGINNINGS = [
     f"One day, {name} {did}" for name in ("Tom", "Lily", "Ben", "Mia") for did in ("was at home.", "got up.")
 ]
@@ -21,6 +33,9 @@ _ENDINGS = {
     "speaks": (' "Hello!" said Mom. "Do you want to play?"', " The day was long and nothing happened at all."),
     "outdoors": (" The sun was up. A bird sat in the big tree.", " The room was dark. A box lay under the bed."),
 }
+
+
+_OUTDOORS = set("tree trees sun sky flower flowers grass garden park forest bird birds river hill outside".split())
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
@@ -64,64 +79,89 @@ def run(args: argparse.Namespace) -> None:
     )
 
 
-def demo(out: Path, *, seed: int, steps: int | None) -> list["Section"]:
+def demo(*, seed: int, steps: int | None) -> list["Section"]:
     """One model with two heads, and what it tells with weight on either.
 
     Args:
-        out (`Path`): The folder of the gallery.
         seed (`int`): Seed of the training and of the stories.
         steps (`int`, *optional*): Optimizer steps of the training; 12 if not given.
     """
-    import torch
     from datasets import Dataset
-    from transformers import AutoTokenizer, PrinterCallback
+    from transformers import AutoTokenizer
 
     from alignext import MAHDPOConfig, MAHDPOTrainer, mini
-    from alignext.cli.gallery import Section, Table
+    from alignext.cli.charts import Chart
+    from alignext.cli.gallery import Section, Table, print_table
 
     rows = [
         {"prompt": beginning, "chosen": good, "rejected": bad, "objective": objective}
         for objective, (good, bad) in _ENDINGS.items()
         for beginning in _BEGINNINGS
     ]
-    folder = str(mini.path("lm"))
-    settings: dict[str, Any] = {
-        "output_dir": str(out / "mah-dpo-model"),
-        "max_steps": steps or 12,
-        "per_device_train_batch_size": 8,
-        "learning_rate": 1e-4,
-        "activation_checkpointing": False,
-        "logging_steps": 1,
-        "seed": seed,
-        "use_cpu": True,
-        "bf16": False,
-        "report_to": "none",
-        "save_strategy": "no",
-        "disable_tqdm": True,
-    }
-    config = MAHDPOConfig(**settings)
-    trainer = MAHDPOTrainer(folder, args=config, train_dataset=Dataset.from_list(rows))
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    model, tokenizer = trainer.model.eval(), AutoTokenizer.from_pretrained(folder)
-    prompts = [f"One day, {name} went out." for name in ("Amy", "Bob", "Jane", "Leo")]
-    batch = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
-    told = []
-    for share in (1.0, 0.5, 0.0):
-        torch.manual_seed(seed)
+    steps, model_folder = steps or 12, str(mini.path("lm"))
+    print(f"MAH-DPO: {steps} steps on {len(rows)} pairs of two objectives", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        config = MAHDPOConfig(**demo_settings(folder, seed, steps, per_device_train_batch_size=8, learning_rate=1e-4))
+        trainer = MAHDPOTrainer(model_folder, args=config, train_dataset=Dataset.from_list(rows))
+        quieten(trainer)
+        trainer.train()
+    model, tokenizer = trainer.model.eval(), AutoTokenizer.from_pretrained(model_folder)
+    new = beginnings("Amy", "Bob", "Jane", "Leo")
+    told, measured = [], []
+    for share in (1.0, 0.75, 0.5, 0.25, 0.0):
         weights = {"speaks": share, "outdoors": 1 - share}
-        ids = model.generate(**batch, objective_weights=weights, max_new_tokens=32, do_sample=True, top_k=0)
-        stories = tokenizer.batch_decode(ids[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
-        told.append([f"{share:g} / {1 - share:g}", *(" ".join(story.split()) for story in stories[:2])])
-    right = trainer.state.log_history[-2]["rewards/accuracies"]
-    print(f"MAH-DPO: after {settings['max_steps']} steps the heads tell {right:.0%} of the pairs apart")
+        stories = tell(model, tokenizer, 4 * new, seed, objective_weights=weights)
+        shares = [sum(map(rule, stories)) / len(stories) for rule in _RULES.values()]
+        measured.append([f"{share:g} / {1 - share:g}", *shares])
+        told.append([measured[-1][0], *(story.strip() for story in stories[:2])])
+    names = " / ".join(_RULES)
+    measures = Table(
+        [f"weights {names}", *(f"share that {name}" for name in ("speaks", "is outdoors"))],
+        measured,
+        caption=f"Of {4 * len(new)} stories for each row of weights, whose beginnings were in no pair. A share "
+        "is right to about 0.06.",
+    )
+    print_table(measures)
     return [
         Section(
-            title="MAH-DPO: one model, a head per objective",
+            title="MAH-DPO: one model, a head for each objective",
             text="A language model was trained on pairs of two objectives, that somebody speaks and that a story is "
-            "outdoors, with one output head for each on a shared backbone. The weights are chosen when it writes, "
-            "here for the same beginnings and the same random numbers.",
-            tables=[Table(["speaks / outdoors", *prompts[:2]], told, caption="Weights, and what was told with them.")],
-            commands=[f"alignext demo mah-dpo --seed {seed}"],
+            "outdoors, with one output head for each on a shared backbone. The weights are chosen when it writes: the "
+            "plot on the right is one model.",
+            charts=[
+                Chart(
+                    "Each head learns its objective",
+                    "optimizer step",
+                    "reward margin, mean of the batch",
+                    {name: curve(trainer, f"{name}/rewards/margins") for name in _RULES},
+                ),
+                Chart(
+                    "The trade-off",
+                    "share of stories in which somebody speaks",
+                    "share of stories outdoors",
+                    {"weights": [(row[1], row[2]) for row in measured]},
+                    labels={"weights": [row[0] for row in measured]},
+                    caption=f"Labels are the weights, {names}.",
+                ),
+            ],
+            tables=[
+                measures,
+                Table(
+                    [f"weights {names}", *new[:2]],
+                    told,
+                    caption="Told with the same random numbers, and not selected.",
+                ),
+            ],
         )
     ]
+
+
+def _speaks(story: str) -> bool:
+    return '"' in story
+
+
+def _is_outdoors(story: str) -> bool:
+    return not _OUTDOORS.isdisjoint(re.findall("[a-z]+", story.lower()))
+
+
+_RULES = {"speaks": _speaks, "outdoors": _is_outdoors}

@@ -2,7 +2,6 @@
 """`alignext process-reward`: train a model that scores a solution step by step."""
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alignext.cli.training import add_command, load_rows, model_arguments, splits, train_and_save
@@ -12,6 +11,7 @@ if TYPE_CHECKING:
     from trl import TrlParser
 
     from alignext.cli.gallery import Section
+    from alignext.models.guided_decoding import GuidedStep
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
@@ -48,11 +48,10 @@ def run(args: argparse.Namespace) -> None:
     train_and_save(trainer, script, model, loading + f"  ProcessReward.from_pretrained({config.output_dir!r})")
 
 
-def demo(out: Path, *, seed: int, steps: int | None) -> list["Section"]:
+def demo(*, seed: int, steps: int | None) -> list["Section"]:
     """Stories of the embedded model, guided towards characters that speak.
 
     Args:
-        out (`Path`): The folder of the gallery.
         seed (`int`): Draws the stories.
         steps (`int`, *optional*): Sentences of a story at most; 4 if not given.
     """
@@ -60,7 +59,8 @@ def demo(out: Path, *, seed: int, steps: int | None) -> list["Section"]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from alignext import guided_generate, mini
-    from alignext.cli.gallery import Section, Table
+    from alignext.cli.charts import Chart
+    from alignext.cli.gallery import Section, Table, print_table
 
     def speech(completions: list[str], **kwargs: object) -> list[int]:
         return [text.count('"') for text in completions]
@@ -81,20 +81,47 @@ def demo(out: Path, *, seed: int, steps: int | None) -> list["Section"]:
         )
         for count in (1, 5)
     }
-    share = {count: sum('"' in text for text in output.texts) for count, output in told.items()}
-    print(f"guided decoding: somebody speaks in {share[5]} of {len(prompts)} stories, without guidance in {share[1]}")
+    talks = {count: sum('"' in text for text in output.texts) for count, output in told.items()}
+    measures = Table(
+        ["candidates for a sentence", "quotation marks a story", f"of {len(prompts)} stories, somebody speaks in"],
+        [
+            [count, sum(text.count('"') for text in output.texts) / len(prompts), talks[count]]
+            for count, output in told.items()
+        ],
+        caption="One candidate is the model as it is.",
+    )
+    print_table(measures)
     rows = [
-        (step.text.strip(), *(f"{score:g}" for score in step.scores)) for step in told[5].steps[0] if step.text.strip()
+        [step.text.strip(), *(f"{score:g}" for score in step.scores)] for step in told[5].steps[0] if step.text.strip()
     ]
     return [
         Section(
             title="Guided decoding: sentence by sentence",
-            text="Five candidates for every sentence, the reward of the story with each, and the sentence that was "
-            "kept. The reward counts quotation marks; a trained process reward takes its place.\n\n"
-            f"Somebody speaks in {share[5]} of {len(prompts)} stories so guided, and in {share[1]} without guidance.",
-            tables=[
-                Table(["kept", *(f"candidate {i}" for i in range(1, 6))], rows, caption=f"Begun with: {prompts[0]}"),
+            text="Several candidates for every sentence, the reward of the story with each, and the sentence that was "
+            "kept. The reward counts quotation marks; a trained process reward takes its place.",
+            charts=[
+                Chart(
+                    "The reward grows with the story",
+                    "sentence",
+                    f"reward so far, mean of {len(prompts)} stories",
+                    {f"{count} candidate{'s' * (count > 1)}": _course(output.steps) for count, output in told.items()},
+                )
             ],
-            commands=[f"alignext demo process-reward --seed {seed}"],
+            tables=[
+                measures,
+                Table(
+                    ["kept", *(f"candidate {i}" for i in range(1, 6))],
+                    rows,
+                    caption=f"A story sentence by sentence, with the reward of each candidate. It begins with: "
+                    f"{prompts[0]}",
+                ),
+            ],
         )
     ]
+
+
+def _course(steps: list[list["GuidedStep"]]) -> list[tuple[float, float]]:
+    """After each sentence, the mean reward of the stories; one that has ended keeps what it had."""
+    kept = [[step.scores[step.chosen] for step in story] for story in steps if story]
+    longest = max(map(len, kept), default=0)
+    return [(k + 1, sum(s[min(k, len(s) - 1)] for s in kept) / len(kept)) for k in range(longest)]

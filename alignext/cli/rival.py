@@ -161,11 +161,11 @@ _EXEMPLARS = {"unseen_drawing": ("frog", "house"), "unseen_style": ("box of frie
 _IMAGES = 4
 
 
-def demo(out: Path, *, seed: int, steps: int | None) -> "list[Section]":
+def demo(*, seed: int, steps: int | None) -> list["Section"]:
     """RIVAL on held-out drawings, against what stock diffusers makes of the same prompt and picture."""
     from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 
-    from alignext.cli.gallery import Figure, Section, Table, contact_sheet
+    from alignext.cli.gallery import Figure, Section, Table, contact_sheet, print_table
 
     steps = steps or 50
     pictures = _exemplars()
@@ -217,7 +217,7 @@ def demo(out: Path, *, seed: int, steps: int | None) -> "list[Section]":
         "the picture under the two embedded judges. Palette: overlap of the colour histograms, white left out. The "
         "last column: share of images in which the concept judge sees the concept that the prompt names.",
     )
-    _print_table(table)
+    print_table(table)
     return [
         Section(
             "RIVAL: variations of a picture",
@@ -227,16 +227,21 @@ def demo(out: Path, *, seed: int, steps: int | None) -> "list[Section]":
             "These four drawings were picked to show the method at work, so the table flatters it: the documentation "
             "has figures for 18 drawings, where img2img at low strength is closer to the picture.",
             figures=[
-                Figure("rival-variations", sheet, alt="Held-out drawings, four variations of each, and stock results.")
+                Figure(
+                    "rival-variations",
+                    sheet,
+                    alt="Held-out drawings, four variations of each, and stock results.",
+                    caption="Four variations of each held-out drawing, and one stock result of each kind.",
+                ),
+                Figure(
+                    "rival-looks",
+                    looks,
+                    alt="Each drawing beside other things drawn in its look.",
+                    caption="Something else in its look: the same inversions, prompts without any style in them.",
+                ),
             ],
             tables=[table],
-            commands=[f"alignext demo rival --seed {seed} --steps {steps}"],
-        ),
-        Section(
-            "RIVAL: something else in its look",
-            "The same inversions, another prompt without any style in it.",
-            figures=[Figure("rival-looks", looks, alt="Each drawing beside other things drawn in its look.")],
-        ),
+        )
     ]
 
 
@@ -269,10 +274,3 @@ def _measure(pictures: "list[Picture]", made: "list[list[Image]]") -> list[float
             row.append(names.count(picture.concept) / len(names))
             scores.append(row)
     return torch.tensor(scores).mean(0).tolist()
-
-
-def _print_table(table) -> None:
-    print()
-    for row in [table.header, *table.rows]:
-        print("  ".join(f"{cell:>18.3f}" if isinstance(cell, float) else f"{cell:>18}" for cell in row))
-    print()

@@ -11,9 +11,11 @@ from alignext.cli.arguments import at_least_one
 
 
 if TYPE_CHECKING:
+    import torch
     from PIL.Image import Image
 
-    from alignext.cli.gallery import Section
+    from alignext.cli.charts import Chart
+    from alignext.cli.gallery import Section, Table
 
 _REWARDS = ("aesthetic", "brightness", "clip", "compressibility", "concept", "dynamics", "pickscore", "style")
 _STRATEGIES = ("beam", "greedy", "local", "smc", "best_of_n")
@@ -88,7 +90,8 @@ def run(args: argparse.Namespace) -> None:
         score_every=args.score_every,
         model_batch_size=args.model_batch_size,
     )
-    state = PartialState(cpu=args.device == "cpu")
+    # Without being told so, processes on the CPU would not know of each other.
+    state = PartialState(cpu=(args.device or _default_device()).startswith("cpu"))
     if state.is_main_process:
         claim_folder(args.out, overwrite=args.overwrite)
     reward = _reward(args)
@@ -150,17 +153,13 @@ def _write(args: argparse.Namespace, config: Any, found: list[dict[str, Any]]) -
     from dataclasses import asdict
 
     from alignext.cli.gallery import Figure, Section, Table, contact_sheet, write_gallery
+    from alignext.files import replacing
 
     sections = []
     for k, result in enumerate(found):
         figures, names = [], [f"{k:02d}-{i:02d}" for i in range(len(result["winners"]))]
         for name, winner, value in zip(names, result["winners"], result["rewards"], strict=True):
-            video = isinstance(winner, list)
-            if video:
-                winner[0].save(args.out / f"{name}.gif", save_all=True, append_images=winner[1:], duration=125, loop=0)
-            still = winner[len(winner) // 2] if video else winner
-            note = f"; the video is {name}.gif" if video else ""
-            figures.append(Figure(name, still, alt=result["prompt"], caption=f"{args.reward} {value:.4g}{note}"))
+            figures.append(Figure(name, winner, alt=result["prompt"], caption=f"{args.reward} {value:.4g}"))
         if result["kept"]:
             step = -(-len(result["kept"]) // 8)
             rows = list(range(len(result["kept"])))[::-step][::-1]
@@ -176,10 +175,11 @@ def _write(args: argparse.Namespace, config: Any, found: list[dict[str, Any]]) -
             ("evaluations", "samples scored", args.reward),
             [(result["nfe"], result["reward_evals"], result["rewards"][0])],
         )
-        sections.append(Section(result["prompt"], text, figures, [table]))
+        sections.append(Section(result["prompt"], text, figures, tables=[table]))
     document = {"config": asdict(config), "reward": args.reward, "steps": args.steps, "results": []}
     document["results"] = [{k: v for k, v in r.items() if k not in ("winners", "kept", "number")} for r in found]
-    (args.out / "search.json").write_text(json.dumps(document, indent=1) + "\n")
+    with replacing(args.out / "search.json") as part:
+        part.write_text(json.dumps(document, indent=1) + "\n")
     page = write_gallery(args.out, sections, title=f"Latent search for {args.reward}")
     print(f"{sum(len(result['winners']) for result in found)} results. Open {page.resolve()}")
 
@@ -259,51 +259,129 @@ def _default_device() -> str:
 # -------------------------------------------------------------------------------------------------------------- demo
 
 
-def demo(out: Path, *, seed: int, steps: int | None) -> "list[Section]":
-    """The style that a caption asks for: one sample, the best of 8, and a beam search at as many evaluations."""
-    import torch
+_METHODS: dict[str, dict[str, Any]] = {
+    "one sample": {"num_beams": 1, "num_candidates": 1},
+    "best of 8": {"num_beams": 8, "num_candidates": 1, "strategy": "best_of_n"},
+    "beam search": {"num_beams": 4, "num_candidates": 2, "lookahead_steps": 1},
+}
+_CLIPS = ("a rocket, ink style, moving up", "a fish, glossy style, moving left")
+_CLIP = {"height": 64, "width": 64, "video_length": 8}  # of mini-video
 
-    from alignext import LatentSearch, SearchConfig, mini
-    from alignext.cli.gallery import Figure, Section, Table, contact_sheet
+
+def demo(*, seed: int, steps: int | None) -> list["Section"]:
+    """The style that a caption asks for: one sample, the best of 8, and a beam search at as many evaluations."""
+    from alignext import mini
+    from alignext.cli.gallery import Figure, Section, contact_sheet
     from alignext.rewards import JudgeReward
 
-    steps = steps or 12
-    pipe = _load(device="cpu")
-    pipe.set_progress_bar_config(disable=True)
-    reward, held_out = JudgeReward("style"), JudgeReward("concept")
+    call = {"num_inference_steps": steps or 12, "guidance_scale": 5.0}
     prompts = [picture.caption for picture in mini.pictures("unseen_drawing")][:3]
-    methods = {
-        "one sample": SearchConfig(num_beams=1, num_candidates=1),
-        "best of 8": SearchConfig(num_beams=8, num_candidates=1, strategy="best_of_n"),
-        "beam search": SearchConfig(num_beams=4, num_candidates=2, lookahead_steps=1),
-    }
-    rows: list[list[Image]] = [[] for _ in prompts]
-    measured = []
-    for name, config in methods.items():
-        searched = other = nfe = 0.0
+    judges = JudgeReward("style"), JudgeReward("concept")
+    samples, measured, course = _compare(_load(device="cpu"), prompts, *judges, seed, call)
+    sheet = contact_sheet(
+        [[_picture(sample) for sample in row] for row in samples], row_labels=prompts, col_labels=list(_METHODS)
+    )
+    caption = "Log-probabilities by two judges, means over the captions; the search saw only the first."
+    pictures = Section(
+        "Latent search: the style that was asked for",
+        "No training: partial drawings are tried, estimated and kept or dropped while the model draws. The best of 8 "
+        "costs as much as the beam search and looks at finished drawings only.",
+        figures=[Figure("search", sheet, alt="Captions by row: one sample, best of 8, beam search.")],
+        charts=_charts("style log-probability", measured, course),
+        tables=[_table("style", "concept", measured, caption)],
+    )
+    return [pictures, *([_video_section(seed, steps)] if "video" in mini.NAMES else [])]
+
+
+def _video_section(seed: int, steps: int | None) -> "Section":
+    """The same for clips, by how much moves in them."""
+    from alignext import mini
+    from alignext.cli.gallery import Figure, Section, contact_sheet
+    from alignext.rewards import JudgeReward, dynamics
+
+    concept = JudgeReward("concept")
+
+    def of_the_middle(clips: "torch.Tensor", prompts: list[str]) -> "torch.Tensor":
+        return concept(clips[:, clips.shape[1] // 2], prompts)
+
+    pipe = _load(str(mini.path("video")), device="cpu")
+    call = {"num_inference_steps": steps or 12, **_CLIP}
+    samples, measured, course = _compare(pipe, list(_CLIPS), dynamics, of_the_middle, seed, call)
+    frames = [
+        contact_sheet(
+            [[_picture(clip[k]) for clip in row] for row in samples], row_labels=_CLIPS, col_labels=list(_METHODS)
+        )
+        for k in range(len(samples[0][0]))
+    ]
+    caption = "Mean change of a pixel from frame to frame, and the log-probability of what the caption names by the "
+    caption += "embedded judge, which the search did not see. Means over the captions."
+    return Section(
+        "Latent search: clips with more motion in them",
+        "The same search on a video model.",
+        figures=[Figure("search-clips", frames, alt="Captions by row: one sample, best of 8, beam search.")],
+        charts=_charts("change from frame to frame", measured, course),
+        tables=[_table("motion", "concept", measured, caption)],
+    )
+
+
+def _compare(pipe: Any, prompts: list[str], reward: Any, held_out: Any, seed: int, call: dict) -> tuple:
+    """
+    The three ways to spend evaluations, with the same noise.
+
+    Returns:
+        `tuple`: Samples `[prompt][method]`, rows `(method, evaluations, reward, held_out)`, and how the estimates went
+        in the beam search: per scored step `(step, best, mean)`. Rewards are means over the prompts.
+    """
+    import torch
+
+    from alignext import LatentSearch, SearchConfig
+
+    pipe.set_progress_bar_config(disable=True)
+    samples: list[list[torch.Tensor]] = [[] for _ in prompts]
+    measured, estimates = [], []
+    for name, settings in _METHODS.items():
+        found = []
         for k, prompt in enumerate(prompts):
             generator = torch.Generator().manual_seed(seed + k)
-            result = LatentSearch(pipe, reward, config)(
-                prompt, num_inference_steps=steps, guidance_scale=5.0, generator=generator, output_type="pt"
-            )
-            rows[k].append(_picture(result.images[0]))
-            searched += result.rewards.item() / len(prompts)
-            other += held_out(result.images, [prompt]).item() / len(prompts)
-            nfe += result.nfe / len(prompts)
+            search = LatentSearch(pipe, reward, SearchConfig(**settings))
+            result = search(prompt, generator=generator, output_type="pt", **call)
+            samples[k].append(result[0][0])
+            other = held_out(result[0][:1], [prompt]).item()
+            found.append([result.nfe, result.rewards[0, 0].item(), other])
+            if name == "beam search":
+                estimates.append([(entry["node"] + 1, entry["rewards"][0]) for entry in result.history])
+        nfe, searched, other = torch.tensor(found, dtype=torch.float64).mean(0).tolist()
         measured.append((name, round(nfe), searched, other))
-        print(f"search, {name}: style {searched:.3f}, concept {other:.3f}, {nfe:.0f} evaluations")
-    sheet = contact_sheet(rows, row_labels=prompts, col_labels=list(methods))
-    table = Table(
-        ("", "evaluations", "style (searched)", "concept (held out)"),
-        measured,
-        "Log-probabilities by two judges, means over the captions; the search saw only the first.",
-    )
+    course = []
+    for scored in zip(*estimates, strict=True):  # the same step of every prompt
+        rewards = torch.stack([values.float() for _, values in scored])
+        course.append((scored[0][0], rewards.amax(1).mean().item(), rewards.mean().item()))
+    return samples, measured, course
+
+
+def _charts(of: str, measured: list[tuple], course: list[tuple]) -> "list[Chart]":
+    from alignext.cli.charts import Chart
+
+    series = {name: [(nfe, searched)] for name, nfe, searched, _ in measured}
+    estimates = {
+        "best": [(step, best) for step, best, _ in course],
+        "mean": [(step, mean) for step, _, mean in course],
+    }
     return [
-        Section(
-            "Latent search: the style that was asked for",
-            "No training: partial drawings are tried, estimated and kept or dropped while the model draws.",
-            figures=[Figure("search", sheet, alt="Captions by row: one sample, best of 8, beam search.")],
-            tables=[table],
-            commands=[f"alignext demo search --seed {seed} --steps {steps}"],
-        )
+        Chart("What the evaluations buy", "evaluations of the denoiser", of, series, lines=False),
+        Chart(
+            "The beam search as it goes",
+            "denoising step",
+            of,
+            estimates,
+            caption="What the candidates of a step are estimated to become: the best of them, and their mean.",
+        ),
     ]
+
+
+def _table(searched: str, held_out: str, measured: list[tuple], caption: str) -> "Table":
+    from alignext.cli.gallery import Table, print_table
+
+    table = Table(("", "evaluations", f"{searched} (searched)", f"{held_out} (held out)"), measured, caption)
+    print_table(table)
+    return table

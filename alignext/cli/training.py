@@ -1,14 +1,17 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""What the commands that train share: their arguments, reading rows, and the end of a run."""
+"""What the commands that train share: their arguments, reading rows, the end of a run, and their demos."""
 
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alignext.files import last_checkpoint
+
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
+    from transformers import Trainer
     from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
 _READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -76,7 +79,7 @@ def model_arguments(model: "ModelConfig", config: Any) -> dict[str, Any]:
 def train_and_save(trainer: Any, script: "ScriptArguments", model: "ModelConfig", loading: str | None = None) -> None:
     """Train, save, push if wanted, and say how to load the result: by `loading`, or as a language model."""
     config = trainer.args
-    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint_of(config))
     trainer.save_model()
     if config.push_to_hub:
         trainer.push_to_hub(dataset_name=script.dataset_name)
@@ -86,3 +89,59 @@ def train_and_save(trainer: Any, script: "ScriptArguments", model: "ModelConfig"
         loading = f"  from {package} import {loader}\n  {loader}.from_pretrained({config.output_dir!r})"
     trainer.accelerator.print(f"Saved. Load it with:\n{loading}")
     trainer.end()
+
+
+def checkpoint_of(config: Any) -> str | None:
+    """Where to go on: at the path that was given, or, with `last`, at the newest complete checkpoint."""
+    given = config.resume_from_checkpoint
+    return last_checkpoint(config.output_dir) if given in ("last", "true", "True", True) else given
+
+
+# Demos
+
+_HAPPENINGS = ("went to the park.", "found a big box.", "had a red ball.", "saw a little dog.")
+
+
+def beginnings(*names: str) -> list[str]:
+    """Of stories: what happens to each name."""
+    return [f"One day, {name} {it}" for name in names for it in _HAPPENINGS]
+
+
+def demo_settings(folder: str, seed: int, steps: int, **more: Any) -> dict[str, Any]:
+    """Arguments of a short training on the CPU: nothing is saved or printed, every step is logged."""
+    return {
+        "output_dir": folder,
+        "seed": seed,
+        "max_steps": steps,
+        "logging_steps": 1,
+        "activation_checkpointing": False,
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    } | more
+
+
+def quieten(trainer: "Trainer") -> None:
+    """Keep a trainer without progress bar from printing its log."""
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+
+
+def curve(trainer: "Trainer", name: str) -> list[tuple[float, float]]:
+    """What was logged under a name, as points (step, value)."""
+    return [(row["step"], row[name]) for row in trainer.state.log_history if name in row]
+
+
+def tell(model: Any, tokenizer: Any, prompts: list[str], seed: int, **generation: Any) -> list[str]:
+    """A story for each beginning, sampled, without what the last sentence lacks."""
+    import torch
+
+    torch.manual_seed(seed)
+    batch = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
+    ids = model.generate(**batch, do_sample=True, max_new_tokens=40, top_k=0, **generation)
+    stories = tokenizer.batch_decode(ids[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
+    ends = [max(story.rfind(mark) for mark in '.!?"') + 1 for story in stories]
+    return [" " + " ".join((story[:end] or story).split()) for story, end in zip(stories, ends, strict=True)]

@@ -7,7 +7,8 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from alignext.cli.gallery import Figure, Section, Table, claim_folder, contact_sheet, write_gallery
+from alignext.cli.charts import Chart
+from alignext.cli.gallery import Figure, Section, Table, claim_folder, contact_sheet, print_table, write_gallery
 
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
@@ -84,6 +85,7 @@ def test_page_shows_everything_and_needs_nothing_else(tmp_path):
                 Figure("fox-1", picture(), 'a "red" square', "caption <1>"),
                 Figure("fox-2", picture(BLUE), "blue"),
             ],
+            charts=[Chart("Curve", "step", "loss", {"a": [(0, 1.0), (1, 0.5)]})],
             tables=[Table(["what", "score", "n"], [["a<b", 0.12345, 3], ["c", 1.0, 10]], "Higher is better.")],
             commands=["alignext demo --out 'x y' && ls"],
         ),
@@ -110,9 +112,39 @@ def test_page_shows_everything_and_needs_nothing_else(tmp_path):
     ):
         assert text in page.text
     assert "Higher is better." in page.text and "alignext demo --out 'x y' && ls" in page.text
+    assert len(page.all("svg")) == 1 and "loss" in page.text
     assert page.all("script") == page.all("link") == []
     assert "http" not in (tmp_path / "index.html").read_text()
     assert sorted(os.listdir(tmp_path)) == ["fox-1.png", "fox-2.png", "index.html"]
+
+
+def test_every_section_is_in_the_contents(tmp_path):
+    titles = ["Foxes & others", "Foxes & others", "狐"]
+    page = Page(write_gallery(tmp_path, [Section(title) for title in titles], title="t"))
+    anchors = [section["id"] for section in page.all("section")]
+    assert [link["href"] for link in page.all("a")] == [f"#{anchor}" for anchor in anchors]
+    assert len(set(anchors)) == 3
+    assert page.text.count("Foxes & others") == 4
+    alone = Page(write_gallery(tmp_path, [Section("one")], title="t"))
+    assert alone.all("nav") == alone.all("a") == []
+
+
+def test_a_picture_leads_to_its_file_and_a_video_is_a_gif(tmp_path):
+    frames = [picture(RED), picture(BLUE), picture(RED)]
+    figures = [Figure("50% #1", picture(), "red"), Figure("clip", frames, "red and blue")]
+    page = Page(write_gallery(tmp_path, [Section("s", figures=figures)], title="t"))
+    sources = [image["src"] for image in page.all("img")]
+    assert sources == [link["href"] for link in page.all("a")] == ["50%25%20%231.png", "clip.gif"]
+    assert (tmp_path / "50% #1.png").is_file()
+    with Image.open(tmp_path / "clip.gif") as video:
+        assert (video.n_frames, video.info["loop"], video.size) == (3, 0, (64, 64))
+        video.seek(1)
+        assert video.convert("RGB").getpixel((9, 9)) == BLUE
+
+
+def test_a_table_is_printed_in_columns(capsys):
+    print_table(Table(["made by", "score"], [["a long name", 0.12345], ["b", 10]]))
+    assert capsys.readouterr().out == "\nmade by      score\na long name  0.123\nb               10\n\n"
 
 
 def test_columns_of_numbers_are_marked(tmp_path):

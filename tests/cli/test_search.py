@@ -6,8 +6,10 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
-from alignext import cli
+import alignext.cli.search as command
+from alignext import cli, mini
 from tests.pipelines.latent_search.tiny_models import build
 
 
@@ -43,9 +45,22 @@ def test_video_and_a_reward_of_ones_own(tmp_path, monkeypatch):
     monkeypatch.setattr("alignext.cli.search._load", lambda *args: pipe)
     more = ("--model", "some/video", "--frames", "2", "--height", "16", "--width", "16")
     assert call(tmp_path / "out", *more, reward="alignext.rewards:dynamics") == 0
-    assert (tmp_path / "out" / "00-00.gif").exists() and "the video is 00-00.gif" in (
-        tmp_path / "out" / "index.html"
-    ).read_text()
+    with Image.open(tmp_path / "out" / "00-00.gif") as video:
+        assert video.n_frames == 2
+    assert 'src="00-00.gif"' in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_the_demo_shows_clips_once_there_is_a_video_model(monkeypatch):
+    pipe, call = build("latte")
+    monkeypatch.setattr("alignext.mini.NAMES", (*mini.NAMES, "video"))
+    monkeypatch.setattr("alignext.mini.path", lambda name, path=mini.path: name if name == "video" else path(name))
+    monkeypatch.setattr(command, "_load", lambda model=None, **kwargs: pipe)
+    monkeypatch.setattr(command, "_CLIP", {name: call[name] for name in ("height", "width", "video_length")})
+    section = command._video_section(seed=0, steps=2)
+    (clips,) = section.figures
+    assert clips.file.endswith(".gif") and len(clips.image) == call["video_length"]
+    evaluations = [row[1] for row in section.tables[0].rows]
+    assert evaluations[0] == 2 and evaluations[1] == 16
 
 
 def test_interrupted(tmp_path, monkeypatch):
