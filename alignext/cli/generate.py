@@ -5,6 +5,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from alignext.files import check_output, replacing
+
 
 def register(subparsers: argparse._SubParsersAction) -> None:
     """Add `alignext generate`."""
@@ -73,6 +75,8 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("There is no prompt. Pass --prompt TEXT, or --prompts FILE with one per line.")
     if args.merge_to is not None and args.merge_to.exists():
         raise ValueError(f"--merge-to {args.merge_to} is there already. Name a new folder.")
+    if args.merge_to is not None:
+        check_output(args.merge_to.parent, name="--merge-to")
     import torch
     from accelerate.utils import is_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
@@ -99,8 +103,9 @@ def run(args: argparse.Namespace) -> None:
             print(f"{prompt}{'' if text[:1].isspace() else ' '}{text}\n")
     if args.merge_to is not None:
         plain = model.merge_and_unload() if is_peft_model(model) else model
-        plain.merge_heads(args.objective_weights).save_pretrained(args.merge_to)
-        tokenizer.save_pretrained(args.merge_to)
+        with replacing(args.merge_to) as part:
+            plain.merge_heads(args.objective_weights).save_pretrained(part)
+            tokenizer.save_pretrained(part)
         print(f"Saved one mixture. Load it with AutoModelForCausalLM.from_pretrained({str(args.merge_to)!r})")
 
 
