@@ -1,6 +1,7 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """The documentation says what the code says."""
 
+import ast
 import inspect
 import os
 import re
@@ -155,6 +156,23 @@ def test_tests_behind_the_support_matrix_exist():
         [f"--rootdir={ROOT}", "--collect-only", "-s", *off, *(str(ROOT / file) for file in files)], [Recorder()]
     )
     assert wanted - found == set()
+
+
+def messages():
+    """All texts of our source, without backticks, `...` in the place of what is filled in."""
+    for file in sorted(f for top in ("alignext", "pipelines", "trainers") for f in (ROOT / top).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+            if all(isinstance(part, ast.Constant | ast.FormattedValue) for part in parts):
+                yield "".join(str(p.value) if isinstance(p, ast.Constant) else "..." for p in parts).replace("`", "")
+
+
+def test_troubleshooting_quotes_what_is_said():
+    page = (ROOT / "docs" / "troubleshooting.md").read_text().partition("## Nothing is said")[0]
+    cells = re.findall(r"^\| (`.*?) \|", page, flags=re.MULTILINE)
+    quotes = {part.strip() for cell in cells for quote in re.findall(r"`(.*?)`", cell) for part in quote.split("...")}
+    said = "\n".join(messages())
+    assert {quote for quote in quotes if quote not in said} == set() and len(quotes) > 20
 
 
 def test_docs_build_without_a_warning(tmp_path):
