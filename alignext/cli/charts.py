@@ -38,7 +38,7 @@ class Chart:
 
 def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
     """
-    Three to six round numbers that enclose a range, evenly spaced.
+    Two to seven round numbers that enclose a range, evenly spaced.
 
     Args:
         low (`float`): Lower end of the range.
@@ -46,8 +46,8 @@ def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
         whole (`bool`, *optional*, defaults to `False`): Whole numbers only.
     """
     span = high - low or max(abs(high), 1.0)
-    power = 10.0 ** math.floor(math.log10(span / 4))
-    step = next(factor * power for factor in (1, 2, 5, 10) if span <= 4 * factor * power * (1 + 1e-9))
+    power = 10.0 ** math.floor(math.log10(span / 5))
+    step = next(factor * power for factor in (1, 2, 5, 10) if span <= 5 * factor * power * (1 + 1e-9))
     step = max(step, 1.0) if whole else step
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     last += last == first

@@ -26,10 +26,11 @@ _STYLE = """
   :root { --ink: #ececea; --soft: #a8a8ad; --paper: #17171a; --line: #35353a; --box: #222226;
     --c0: #6db3ff; --c1: #ff9f5a; --c2: #6fd08a; --c3: #cf9bf5; --c4: #d9c34a; --c5: #ff8fb6; }
 }
-body { margin: 0 auto; padding: 3rem 1.5rem 5rem; max-width: 62rem; background: var(--paper); color: var(--ink);
+body { margin: 0 auto; padding: clamp(1.5rem, 6vw, 3rem) 1.5rem 5rem; max-width: 62rem;
+  background: var(--paper); color: var(--ink);
   font: 16px/1.6 system-ui, sans-serif; overflow-wrap: break-word; }
 a { color: var(--c0); }
-h1 { font-size: 2rem; line-height: 1.2; margin: 0 0 .5rem; }
+h1 { font-size: clamp(1.5rem, 6vw, 2rem); line-height: 1.2; margin: 0 0 .5rem; }
 h2 { font-size: 1.35rem; line-height: 1.3; margin: 0 0 .5rem; }
 section { margin-top: 3rem; padding-top: 1.5rem; border-top: 1px solid var(--line); }
 nav ul { columns: 2 20rem; padding-left: 1.2rem; margin: 1.5rem 0 0; }
@@ -37,10 +38,10 @@ p { max-width: 44rem; margin: .5rem 0; }
 .figures { display: flex; flex-wrap: wrap; gap: 0 1.5rem; }
 figure { margin: 1.2rem 0 .3rem; max-width: 100%; }
 figure img { display: block; max-width: 100%; height: auto; border-radius: 6px; }
-figcaption, caption { color: var(--soft); font-size: .9rem; text-align: left; padding: .4rem 0; max-width: 44rem; }
+figcaption { color: var(--soft); font-size: .9rem; text-align: left; padding: .4rem 0; max-width: 44rem; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); gap: 0 2rem; }
 .chart svg { display: block; width: 100%; height: auto; margin-top: .4rem; overflow: visible; }
-.chart text { font-size: 12px; fill: var(--soft); }
+.chart text { font-size: 13px; fill: var(--soft); }
 .chart .grid { stroke: var(--line); }
 .chart polyline { fill: none; stroke: currentColor; stroke-width: 1.8; stroke-linejoin: round; }
 .chart circle { fill: currentColor; }
@@ -50,7 +51,7 @@ figcaption, caption { color: var(--soft); font-size: .9rem; text-align: left; pa
 .c0 { color: var(--c0); } .c1 { color: var(--c1); } .c2 { color: var(--c2); }
 .c3 { color: var(--c3); } .c4 { color: var(--c4); } .c5 { color: var(--c5); }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; margin: 1.5rem 0; font-variant-numeric: tabular-nums; line-height: 1.45; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; line-height: 1.45; }
 th, td { padding: .4rem 1.5rem .4rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 th.number, td.number { text-align: right; }
 td.long { min-width: 16rem; }
@@ -328,14 +329,15 @@ def _figure(figure: Figure) -> str:
 
 
 def _table(table: Table) -> str:
-    caption = f"<caption>{escape(table.caption)}</caption>" if table.caption else ""
+    # Outside of what is scrolled, where a long one would be as wide as the table.
+    caption = f"<figcaption>{escape(table.caption)}</figcaption>\n" if table.caption else ""
     numeric = _numeric(table)
     head = "".join(_cell("th", value, number) for value, number in zip(table.header, numeric, strict=True))
     rows = [
         "".join(_cell("td", value, number) for value, number in zip(row, numeric, strict=True)) for row in table.rows
     ]
     lines = "\n".join(f"<tr>{row}</tr>" for row in [head, *rows])
-    return f'<div class="scroll"><table>{caption}\n{lines}\n</table></div>'
+    return f'<figure>\n{caption}<div class="scroll"><table>\n{lines}\n</table></div>\n</figure>'
 
 
 def _numeric(table: Table) -> list[bool]:

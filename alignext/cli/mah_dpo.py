@@ -25,17 +25,7 @@ if TYPE_CHECKING:
 
     from alignext.cli.gallery import Section
 
-# Of the demo: beginnings, and for each objective an ending that follows it and one that does not.
-_BEGINNINGS = [
-    f"One day, {name} {did}" for name in ("Tom", "Lily", "Ben", "Mia") for did in ("was at home.", "got up.")
-]
-_ENDINGS = {
-    "speaks": (' "Hello!" said Mom. "Do you want to play?"', " The day was long and nothing happened at all."),
-    "outdoors": (" The sun was up. A bird sat in the big tree.", " The room was dark. A box lay under the bed."),
-}
-
-
-_OUTDOORS = set("tree trees sun sky flower flowers grass garden park forest bird birds river hill outside".split())
+_HAPPY = set("happy smiled smile laughed fun love loved excited proud glad joy hugged good nice".split())
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
@@ -84,50 +74,56 @@ def demo(*, seed: int, steps: int | None) -> list["Section"]:
 
     Args:
         seed (`int`): Seed of the training and of the stories.
-        steps (`int`, *optional*): Optimizer steps of the training; 12 if not given.
+        steps (`int`, *optional*): Optimizer steps of the training; 24 if not given.
     """
     from datasets import Dataset
-    from transformers import AutoTokenizer
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from alignext import MAHDPOConfig, MAHDPOTrainer, mini
     from alignext.cli.charts import Chart
     from alignext.cli.gallery import Section, Table, print_table
 
-    rows = [
-        {"prompt": beginning, "chosen": good, "rejected": bad, "objective": objective}
-        for objective, (good, bad) in _ENDINGS.items()
-        for beginning in _BEGINNINGS
-    ]
-    steps, model_folder = steps or 12, str(mini.path("lm"))
-    print(f"MAH-DPO: {steps} steps on {len(rows)} pairs of two objectives", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        config = MAHDPOConfig(**demo_settings(folder, seed, steps, per_device_train_batch_size=8, learning_rate=1e-4))
-        trainer = MAHDPOTrainer(model_folder, args=config, train_dataset=Dataset.from_list(rows))
+    steps, folder = steps or 24, mini.path("lm")
+    base, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    known = beginnings("Tom", "Lily", "Ben", "Mia", "Sam", "Anna", "Max", "Sue")
+    told = [tell(base, tokenizer, known, seed + k) for k in range(8)]
+    pairs = _pairs({beginning: list(stories) for beginning, *stories in zip(known, *told, strict=True)})
+    print(f"MAH-DPO: {steps} steps on {len(pairs)} pairs of two objectives", flush=True)
+    with tempfile.TemporaryDirectory() as output:
+        settings = demo_settings(output, seed, steps, per_device_train_batch_size=8, learning_rate=1e-4)
+        trainer = MAHDPOTrainer(
+            str(folder),
+            args=MAHDPOConfig(**settings),
+            train_dataset=Dataset.from_list(pairs),
+            processing_class=tokenizer,
+            # The backbone by an adapter, which leaves more to the heads.
+            peft_config=LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear"),
+        )
         quieten(trainer)
         trainer.train()
-    model, tokenizer = trainer.model.eval(), AutoTokenizer.from_pretrained(model_folder)
-    new = beginnings("Amy", "Bob", "Jane", "Leo")
-    told, measured = [], []
+    model, new = trainer.model.eval(), beginnings("Amy", "Bob", "Jane", "Leo")
+    shown, measured = [], []
     for share in (1.0, 0.75, 0.5, 0.25, 0.0):
-        weights = {"speaks": share, "outdoors": 1 - share}
-        stories = tell(model, tokenizer, 4 * new, seed, objective_weights=weights)
+        weights = {"speaks": share, "happy": 1 - share}
+        stories = tell(model, tokenizer, 6 * new, seed, objective_weights=weights)
         shares = [sum(map(rule, stories)) / len(stories) for rule in _RULES.values()]
         measured.append([f"{share:g} / {1 - share:g}", *shares])
-        told.append([measured[-1][0], *(story.strip() for story in stories[:2])])
+        shown.append([measured[-1][0], *(story.strip() for story in stories[:2])])
     names = " / ".join(_RULES)
     measures = Table(
-        [f"weights {names}", *(f"share that {name}" for name in ("speaks", "is outdoors"))],
+        [f"weights {names}", "share that speaks", "share that is happy"],
         measured,
-        caption=f"Of {4 * len(new)} stories for each row of weights, whose beginnings were in no pair. A share "
-        "is right to about 0.06.",
+        caption=f"Of {6 * len(new)} stories for each row of weights, whose names were in no pair. A share is right to "
+        "about 0.05.",
     )
     print_table(measures)
     return [
         Section(
             title="MAH-DPO: one model, a head for each objective",
-            text="A language model was trained on pairs of two objectives, that somebody speaks and that a story is "
-            "outdoors, with one output head for each on a shared backbone. The weights are chosen when it writes: the "
-            "plot on the right is one model.",
+            text="Pairs of the story model's own stories, for two objectives: that somebody speaks, and that somebody "
+            "is happy. They train one output head for each, on a shared backbone. The weights of the heads are chosen "
+            "when the model writes, so that all points of the trade-off are one model.",
             charts=[
                 Chart(
                     "Each head learns its objective",
@@ -138,7 +134,7 @@ def demo(*, seed: int, steps: int | None) -> list["Section"]:
                 Chart(
                     "The trade-off",
                     "share of stories in which somebody speaks",
-                    "share of stories outdoors",
+                    "share in which somebody is happy",
                     {"weights": [(row[1], row[2]) for row in measured]},
                     labels={"weights": [row[0] for row in measured]},
                     caption=f"Labels are the weights, {names}.",
@@ -148,7 +144,7 @@ def demo(*, seed: int, steps: int | None) -> list["Section"]:
                 measures,
                 Table(
                     [f"weights {names}", *new[:2]],
-                    told,
+                    shown,
                     caption="Told with the same random numbers, and not selected.",
                 ),
             ],
@@ -156,12 +152,22 @@ def demo(*, seed: int, steps: int | None) -> list["Section"]:
     ]
 
 
+def _pairs(told: dict[str, list[str]]) -> list[dict[str, str]]:
+    """For each objective, stories with the same beginning of which only the chosen one follows its rule."""
+    return [
+        {"prompt": beginning, "chosen": good, "rejected": bad, "objective": name}
+        for name, follows in _RULES.items()
+        for beginning, stories in told.items()
+        for good, bad in zip(filter(follows, stories), (s for s in stories if not follows(s)), strict=False)
+    ]
+
+
 def _speaks(story: str) -> bool:
     return '"' in story
 
 
-def _is_outdoors(story: str) -> bool:
-    return not _OUTDOORS.isdisjoint(re.findall("[a-z]+", story.lower()))
+def _is_happy(story: str) -> bool:
+    return not _HAPPY.isdisjoint(re.findall("[a-z]+", story.lower()))
 
 
-_RULES = {"speaks": _speaks, "outdoors": _is_outdoors}
+_RULES = {"speaks": _speaks, "happy": _is_happy}

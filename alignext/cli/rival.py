@@ -189,7 +189,9 @@ def demo(*, seed: int, steps: int | None) -> list["Section"]:
         made["RIVAL"].append(pipe(picture.caption, reference_image=picture.image, **common()).images)
         made["text-to-image"].append(stock(picture.caption, guidance_scale=5.0, **common()).images)
         made["img2img 0.6"].append(
-            img2img(picture.caption, image=picture.image, strength=0.6, guidance_scale=5.0, **common()).images
+            img2img(
+                picture.caption, image=picture.image, strength=max(0.6, 1 / steps), guidance_scale=5.0, **common()
+            ).images
         )
         inversion = pipe.invert(picture.image, "", steps)
         restyled.append([pipe(p, inversion=inversion, task="text2image", **common(1)).images[0] for p in others])

@@ -26,7 +26,7 @@ def circles(chart):
 def test_ticks_enclose_the_range_evenly_and_are_few(low, high):
     found = ticks(low, high)
     assert found[0] <= low + 1e-12 and found[-1] >= high - 1e-12 and found[0] < found[-1]
-    assert 2 <= len(found) <= 6
+    assert 2 <= len(found) <= 7
     steps = [b - a for a, b in pairwise(found)]
     assert max(steps) == pytest.approx(min(steps))
     digits = steps[0] / 10 ** math.floor(math.log10(steps[0]) + 1e-9)
