@@ -189,6 +189,27 @@ def test_docs_build_without_a_warning(tmp_path):
     assert all(name in page for name in PUBLIC)
 
 
+METHOD_PAGES = "alignedgen bco diffusion_preference f_dpg latent_search mah_dpo process_reward rival".split()
+# How the headings of a method's page begin, in their order; others may stand between.
+ORDER = [
+    "Use",
+    "(?:Data|What goes in)",
+    "How",
+    "What is logged",
+    "(?:What it does, |What was )measured",
+    "Limits",
+    "API",
+]
+
+
+@pytest.mark.parametrize("name", METHOD_PAGES)
+def test_pages_of_methods_have_one_order(name):
+    headings = re.findall(r"^## (.*)$", (ROOT / "docs" / f"{name}.md").read_text(), flags=re.MULTILINE)
+    known = [k for heading in headings for k, pattern in enumerate(ORDER) if re.match(rf"{pattern}\b", heading)]
+    assert known == sorted(known)
+    assert {ORDER.index(must) for must in ("Use", "How", "Limits")} <= set(known)
+
+
 def test_relative_links_lead_to_files():
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]:
         for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
