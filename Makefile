@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 WORKERS ?= 2
 CODE := alignext pipelines trainers tests $(wildcard examples benchmarks)
 
-.PHONY: help demo test slow style check docs links bench mini constraints clean
+.PHONY: help demo test slow compat style check docs links bench mini constraints clean
 .DELETE_ON_ERROR:
 
 help:
@@ -17,7 +17,8 @@ help:
 	@echo "make style   format the code"
 	@echo "make check   format, lint and types, changing nothing"
 	@echo "make docs    build the documentation, warnings are errors"
-	@echo "make bench   the benchmarks"
+	@echo "make compat  the test suite with the oldest and the newest versions that are allowed"
+	@echo "make bench   the benchmarks (see benchmarks/README.md)"
 	@echo "make mini    train the embedded models again"
 	@echo "make clean   remove $(VENV) and what was built"
 
@@ -47,6 +48,10 @@ test: $(VENV)/.tools
 slow: $(VENV)/.tools
 	@$(BIN)/python -m pytest -q -m slow $(ARGS)
 
+# Both run, whatever the first finds. ARGS="tests/test_import.py" runs less.
+compat: $(VENV)/.tools
+	@status=0; for end in oldest newest; do $(BIN)/python tests/compat.py $$end $(ARGS) || status=1; done; exit $$status
+
 style: $(VENV)/.tools
 	@$(BIN)/ruff check -q --fix-only $(CODE)
 	@$(BIN)/ruff format $(CODE)
@@ -68,8 +73,9 @@ links:
 	@ln -s $(CURDIR)/alignext/* $(CURDIR)/pipelines $(CURDIR)/trainers $(VENV)/types/alignext/
 
 bench: $(VENV)/.installed
-	@ls benchmarks/*.py >/dev/null 2>&1 || { echo "There are no benchmarks yet."; exit 1; }
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for script in $(filter-out benchmarks/common.py benchmarks/shapes.py,$(wildcard benchmarks/*.py)); do \
+	  echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@$(BIN)/python benchmarks/alignedgen.py --device meta
 
 mini: $(VENV)/.tools
 	@$(BIN)/python -m alignext.mini.recipe.train vae sd flux judge-concept judge-style

@@ -10,52 +10,20 @@ Weights are random: this tells the cost, not the effect. Results go to `results/
 """
 
 import argparse
-import json
-import platform
-import statistics
-import time
 from collections.abc import Callable
-from datetime import date
-from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 import torch.nn.functional as F
 from diffusers import FluxTransformer2DModel
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-import alignext
 from alignext import StyleReference, aligned_attention
+from common import PeakBytes, about, clock_of, median, parser, ratios, table, timed, write
 
 
-RESULTS = Path(__file__).parent / "results"
 WIDTH, HEADS, TEXT = 3072, 24, 512
-
-
-class PeakBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors that are made and still alive, and their largest sum. Not what kernels use."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alive: dict[StorageWeakRef, int] = {}
-        self.peak = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        given = {
-            StorageWeakRef(x.untyped_storage()) for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)
-        }
-        out = func(*args, **kwargs or {})
-        for x in tree_leaves(out):
-            if isinstance(x, torch.Tensor) and (key := StorageWeakRef(x.untyped_storage())) not in given:
-                self.alive[key] = x.untyped_storage().nbytes()
-        self.alive = {key: size for key, size in self.alive.items() if not key.expired()}
-        self.peak = max(self.peak, sum(self.alive.values()))
-        return out
 
 
 class DenseMaskProcessor(FluxAttnProcessor):
@@ -149,18 +117,6 @@ class Workload:
         }
 
 
-def seconds(run: Callable[[], object], device: str) -> float:
-    """Of a GPU the wall time; of one CPU thread its own time, in which other processes on the machine do not count."""
-    clock = time.perf_counter if device == "cuda" else time.process_time
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = clock()
-    run()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return clock() - start
-
-
 def peak_bytes(run: Callable[[], object], device: str) -> int:
     """The most that is alive at once beyond what was there before."""
     if device == "cuda":
@@ -191,24 +147,20 @@ def measure(args: argparse.Namespace) -> None:
     contenders = work.contenders()
     # The CPU tells time, tensors without data tell memory, a GPU both.
     peaks = {name: peak_bytes(run, args.device) for name, run in contenders.items() if args.device != "cpu"}
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(0 if args.device == "meta" else args.repeats):
-        for name, run in contenders.items():
-            times[name].append(seconds(run, args.device))
-            print(f"{name}: {times[name][-1]:.2f} s", flush=True)
+    times = timed(contenders, args.repeats, args.device) if args.device != "meta" else {}
     base, estimate = next(iter(contenders)), estimates(args)
     rows: list[dict[str, Any]] = []
     for name in contenders:
         row: dict[str, Any] = {"what": name}
-        if times[name]:
-            median = statistics.median(times[name])
-            row |= {"seconds": times[name], "median": median, "of_stock": median / statistics.median(times[base])}
+        if times:
+            of_stock = median(ratios(times[name], times[base]))
+            row |= {"seconds": times[name], "median": median(times[name]), "of_stock": of_stock}
         if peaks:
             alike = "stock, 1 image" if "one by one" in name else base
             extra = None if name.startswith("stock") else peaks[name] - peaks[alike]
             row |= {"peak": peaks[name], "extra": extra, "estimate": estimate.get(name)}
         rows.append(row)
-    write(args, rows, estimate["dense mask"])
+    save(args, rows, estimate["dense mask"])
 
 
 def estimates(args: argparse.Namespace) -> dict[str, int]:
@@ -225,43 +177,28 @@ def estimates(args: argparse.Namespace) -> dict[str, int]:
     }
 
 
-def write(args: argparse.Namespace, rows: list[dict[str, Any]], mask: int) -> None:
-    device = {"cpu": f"{platform.machine()} CPU, 1 thread", "meta": "counted without computing"}.get(args.device)
-    document = {
-        "date": date.today().isoformat(),
-        "device": device or torch.cuda.get_device_name(),
-        "dtype": args.dtype,
-        "layers": args.layers,
-        "size": args.size,
-        "images": args.images,
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "alignext": alignext.__version__,
-        "flops_of_stock": flops_ratio(args),
-        "rows": rows,
-    }
+def save(args: argparse.Namespace, rows: list[dict[str, Any]], mask: int) -> None:
+    predicted = flops_ratio(args)
     heads, lines = ["what runs"], [[row["what"]] for row in rows]
     text = (
-        f"{document['date']}, {document['device']}, {args.dtype}, torch {torch.__version__}, diffusers "
-        f"{diffusers.__version__}. One forward of a transformer of FLUX.1's width with {args.layers[0]} double-stream "
-        f"and {args.layers[1]} single-stream layers, random weights, {args.images} images of {args.size} x "
-        f"{args.size} pixels, {TEXT} text tokens. The style picture is an image more.\n"
+        f"One forward of a transformer of FLUX.1's width with {args.layers[0]} double-stream and {args.layers[1]} "
+        f"single-stream layers, random weights, {args.images} images of {args.size} x {args.size} pixels, {TEXT} text "
+        "tokens. The style picture is an image more.\n\n"
     )
     if "median" in rows[0]:
-        clock = "wall time" if args.device == "cuda" else "processor time of one thread"
         text += (
-            f"\nSeconds: {clock}, the median of {args.repeats} runs taken by turns. Floating point operations predict "
-            f"{document['flops_of_stock']:.3f} of stock for the run at once.\n"
+            f"Seconds: {clock_of(args.device)}, the median of {args.repeats} runs taken by turns, and of the ratios "
+            f"within a turn. Floating point operations predict {predicted:.3f} of stock for the run at once.\n\n"
         )
         heads += ["median s", "of stock"]
         lines = [[*line, f"{r['median']:.2f}", f"{r['of_stock']:.2f}"] for line, r in zip(lines, rows, strict=True)]
     if "peak" in rows[0]:
         counted = "the allocator's" if args.device == "cuda" else "all tensors alive, without buffers inside kernels"
         text += (
-            f"\nMemory: the peak of {counted}, without weights. Extra is what comes on top of the stock forward of as "
+            f"Memory: the peak of {counted}, without weights. Extra is what comes on top of the stock forward of as "
             "many images, for the run one by one on top of that of one image. The estimate is that of the longer keys "
             "and values in one layer and, where the anchor runs on its own, of its own in all layers that share. A "
-            f"dense mask alone is {mask / 2**20:.0f} MiB.\n"
+            f"dense mask alone is {mask / 2**20:.0f} MiB.\n\n"
         )
         heads += ["peak MiB", "extra MiB", "estimate MiB"]
         mib = [[r[key] for key in ("peak", "extra", "estimate")] for r in rows]
@@ -269,29 +206,25 @@ def write(args: argparse.Namespace, rows: list[dict[str, Any]], mask: int) -> No
             [*line, *("" if x is None else f"{x / 2**20:.0f}" for x in values)]
             for line, values in zip(lines, mib, strict=True)
         ]
-    table = [heads, ["---"] * len(heads), *lines]
-    text = f"# AlignedGen: cost\n\n{text}\n" + "".join(f"| {' | '.join(line)} |\n" for line in table)
-    RESULTS.mkdir(exist_ok=True)
     name = "alignedgen-" + {"cpu": "time", "meta": "memory", "cuda": "cuda"}[args.device]
-    (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
-    (RESULTS / f"{name}.md").write_text(text)
-    print(text)
+    document = {"layers": args.layers, "size": args.size, "images": args.images, "flops_of_stock": predicted}
+    made = about(args.device, "diffusers", dtype=args.dtype)
+    write(name, "AlignedGen: cost", made, document | {"rows": rows}, text + table(heads, lines))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=["cpu", "cuda", "meta"], default="cpu")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
-    parser.add_argument("--images", type=int, default=4, help="B, the anchor included")
-    parser.add_argument("--size", type=int, help="pixels of a side; 1024, on the CPU 512")
-    parser.add_argument("--layers", type=int, nargs=2, help="double- and single-stream; 19 38, on the CPU 0 1")
-    parser.add_argument("--repeats", type=int, default=3)
-    args = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--device", choices=["cpu", "cuda", "meta"], default="cpu")
+    options.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
+    options.add_argument("--images", type=int, default=4, help="B, the anchor included")
+    options.add_argument("--size", type=int, help="pixels of a side; 1024, on the CPU 512")
+    options.add_argument("--layers", type=int, nargs=2, help="double- and single-stream; 19 38, on the CPU 0 1")
+    options.add_argument("--repeats", type=int, default=3)
+    args = options.parse_args()
     args.layers = args.layers or ([0, 1] if args.device == "cpu" else [19, 38])
     args.size = args.size or (512 if args.device == "cpu" else 1024)
     if args.device == "meta":  # as a fused kernel, which makes nothing but its output
         F.scaled_dot_product_attention = lambda query, key, value, **kwargs: torch.empty_like(query)
-    torch.set_num_threads(1)
     measure(args)
 
 

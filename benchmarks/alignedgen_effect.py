@@ -11,28 +11,22 @@ Results go to `results/alignedgen-*`, as JSON with a Markdown table beside it.
 """
 
 import argparse
-import json
-import platform
 import random
 import time
 from collections.abc import Callable
-from datetime import date
 from functools import partial
-from pathlib import Path
 
-import diffusers
 import numpy as np
 import torch
 from PIL import Image
 
-import alignext
 from alignext import AlignedGenPipeline, mini
 from alignext.cli.gallery import contact_sheet
 from alignext.mini.judges import Judge, likeness, palette_overlap
 from alignext.mini.recipe import render
+from common import RESULTS, about, interval, parser, shown, table, write
 
 
-RESULTS = Path(__file__).parent / "results"
 SIZE = 4  # images in a set
 REPORTED = 24  # sets that are measured; others are for tuning
 # Of 25 settings on the sets of `tune`, the one with the most similar style features among those that kept as many
@@ -118,13 +112,6 @@ def judged(images: list[Image.Image], concepts: list[str], judges: dict[str, Jud
     return likeness(images, judges["style"]) | subject(images[1:], concepts[1:], concepts[0], judges["concept"])
 
 
-def interval(values: np.ndarray, draws: int = 10_000) -> tuple[float, float, float]:
-    """Mean and 95 % interval of a bootstrap."""
-    picks = np.random.default_rng(0).integers(0, len(values), (draws, len(values)))
-    low, high = np.percentile(values[picks].mean(1), [2.5, 97.5])
-    return values.mean().item(), low.item(), high.item()
-
-
 class Scores:
     """Scores by (kind, method), one per set, seeds averaged: sets are what differs, so they are drawn anew."""
 
@@ -140,7 +127,7 @@ class Scores:
         units = sorted({r["unit"] for r in rows})
         return np.array([np.mean([r[metric] for r in rows if r["unit"] == unit]) for unit in units])
 
-    def table(self, kind: str, methods: list[str], minus: str | None = None) -> tuple[dict, list[str]]:
+    def table(self, kind: str, methods: list[str], minus: str | None = None) -> tuple[dict, str]:
         """Means and intervals of each method, or of a method minus each other, paired by set."""
         found: dict[str, dict[str, tuple[float, float, float]]] = {}
         for method in methods:
@@ -149,13 +136,8 @@ class Scores:
                 if minus is not None:
                     each = {metric: self.values(kind, minus, metric) - values for metric, values in each.items()}
                 found[method] = {metric: interval(values) for metric, values in each.items()}
-        head = ["| | " + " | ".join(self.metrics.values()) + " |", "|---|" + "---|" * len(self.metrics)]
-        lines = [f"| {method} | " + " | ".join(map(shown, row.values())) + " |" for method, row in found.items()]
-        return found, head + lines
-
-
-def shown(values: tuple[float, float, float]) -> str:
-    return f"{values[0]:.2f} ({values[1]:.2f} to {values[2]:.2f})"
+        rows = ([method, *map(shown, row.values())] for method, row in found.items())
+        return found, table(["", *self.metrics.values()], rows)
 
 
 def sets(args: argparse.Namespace, draw: Callable, judges: dict[str, Judge], kind: str) -> None:
@@ -172,11 +154,11 @@ def sets(args: argparse.Namespace, draw: Callable, judges: dict[str, Judge], kin
                 if seed == 0 and unit < 6 and method in ("stock", *OURS):
                     sheet.append((f"{method}: {prompts[0]}, ...", images))
         print(kind, unit, f"{time.process_time():.0f} s", flush=True)
-    means, lines = scores.table(kind, list(METHODS))
+    means, tables = scores.table(kind, list(METHODS))
     document: dict = {"mean": means}
     for ours in OURS:
         document[f"{ours} minus"], more = scores.table(kind, list(METHODS), minus=ours)
-        lines += ["", f"{ours} minus each, paired by set:", "", *more]
+        tables += f"\n{ours} minus each, paired by set:\n\n{more}"
     note = (
         f"{len(chosen)} sets of {SIZE} prompts ({'without a style' if kind == 'open' else 'that name the style'}) x "
         f"{args.seeds} seeds, {args.steps} steps, true CFG {mini.FLUX_CALL['true_cfg_scale']:g}; means and 95 % "
@@ -187,7 +169,7 @@ def sets(args: argparse.Namespace, draw: Callable, judges: dict[str, Judge], kin
         "`plain sharing` hands over keys and values as they are: no shift, no statistics, lambda 1. `without shift` "
         "leaves out the shift alone. "
     )
-    write(f"alignedgen-{kind}", "AlignedGen: effect on sets", args, document | {"scores": scores.rows}, note, lines)
+    save(f"alignedgen-{kind}", "AlignedGen: effect on sets", args, document | {"scores": scores.rows}, note, tables)
     picture = contact_sheet([images for _, images in sheet], row_labels=[label for label, _ in sheet], cell=96)
     picture.quantize(128).save(RESULTS / f"alignedgen-{kind}.png", optimize=True)
 
@@ -218,18 +200,18 @@ def picture(args: argparse.Namespace, draw: Callable, judges: dict[str, Judge]) 
                     row += images[:2]
         sheet.append(row)
         print("picture", unit, f"{time.process_time():.0f} s", flush=True)
-    means, table = scores.table("picture", list(methods))
+    means, tables = scores.table("picture", list(methods))
     document: dict = {"mean": means, "scores": scores.rows}
     for ours in OURS:
         document[f"{ours} minus"], more = scores.table("picture", list(methods), minus=ours)
-        table += ["", f"{ours} minus each, paired by drawing:", "", *more]
+        tables += f"\n{ours} minus each, paired by drawing:\n\n{more}"
     note = (
         f"{len(sheet)} held-out drawings of concepts that the model never saw, each as `style_image` with its "
         f"caption, x {SIZE} prompts without a style x {args.seeds} seeds, {args.steps} steps. Against the drawing: "
         "cosine of the style judge's features, share that the judge calls its style, overlap of colour histograms. "
         "Intervals are of a bootstrap over drawings. "
     )
-    write("alignedgen-picture", "AlignedGen: style of a picture", args, document, note, table)
+    save("alignedgen-picture", "AlignedGen: style of a picture", args, document, note, tables)
     labels = ["picture", *(name for name in methods for _ in range(2))]
     shown_sheet = contact_sheet(sheet, row_labels=[d.caption for d in drawings], col_labels=labels, cell=96)
     shown_sheet.quantize(128).save(RESULTS / "alignedgen-picture.png", optimize=True)
@@ -248,41 +230,28 @@ def tune(args: argparse.Namespace, draw: Callable, judges: dict[str, Judge]) -> 
                 if unit < 2 and seed == 0:
                     sheet[variant] += images
         print("tune", unit, f"{time.process_time():.0f} s", flush=True)
-    means, table = scores.table("open", list(VARIANTS))
+    means, text = scores.table("open", list(VARIANTS))
     note = (
         f"Other levers than the defaults; {len(chosen)} sets of {SIZE} prompts without a style, of concepts that "
         f"the effect's tables do not use, x {args.seeds} seeds, {args.steps} steps. Columns as there. "
     )
-    write("alignedgen-levers", "AlignedGen: levers", args, {"mean": means, "scores": scores.rows}, note, table)
+    save("alignedgen-levers", "AlignedGen: levers", args, {"mean": means, "scores": scores.rows}, note, text)
     picture = contact_sheet(list(sheet.values()), row_labels=list(sheet), cell=96)
     picture.quantize(128).save(RESULTS / "alignedgen-levers.png", optimize=True)
 
 
-def write(name: str, title: str, args: argparse.Namespace, document: dict, note: str, table: list[str]) -> None:
-    RESULTS.mkdir(exist_ok=True)
-    about = {
-        "date": date.today().isoformat(),
-        "device": f"{platform.machine()} CPU, 1 thread",
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "alignext": alignext.__version__,
-    }
+def save(name: str, title: str, args: argparse.Namespace, document: dict, note: str, tables: str) -> None:
     settings = {"steps": args.steps, "seeds": args.seeds, "call": mini.FLUX_CALL}
-    (RESULTS / f"{name}.json").write_text(json.dumps(about | settings | document, indent=1) + "\n")
-    made = ", ".join(f"{key} {value}" for key, value in about.items())
-    text = "\n".join([f"# {title}", "", note + made + ".", "", *table, ""])
-    (RESULTS / f"{name}.md").write_text(text)
-    print(text)
+    write(name, title, about("cpu", "diffusers"), settings | document, f"{note}\n\n{tables}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("open", "named", "picture", "tune"), help="default: all but tune")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--seeds", type=int, default=2, help="per set")
-    parser.add_argument("--sets", type=int, help="how many (default: all there are for the part)")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
+    options = parser(__doc__)
+    options.add_argument("--part", choices=("open", "named", "picture", "tune"), help="default: all but tune")
+    options.add_argument("--steps", type=int, default=20)
+    options.add_argument("--seeds", type=int, default=2, help="per set")
+    options.add_argument("--sets", type=int, help="how many (default: all there are for the part)")
+    args = options.parse_args()
     draw, judges = load(args.steps), {name: Judge(name) for name in ("concept", "style")}
     parts = {
         "open": partial(sets, kind="open"),

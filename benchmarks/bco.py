@@ -2,39 +2,28 @@
 """BCO against KTO on the embedded story model: the cost of a step, and what the training does.
 
     python benchmarks/bco.py            # both parts, about ten minutes on one CPU core
-    python benchmarks/bco.py --part speed
+    python benchmarks/bco.py --part cost
 
-Writes `results/bco-speed.json` and `results/bco-effect.json`, with a Markdown table beside each.
+Writes `results/bco-cost.json` and `results/bco-effect.json`, with a Markdown table beside each.
 """
 
 import argparse
 import copy
 import json
-import os
-import platform
 import resource
-import statistics
-import subprocess
-import sys
 import tempfile
-import time
-from importlib import import_module
-from pathlib import Path
+from functools import partial
 
 import torch
-import transformers
-import trl
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import KTOConfig, KTOTrainer
 
 from alignext import BCOConfig, BCOTrainer, mini
+from common import StepTimes, about, by_turns, compared, example, in_own_process, median, parser, table_of, write
 
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "examples"))
-stories = import_module("bco")  # the example: its data and what it measures
-
+stories = example("bco")
 MODEL = str(mini.path("lm"))
 COMMON = {
     "per_device_train_batch_size": 16,
@@ -50,22 +39,9 @@ COMMON = {
 BOYS, GIRLS = "Tom Ben Sam Max Jack Tim", "Lily Mia Anna Sue Sara Lucy"
 
 
-class StepTimes(TrainerCallback):
-    """CPU seconds of each optimizer step: other processes on the machine do not count."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-
-    def on_step_begin(self, args: object, state: object, control: object, **kwargs: object) -> None:
-        self.start = time.process_time()
-
-    def on_step_end(self, args: object, state: object, control: object, **kwargs: object) -> None:
-        self.seconds.append(time.process_time() - self.start)
-
-
 def trained(trainer: type, config: type, data: Dataset, steps: int, **settings: object) -> tuple:
     """The model after training, and the seconds of the steps."""
-    times, more = StepTimes(), {k: settings.pop(k) for k in ("prompt_embedder",) if k in settings}
+    times, more = StepTimes("cpu"), {k: settings.pop(k) for k in ("prompt_embedder",) if k in settings}
     with tempfile.TemporaryDirectory() as folder:
         args = config(folder, max_steps=steps, **COMMON | settings)
         run = trainer(model=MODEL, args=args, train_dataset=data, callbacks=[times], **more)
@@ -73,50 +49,41 @@ def trained(trainer: type, config: type, data: Dataset, steps: int, **settings: 
     return run.model.eval(), times.seconds
 
 
-SPEED = {
+COST = {
     "KTOTrainer, apo_zero_unpaired": (KTOTrainer, KTOConfig, {"loss_type": "apo_zero_unpaired"}),
     "BCOTrainer": (BCOTrainer, BCOConfig, {}),
     "KTOTrainer, kto": (KTOTrainer, KTOConfig, {"loss_type": "kto"}),
 }
 
 
-def one_speed_run(name: str, steps: int) -> dict:
+def one_cost_run(name: str, steps: int) -> dict:
     """Run in a process of its own, for the peak memory is that of the process."""
-    trainer, config, settings = SPEED[name]
+    trainer, config, settings = COST[name]
     rows = [
         {"prompt": "One day, a boy went out.", "completion": " He ran. He sang." * 4, "label": i % 2 == 0}
         for i in range(16 * steps)
     ]
     _, seconds = trained(trainer, config, Dataset.from_list(rows), steps, **settings)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"seconds": statistics.median(seconds[2:]), "peak_mib": peak}
+    return {"seconds": median(seconds[2:]), "peak_mib": peak}
 
 
-def speed(rounds: int, steps: int) -> dict:
-    """Medians over runs that take turns, so that what changes on the machine meets all of them."""
+def cost(rounds: int, steps: int) -> dict:
     # Given back at once, freed memory does not count: the peak is then that of what is in use, not of the allocator.
     frugal = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 
-    def run(name: str, **environment: str) -> dict:
-        command = [sys.executable, __file__, "--one-run", name, "--steps", str(steps)]
-        answer = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | environment)
-        return json.loads(answer.stdout.splitlines()[-1])
+    def run(name: str) -> tuple[float, float]:
+        words = (__file__, "--one-run", name, "--steps", steps)
+        return in_own_process(*words)["seconds"], in_own_process(*words, **frugal)["peak_mib"]
 
-    seconds: dict[str, list[float]] = {name: [] for name in SPEED}
-    peak: dict[str, list[float]] = {name: [] for name in SPEED}
-    for _ in range(rounds):
-        for name in SPEED:
-            seconds[name].append(run(name)["seconds"])
-            peak[name].append(run(name, **frugal)["peak_mib"])
-    base = next(iter(SPEED))
+    found = by_turns({name: partial(run, name) for name in COST}, rounds)
+    seconds, peak = ({name: [pair[i] for pair in pairs] for name, pairs in found.items()} for i in (0, 1))
+    base = next(iter(COST))
     rows = []
-    for name in SPEED:
-        row = {"trainer": name}
-        for key, values in (("seconds", seconds), ("peak_mib", peak)):
-            row[key] = round(statistics.median(values[name]), 3)
-            ratios = [value / other for value, other in zip(values[name], values[base], strict=True)]
-            row[f"{key}_ratio"] = round(statistics.median(ratios), 3)
-        rows.append(row)
+    for name in COST:
+        time, memory = compared(seconds[name], seconds[base]), compared(peak[name], peak[base])
+        row = {"trainer": name, "seconds": time["median"], "seconds_ratio": time["ratio"], "range": time["range"]}
+        rows.append(row | {"peak_mib": memory["median"], "peak_mib_ratio": memory["ratio"]})
     return {
         "rounds": rounds,
         "steps_a_round": steps,
@@ -181,43 +148,32 @@ def effect(steps: int, learning_rate: float) -> dict:
     }
 
 
-def write(name: str, result: dict) -> None:
-    """The result as JSON, and its table as Markdown."""
-    machine = {
-        "device": "cpu",
-        "processor": platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "trl": trl.__version__,
-    }
-    folder = HERE / "results"
-    folder.mkdir(exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(result | {"machine": machine}, indent=2) + "\n")
-    header = list(result["table"][0])
-    lines = [header, ["---"] * len(header)] + [[str(row[key]) for key in header] for row in result["table"]]
-    text = "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-    (folder / f"{name}.md").write_text(text)
-    print(text)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("speed", "effect"), help="one part only (default: both)")
-    parser.add_argument("--steps", type=int, default=36, help="optimizer steps of the effect part")
-    parser.add_argument("--learning-rate", type=float, default=5e-5)
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of the speed part")
-    parser.add_argument("--one-run", choices=SPEED, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    torch.set_num_threads(1)
+    options = parser(__doc__)
+    options.add_argument("--part", choices=("cost", "effect"), help="one part only (default: both)")
+    options.add_argument("--steps", type=int, default=36, help="optimizer steps of the effect part")
+    options.add_argument("--learning-rate", type=float, default=5e-5)
+    options.add_argument("--rounds", type=int, default=5, help="rounds of the cost part")
+    options.add_argument("--one-run", choices=COST, help=argparse.SUPPRESS)
+    args = options.parse_args()
     if args.one_run:
-        print(json.dumps(one_speed_run(args.one_run, args.steps)))
+        print(json.dumps(one_cost_run(args.one_run, args.steps)))
         return
+    made = about("cpu", "transformers", "trl")
     if args.part != "effect":
-        write("bco-speed", speed(args.rounds, steps=12))
-    if args.part != "speed":
-        write("bco-effect", effect(args.steps, args.learning_rate))
+        found = cost(args.rounds, steps=12)
+        text = (
+            f"Processor time of a step of {found['rows_a_step']} rows and peak memory of the process: medians of "
+            f"{args.rounds} runs by turns, ratios to the first row within a turn.\n\n{table_of(found['table'])}"
+        )
+        write("bco-cost", "BCO: cost", made, found, text)
+    if args.part != "cost":
+        found = effect(args.steps, args.learning_rate)
+        text = (
+            f"{found['steps']} steps. Accuracy: implicit, on {found['held_out']} held-out stories. Speaks: share "
+            f"of new stories in which somebody does.\n\n{table_of(found['table'])}"
+        )
+        write("bco-effect", "BCO: effect", made, found, text)
 
 
 if __name__ == "__main__":

@@ -11,50 +11,22 @@ that what is timed is the denoiser, the loss and the optimizer. Rows that the de
 """
 
 import argparse
-import json
-import platform
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
-from datetime import date
-from pathlib import Path
 
-import diffusers
 import numpy as np
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    DiffusionPipeline,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from peft import LoraConfig
 from transformers import TrainerCallback
 
 import alignext
 from alignext import mini
+from common import about, clock_of, median, now, parser, table_of, write
+from shapes import random_pipeline
 
 
-RESULTS = Path(__file__).parent / "results"
-SDXL = dict(
-    sample_size=128,
-    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    block_out_channels=(320, 640, 1280),
-    transformer_layers_per_block=(1, 2, 10),
-    attention_head_dim=(5, 10, 20),
-    cross_attention_dim=2048,
-    use_linear_projection=True,
-    addition_embed_type="text_time",
-    addition_time_embed_dim=256,
-    projection_class_embeddings_input_dim=2816,
-)
-SD15 = dict(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 
 # Contender -> trainer, settings, and the forwards without and with gradient that one pair should cost.
@@ -69,31 +41,6 @@ CONTENDERS: dict[str, tuple[str, dict]] = {
     "Inversion-DPO, inverting anew, 20 steps": ("InversionDPO", CACHED | {"precompute_inversion": False}),
 }
 RELEASED = "Inversion-DPO as released: all of 80 steps, guidance 2, inverting anew"
-
-
-def random_pipeline(shape: str, dtype: torch.dtype) -> DiffusionPipeline:
-    """A pipeline without text encoders around a U-Net of that architecture; the VAE is never run."""
-    torch.manual_seed(0)
-    torch.set_default_dtype(dtype)
-    unet = UNet2DConditionModel(**(SDXL if shape == "sdxl" else SD15))
-    torch.set_default_dtype(torch.float32)
-    vae = AutoencoderKL(
-        block_out_channels=(32,) * 4,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-    )
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
-    parts = {"vae": vae, "text_encoder": None, "tokenizer": None, "unet": unet, "scheduler": scheduler}
-    if shape == "sdxl":
-        return StableDiffusionXLPipeline(**parts, text_encoder_2=None, tokenizer_2=None)
-    return StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
 
 
 class Workload:
@@ -121,31 +68,25 @@ class Workload:
     def pipeline(self) -> DiffusionPipeline:
         if self.args.model_shape == "mini":
             return StableDiffusionPipeline.from_pretrained(mini.path("sd"), dtype=self.dtype)
-        return random_pipeline(self.args.model_shape, self.dtype)
-
-    def clock(self) -> float:
-        """Of a GPU the wall time; of one CPU thread its own time, in which other processes do not count."""
-        if self.args.device == "cuda":
-            torch.cuda.synchronize()
-            return time.perf_counter()
-        return time.process_time()
+        cls = StableDiffusionXLPipeline if self.args.model_shape == "sdxl" else StableDiffusionPipeline
+        return random_pipeline(cls, self.args.model_shape, self.dtype)
 
 
 class Counter:
     """Rows that the U-Net sees without and with gradient, and seconds, of every update but the first two."""
 
-    def __init__(self, unet: torch.nn.Module, clock: Callable[[], float]) -> None:
-        self.clock, self.rows, self.updates = clock, [0, 0], []
+    def __init__(self, unet: torch.nn.Module, device: str) -> None:
+        self.device, self.rows, self.updates = device, [0, 0], []
         unet.register_forward_pre_hook(self._count)
 
     def _count(self, module: torch.nn.Module, args: tuple) -> None:
         self.rows[torch.is_grad_enabled()] += len(args[0])
 
     def begin(self) -> None:
-        self.rows, self._start = [0, 0], self.clock()
+        self.rows, self._start = [0, 0], now(self.device)
 
     def end(self) -> None:
-        self.updates.append((self.clock() - self._start, *self.rows))
+        self.updates.append((now(self.device) - self._start, *self.rows))
 
 
 class Watch(TrainerCallback):
@@ -161,7 +102,7 @@ class Watch(TrainerCallback):
 
 def with_trainer(work: Workload, kind: str, settings: dict, updates: int) -> Counter:
     args, pipe = work.args, work.pipeline()
-    counter = Counter(pipe.unet, work.clock)
+    counter = Counter(pipe.unet, args.device)
     with tempfile.TemporaryDirectory() as folder:
         config = getattr(alignext, f"{kind}Config")(
             output_dir=folder,
@@ -192,7 +133,7 @@ def written_down(work: Workload, updates: int) -> Counter:
     """Diffusion-DPO in one loop, as in the scripts there are."""
     args, unet = work.args, work.pipeline().unet.to(work.args.device)
     pipe_alphas = work.pipeline().scheduler.alphas_cumprod.to(args.device)
-    counter = Counter(unet, work.clock)
+    counter = Counter(unet, args.device)
     unet.requires_grad_(False)
     unet.add_adapter(LoraConfig(r=16, lora_alpha=16, target_modules=TARGETS))
     if args.checkpointing:
@@ -246,17 +187,16 @@ def measure(work: Workload, name: str, updates: int) -> Counter:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--model-shape", choices=["mini", "sd15", "sdxl"], default="mini")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--latent-size", type=int, help="side of the latents; the architecture's by default")
-    parser.add_argument("--batch", type=int, default=4, help="pairs per update (default: %(default)s)")
-    parser.add_argument("--updates", type=int, default=8, help="timed updates per round (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds, contenders by turns (default: %(default)s)")
-    parser.add_argument("--checkpointing", action="store_true", help="recompute activations")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
+    options = parser(__doc__)
+    options.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    options.add_argument("--model-shape", choices=["mini", "sd15", "sdxl"], default="mini")
+    options.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    options.add_argument("--latent-size", type=int, help="side of the latents; the architecture's by default")
+    options.add_argument("--batch", type=int, default=4, help="pairs per update (default: %(default)s)")
+    options.add_argument("--updates", type=int, default=8, help="timed updates per round (default: %(default)s)")
+    options.add_argument("--rounds", type=int, default=3, help="rounds, contenders by turns (default: %(default)s)")
+    options.add_argument("--checkpointing", action="store_true", help="recompute activations")
+    args = options.parse_args()
     work = Workload(args)
     names = ["Diffusion-DPO, one loop", *CONTENDERS, RELEASED]
     if args.model_shape == "sd15":  # guidance needs text encoders there
@@ -278,8 +218,8 @@ def main() -> None:
             forwards[name] = tuple(rows.tolist()) if name not in forwards else forwards[name]
             if args.device == "cuda":
                 memory[name] = torch.cuda.max_memory_allocated() / 2**30
-            print(f"{name}: {rows.tolist()} rows a pair, {statistics.median(seconds[name]):.3f} s", flush=True)
-    base = statistics.median(seconds[names[0]])
+            print(f"{name}: {rows.tolist()} rows a pair, {median(seconds[name]):.3f} s", flush=True)
+    base = median(seconds[names[0]])
     table = []
     for name in names:
         without, with_gradient = forwards[name]
@@ -289,38 +229,21 @@ def main() -> None:
                 "forwards_without_gradient": round(without, 2),
                 "forwards_with_gradient": round(with_gradient, 2),
                 "F": round(without + 3 * with_gradient, 1),
-                "seconds": round(statistics.median(seconds[name]), 4),
-                "ratio": round(statistics.median(seconds[name]) / base, 2),
+                "seconds": round(median(seconds[name]), 4),
+                "ratio": round(median(seconds[name]) / base, 2),
                 **({"peak_GiB": round(memory[name], 2)} if memory else {}),
             }
         )
-    write(args, table)
-
-
-def write(args: argparse.Namespace, table: list[dict]) -> None:
-    name = "diffusion-preference-cost"
-    name += "" if args.model_shape == "mini" else f"-{args.model_shape}-{args.device}"
-    document = {
-        "date": date.today().isoformat(),
-        "device": torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.machine()} CPU, 1 thread",
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "alignext": alignext.__version__,
-        "settings": vars(args),
-        "table": table,
-    }
-    (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=2) + "\n")
-    clock = "wall time" if args.device == "cuda" else "processor time of one thread"
-    note = (
+    text = (
         f"Model: {args.model_shape}, {args.dtype}, LoRA of rank 16 on the attention projections, {args.batch} pairs "
         f"per update. Rows the denoiser saw, per pair; F counts a backward as two forwards. Seconds an update: "
-        f"{clock}, median of {args.rounds} rounds of {args.updates} updates by turns; of the last row, one update."
+        f"{clock_of(args.device)}, median of {args.rounds} rounds of {args.updates} updates by turns; of the last "
+        f"row, one update.\n\n{table_of(table)}"
     )
-    header = list(table[0])
-    lines = [header, ["---"] * len(header)] + [[str(row[key]) for key in header] for row in table]
-    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    (RESULTS / f"{name}.md").write_text(f"{note}\n\n{text}\n")
-    print(text)
+    name = "diffusion-preference-cost"
+    name += "" if args.model_shape == "mini" else f"-{args.model_shape}-{args.device}"
+    document = {"settings": vars(args), "table": table}
+    write(name, "Diffusion preference: cost", about(args.device, "diffusers"), document, text)
 
 
 if __name__ == "__main__":

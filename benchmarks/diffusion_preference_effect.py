@@ -18,10 +18,8 @@ import tempfile
 import time
 from collections import defaultdict
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 
-import diffusers
 import numpy as np
 import PIL.Image
 import torch
@@ -34,9 +32,9 @@ from alignext import mini
 from alignext.cli.gallery import contact_sheet
 from alignext.mini.judges import Judge
 from alignext.mini.recipe import render
+from common import RESULTS, about, interval, parser, table, write
 
 
-RESULTS = Path(__file__).parent / "results"
 NAME = "diffusion-preference-effect"
 STYLES = ("noto", "blob", "flat", "glossy", "ink")
 PREFERRED = "glossy"
@@ -192,51 +190,34 @@ def run(method: str, seed: int, grid: Grid, args: argparse.Namespace, sampler: S
     return row, images
 
 
-def interval(values: np.ndarray, rng: np.random.Generator) -> tuple[float, float, float]:
-    """Mean and 95 % bootstrap interval of (seeds, concepts, samples), over seeds and concepts."""
-    seeds, concepts = values.shape[:2]
-    means = [
-        values[rng.integers(seeds, size=seeds)][:, rng.integers(concepts, size=concepts)].mean() for _ in range(2000)
-    ]
-    return float(values.mean()), *(float(v) for v in np.quantile(means, [0.025, 0.975]))
-
-
 def report(document: dict) -> str:
     """The table, as Markdown."""
-    per_concept = document["settings"]["per_concept"]
+    per_concept, before = document["settings"]["per_concept"], document["before"]
+    names = ("style", "concept", "distance")
 
-    def array(run: dict, name: str) -> np.ndarray:
-        return np.array(run["samples"][name]).reshape(-1, per_concept)
+    def array(samples: dict, name: str) -> np.ndarray:
+        return np.array(samples[name]).reshape(-1, per_concept)
 
-    before = document["before"]
-    rng = np.random.default_rng(0)
-    lines = [
-        "| method | seeds | preferred style | concept kept | distance to real | implicit accuracy | margin |",
-        "|---|---|---|---|---|---|---|",
-        "| before | - | "
-        + " | ".join(f"{array({'samples': before}, name).mean():.3f}" for name in ("style", "concept", "distance"))
-        + " | - | - |",
-    ]
+    rows = [["before", "-", *(f"{array(before, name).mean():.3f}" for name in names), "-", "-"]]
     for method in METHODS:
         runs = [run for run in document["runs"] if run["method"] == method]
         if not runs:
             continue
         cells = []
-        for name in ("style", "concept", "distance"):
-            values = np.stack([array(run, name) for run in runs])
-            mean = values.mean()
-            _, low, high = interval(values - array({"samples": before}, name), rng)
-            cells.append(f"{mean:.3f} ({low:+.3f} to {high:+.3f})")
+        for name in names:
+            values = np.stack([array(run["samples"], name) for run in runs])
+            _, low, high = interval(values - array(before, name), over=2)
+            cells.append(f"{values.mean():.3f} ({low:+.3f} to {high:+.3f})")
         accuracy = np.mean([run["last_logs"]["rewards/accuracies"] for run in runs])
         margin = np.mean([run["last_logs"]["rewards/margins"] for run in runs])
-        lines.append(f"| {method} | {len(runs)} | {' | '.join(cells)} | {accuracy:.2f} | {margin:.2f} |")
-    return "\n".join(lines)
+        rows.append([method, len(runs), *cells, f"{accuracy:.2f}", f"{margin:.2f}"])
+    head = ["method", "seeds", "preferred style", "concept kept", "distance to real", "implicit accuracy", "margin"]
+    return table(head, rows)
 
 
-def write(document: dict) -> None:
+def save(document: dict) -> None:
     settings = document["settings"]
-    (RESULTS / f"{NAME}.json").write_text(json.dumps(document) + "\n")
-    note = (
+    text = (
         f"Preferred style: {settings['preferred']}. {settings['pairs']} real pairs, {settings['steps']} updates of "
         f"{settings['batch']} pairs, LoRA of rank 16, learning rate {settings['learning_rate']:g}, beta "
         f"{settings['beta']:g}; {settings['samples']} new samples of {settings['concepts']} other things, guidance "
@@ -244,10 +225,10 @@ def write(document: dict) -> None:
         "(bootstrap over seeds and things drawn). Distance: 1 - cosine of the concept judge's features to the nearest "
         "real drawing of the same thing, in any of the five styles; the samples of the first row, made coarse "
         f"(12 x 12 pixels), have {document['distance_of_coarse']:.3f}. The last two columns are what the trainer logs "
-        "in its last 30 updates."
+        f"in its last 30 updates.\n\n{report(document)}"
     )
-    (RESULTS / f"{NAME}.md").write_text(f"{note}\n\n{report(document)}\n")
-    print(report(document), flush=True)
+    made = {key: value for key, value in document.items() if isinstance(value, str)}  # of the first run
+    write(NAME, "Diffusion preference: effect", made, document, text)
 
 
 def sheet(folder: Path, grid: Grid) -> None:
@@ -268,19 +249,18 @@ def strip(images: list[PIL.Image.Image], sampler: Sampler) -> PIL.Image.Image:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--method", choices=METHODS, nargs="+", default=list(METHODS), help="which (default: all)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--preferred", choices=STYLES, default=PREFERRED)
-    parser.add_argument("--steps", type=int, default=60, help="updates (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=12, help="pairs per update (default: %(default)s)")
-    parser.add_argument("--learning-rate", type=float, default=5e-4)
-    parser.add_argument("--beta", type=float, default=2000.0)
-    parser.add_argument("--per-concept", type=int, default=1, help="samples of each new thing (default: %(default)s)")
-    parser.add_argument("--report", action="store_true", help="write the table of what has been run, run nothing")
-    parser.add_argument("--fresh", action="store_true", help="forget what has been run")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
+    options = parser(__doc__)
+    options.add_argument("--method", choices=METHODS, nargs="+", default=list(METHODS), help="which (default: all)")
+    options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    options.add_argument("--preferred", choices=STYLES, default=PREFERRED)
+    options.add_argument("--steps", type=int, default=60, help="updates (default: %(default)s)")
+    options.add_argument("--batch", type=int, default=12, help="pairs per update (default: %(default)s)")
+    options.add_argument("--learning-rate", type=float, default=5e-4)
+    options.add_argument("--beta", type=float, default=2000.0)
+    options.add_argument("--per-concept", type=int, default=1, help="samples of each new thing (default: %(default)s)")
+    options.add_argument("--report", action="store_true", help="write the table of what has been run, run nothing")
+    options.add_argument("--fresh", action="store_true", help="forget what has been run")
+    args = options.parse_args()
 
     path, strips = RESULTS / f"{NAME}.json", Path(tempfile.gettempdir()) / NAME
     strips.mkdir(exist_ok=True)
@@ -304,20 +284,13 @@ def main() -> None:
         if document and document["settings"] != settings:
             raise SystemExit(f"{path} was made with other settings. Pass --fresh to start again.")
         if not document:
-            document = {
-                "date": date.today().isoformat(),
-                "torch": torch.__version__,
-                "diffusers": diffusers.__version__,
-                "alignext": alignext.__version__,
-                "settings": settings,
-                "runs": [],
-            }
+            document = about("cpu", "diffusers") | {"settings": settings, "runs": []}
             images = sampler.draw(StableDiffusionPipeline.from_pretrained(mini.path("sd")))
             document["before"] = sampler.judge(images)
             coarse = [image.resize((12, 12)).resize((64, 64)) for image in images]
             document["distance_of_coarse"] = float(np.mean(sampler.judge(coarse)["distance"]))
             strip(images, sampler).save(strips / "before.png")
-            write(document)
+            save(document)
         for seed in args.seeds:
             for method in args.method:
                 done = [(run["method"], run["seed"]) for run in document["runs"]]
@@ -326,10 +299,10 @@ def main() -> None:
                 row, images = run(method, seed, grid, args, sampler)
                 # Another process may have added its runs in the meantime.
                 document["runs"] = json.loads(path.read_text())["runs"] + [row]
-                write(document)
+                save(document)
                 if seed == min(args.seeds):
                     strip(images, sampler).save(strips / f"{method}.png")
-    write(document)
+    save(document)
     if (strips / "before.png").exists():
         sheet(strips, grid)
 

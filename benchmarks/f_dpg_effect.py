@@ -9,28 +9,23 @@
 Writes `results/f-dpg-effect.json` with a Markdown table beside it, and the plot of the docs page (needs matplotlib).
 """
 
-import argparse
 import json
 import math
-import os
-import platform
 import re
 import tempfile
 import time
 from pathlib import Path
 
 import torch
-import transformers
-import trl
 from datasets import Dataset
 from transformers import PrinterCallback
 
 from alignext import FDPGConfig, FDPGTrainer, mini
 from alignext.functional.f_dpg import effective_sample_size, fit_lambda
 from alignext.trainers.f_dpg.diversity import distinct_n, self_bleu
+from common import ASSETS, about, interval, parser, shown, table, write
 
 
-HERE = Path(__file__).parent
 PARTS = Path(tempfile.gettempdir()) / "alignext-f-dpg-effect"
 PROMPT = "Once upon a time"
 TOKENS, SAMPLES = 16, 64  # of a completion; of a step
@@ -114,21 +109,15 @@ def make(target: str, divergence: str, seed: int, steps: int, learning_rate: flo
     return trainer
 
 
-def interval(values: torch.Tensor) -> list[float]:
-    """Mean and the half-width of its 95 % interval over samples."""
-    values = values.double()
-    return [values.mean().item(), 1.96 * values.std().item() / math.sqrt(len(values))]
-
-
 def describe(texts: list[str], log_pi: torch.Tensor, log_a: torch.Tensor, rewards: torch.Tensor) -> dict:
-    """Each measure as mean and half-width; diversity over blocks as large as a batch."""
+    """Each measure as mean and interval; diversity over blocks as large as a batch."""
     blocks = [texts[i : i + SAMPLES] for i in range(0, len(texts), SAMPLES)]
     return {
         **{f"feature_{k}": interval(rewards[:, k]) for k in range(rewards.size(1))},
         "kl_policy_base": interval(log_pi - log_a),
         "entropy": interval(-log_pi),
-        **{f"distinct_{n}": interval(torch.tensor([distinct_n(b, n) for b in blocks])) for n in (1, 2)},
-        "self_bleu_5": interval(torch.tensor([self_bleu(b) for b in blocks])),
+        **{f"distinct_{n}": interval([distinct_n(b, n) for b in blocks]) for n in (1, 2)},
+        "self_bleu_5": interval([self_bleu(b) for b in blocks]),
     }
 
 
@@ -143,7 +132,8 @@ def one_run(target: str, divergence: str, seed: int, steps: int, learning_rate: 
     texts, log_pi, log_a, rewards = drawn
     # p / pi of the samples of the policy: the other direction needs samples of p.
     log_p = log_a + trainer.log_scores(rewards)
-    end["ess_of_target"] = [effective_sample_size(log_p - log_pi).item() / len(texts), 0.0]
+    ess = effective_sample_size(log_p - log_pi).item() / len(texts)
+    end["ess_of_target"] = (ess, ess, ess)
     curve = [
         {key: value for key, value in log.items() if key.split("/")[0] in _LOGGED}
         for log in trainer.state.log_history
@@ -197,55 +187,48 @@ def report() -> None:
     parts = [json.loads(file.read_text()) for file in sorted(PARTS.glob("*-*-*.json"))]
     base = json.loads((PARTS / "initial.json").read_text())
     seeds = sorted({part["seed"] for part in parts})
-    lines = [
-        "| target | divergence | seeds | satisfaction | KL(pi, a) | entropy | distinct-1 | distinct-2 | self-BLEU-5 |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    table = []
+    table_rows: list[list] = []
+    rows: list[dict] = []
     for target, (functions, _) in TARGETS.items():
         names = [function.__name__ for function in functions]
         end, wanted = base["end"][target], base["targets"][target]
-        rows = [("initial model", [end], "-"), *((d, _ends(parts, target, d), "") for d in DIVERGENCES)]
-        for name, ends, count in rows:
+        ways = [("initial model", [end], "-"), *((d, _ends(parts, target, d), "") for d in DIVERGENCES)]
+        for name, ends, count in ways:
             if not ends:
                 continue
             row = {"target": target, "divergence": name, "seeds": len(ends)}
             row |= {key: _over_seeds([end[key] for end in ends]) for key in ends[0]}
-            table.append(row)
+            rows.append(row)
             features = ", ".join(f"{n} {_shown(row[f'feature_{k}'])}" for k, n in enumerate(names))
             measures = ("kl_policy_base", "entropy", "distinct_1", "distinct_2", "self_bleu_5")
-            cells = [target, name, count or str(len(ends)), features, *(_shown(row[key]) for key in measures)]
-            lines.append("| " + " | ".join(cells) + " |")
+            table_rows.append([target, name, count or len(ends), features, *(_shown(row[key]) for key in measures)])
         features = ", ".join(f"{n} {wanted[f'feature_{k}']:.3f}" for k, n in enumerate(names))
         cells = [target, "the target", "-", features, f"{wanted['kl_target_base']:.2f}", f"{wanted['entropy']:.1f}"]
-        lines.append("| " + " | ".join([*cells, "", "", ""]) + " |")
-    machine = {
-        "device": "cpu",
-        "processor": platform.machine(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "trl": trl.__version__,
-    }
-    result = {"machine": machine, "seeds": seeds, "initial": base, "table": table, "runs": parts}
-    results = HERE / "results"
-    (results / "f-dpg-effect.json").write_text(json.dumps(result) + "\n")
-    (results / "f-dpg-effect.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
-    plot(parts, base, HERE.parent / "docs" / "assets" / "f_dpg.png")
+        table_rows.append([*cells, "", "", ""])
+    head = "target, divergence, seeds, satisfaction, KL(pi, a), entropy, distinct-1, distinct-2, self-BLEU-5".split(
+        ", "
+    )
+    text = (
+        "In brackets: of one seed the 95 % interval of a bootstrap over samples, of several seeds their range.\n\n"
+        f"{table(head, table_rows)}"
+    )
+    document = {"seeds": seeds, "initial": base, "table": rows, "runs": parts}
+    write("f-dpg-effect", "f-DPG: effect", about("cpu", "transformers", "trl"), document, text)
+    plot(parts, base, ASSETS / "f_dpg.png")
 
 
 def _ends(parts: list[dict], target: str, divergence: str) -> list[dict]:
     return [part["end"] for part in parts if part["target"] == target and part["divergence"] == divergence]
 
 
-def _over_seeds(values: list[list[float]]) -> list[float]:
-    """Mean, and a half-width: over samples with one seed, half the range over seeds with more."""
-    means = [mean for mean, _ in values]
-    return [sum(means) / len(means), values[0][1] if len(means) == 1 else (max(means) - min(means)) / 2]
+def _over_seeds(found: list[tuple[float, float, float]]) -> tuple[float, float, float]:
+    """Mean with its interval over samples of one seed, with the range over seeds of more."""
+    means = [mean for mean, _, _ in found]
+    return found[0] if len(found) == 1 else (sum(means) / len(means), min(means), max(means))
 
 
-def _shown(value: list[float]) -> str:
-    return f"{value[0]:.3g} ± {value[1]:.2g}"
+def _shown(found: tuple[float, float, float]) -> str:
+    return shown(found, ".3g")
 
 
 def plot(parts: list[dict], base: dict, path: Path) -> None:
@@ -292,19 +275,17 @@ def plot(parts: list[dict], base: dict, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target", choices=TARGETS, nargs="*", help="runs of these targets only")
-    parser.add_argument("--divergence", choices=DIVERGENCES, nargs="*", help="runs of these divergences only")
-    parser.add_argument("--initial", action="store_true", help="measure the initial model and the targets only")
-    parser.add_argument("--report", action="store_true", help="only write table and plot from the parts")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, help="default: 40 for the rare constraint, 25 for the others")
-    parser.add_argument("--learning-rate", type=float, default=1.5e-5)
-    parser.add_argument("--final", type=int, default=256, help="stories that are measured at the end")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    args = parser.parse_args()
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    torch.set_num_threads(1)
+    options = parser(__doc__)
+    options.add_argument("--target", choices=TARGETS, nargs="*", help="runs of these targets only")
+    options.add_argument("--divergence", choices=DIVERGENCES, nargs="*", help="runs of these divergences only")
+    options.add_argument("--initial", action="store_true", help="measure the initial model and the targets only")
+    options.add_argument("--report", action="store_true", help="only write table and plot from the parts")
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--steps", type=int, help="default: 40 for the rare constraint, 25 for the others")
+    options.add_argument("--learning-rate", type=float, default=1.5e-5)
+    options.add_argument("--final", type=int, default=256, help="stories that are measured at the end")
+    options.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    args = options.parse_args()
     cpu = args.device == "cpu"
     PARTS.mkdir(parents=True, exist_ok=True)
     everything = not (args.target or args.divergence or args.initial or args.report)

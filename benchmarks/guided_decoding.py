@@ -7,22 +7,15 @@
 Writes `results/guided-decoding-cost.json` and `results/guided-decoding-effect.json`, a Markdown table beside each.
 """
 
-import argparse
-import json
-import os
-import platform
-import statistics
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForTokenClassification,
@@ -34,12 +27,25 @@ from transformers import (
 from alignext import guided_generate, mini
 from alignext.models.boundaries import sentence_boundary
 from alignext.models.process_reward import ProcessReward
+from common import (
+    RESULTS,
+    about,
+    by_turns,
+    clock_of,
+    example,
+    interval,
+    median,
+    now,
+    parser,
+    ratios,
+    shown,
+    table,
+    table_of,
+    write,
+)
 
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "examples"))
-example = import_module("process_reward")  # its stories, rule and training
-
+tales = example("process_reward")  # its stories, rule and training
 MODEL = str(mini.path("lm"))
 SETTINGS = {"num_candidates": 5, "max_new_tokens": 60}
 
@@ -95,13 +101,13 @@ def counted(*modules: torch.nn.Module) -> Iterator[list[int]]:
     """Tokens that each module reads, padding included."""
     tokens = [0] * len(modules)
 
-    def count(i: int):
+    def counter(i: int):
         def hook(module: Any, args: tuple, kwargs: dict) -> None:
             tokens[i] += kwargs["input_ids"].numel()
 
         return hook
 
-    hooks = [m.register_forward_pre_hook(count(i), with_kwargs=True) for i, m in enumerate(modules)]
+    hooks = [m.register_forward_pre_hook(counter(i), with_kwargs=True) for i, m in enumerate(modules)]
     try:
         yield tokens
     finally:
@@ -115,14 +121,13 @@ def cost(rounds: int, device: str) -> dict:
     torch.manual_seed(0)
     scorer = AutoModelForTokenClassification.from_pretrained(MODEL, num_labels=1).to(device)
     reward = ProcessReward(scorer, tokenizer)
-    clock = time.process_time if device == "cpu" else time.perf_counter
 
-    def run(way: Any, prompts: list[str], seed: int) -> dict:
-        torch.manual_seed(seed)
+    def run(way: Any, prompts: list[str], seeds: Iterator[int]) -> dict:
+        torch.manual_seed(next(seeds))
         with counted(model, scorer) as tokens:
-            start = clock()
+            start = now(device)
             ids = way(model, tokenizer, prompts, reward, **SETTINGS)
-            seconds = clock() - start
+            seconds = now(device) - start
         kept = sum(map(len, ids if isinstance(ids, list) else ids.token_ids))
         return {
             "ms per token": 1000 * seconds / kept,
@@ -130,21 +135,17 @@ def cost(rounds: int, device: str) -> dict:
             "read by the reward": tokens[1] / kept,
         }
 
-    table = []
-    for count in (1, 4):
-        prompts = example.beginnings(example.HELD_OUT_NAMES)[:count]
-        runs: dict[str, list[dict]] = {"plain loop": [], "guided_generate": []}
-        for seed in range(rounds):
-            for name, way in (("plain loop", plain_loop), ("guided_generate", guided_generate)):
-                runs[name].append(run(way, prompts, seed))
-        for name, rows in runs.items():
-            row: dict[str, Any] = {"prompts": count, "way": name}
-            for key in rows[0]:
-                row[key] = round(statistics.median(r[key] for r in rows), 2)
-            times = [r["ms per token"] / o["ms per token"] for r, o in zip(rows, runs["plain loop"], strict=True)]
-            table.append(row | {"time ratio": round(statistics.median(times), 3)})
-            print(table[-1], flush=True)
-    return {"rounds": rounds, **SETTINGS, "table": table}
+    rows, ways = [], {"plain loop": plain_loop, "guided_generate": guided_generate}
+    for number in (1, 4):
+        prompts = tales.beginnings(tales.HELD_OUT_NAMES)[:number]
+        found = by_turns({name: partial(run, way, prompts, count()) for name, way in ways.items()}, rounds)
+        base = [each["ms per token"] for each in found["plain loop"]]
+        for name, each in found.items():
+            row: dict[str, Any] = {"prompts": number, "way": name}
+            row |= {key: round(median(one[key] for one in each), 2) for key in each[0]}
+            ratio = median(ratios([one["ms per token"] for one in each], base))
+            rows.append(row | {"time ratio": round(ratio, 3)})
+    return {"rounds": rounds, **SETTINGS, "table": rows}
 
 
 # Effect
@@ -162,17 +163,12 @@ def surprise(model: Any, tokenizer: Any, prompts: list[str], stories: list[str])
     return values
 
 
-def interval(values: list[float]) -> str:
-    """Mean and half of the 95% interval."""
-    return f"{statistics.mean(values):.3f} ± {1.96 * statistics.stdev(values) / len(values) ** 0.5:.3f}"
-
-
 def trained_reward(model: Any, tokenizer: Any) -> ProcessReward:
     """As the example trains it with its defaults."""
-    stories = 4 * example.beginnings(example.TRAIN_NAMES)
-    data = example.solutions(model, tokenizer, stories, 0, SETTINGS["max_new_tokens"])
+    stories = 4 * tales.beginnings(tales.TRAIN_NAMES)
+    data = tales.solutions(model, tokenizer, stories, 0, SETTINGS["max_new_tokens"])
     with tempfile.TemporaryDirectory() as folder:
-        return example.train_reward(folder, MODEL, data, 48, 1e-4)
+        return tales.train_reward(folder, MODEL, data, 48, 1e-4)
 
 
 def effect(folder: str | None, repeats: int, device: str) -> dict:
@@ -183,36 +179,37 @@ def effect(folder: str | None, repeats: int, device: str) -> dict:
         reward = trained_reward(model, tokenizer)
     else:
         reward = ProcessReward.from_pretrained(folder, device_map=device)
-    stories = 2 * example.beginnings(example.HELD_OUT_NAMES)
-    ranks = example.accuracy(reward, example.solutions(model, tokenizer, stories, 1, tokens))
-    prompts = repeats * example.beginnings(example.HELD_OUT_NAMES)
+    stories = 2 * tales.beginnings(tales.HELD_OUT_NAMES)
+    ranks = tales.accuracy(reward, tales.solutions(model, tokenizer, stories, 1, tokens))
+    prompts = repeats * tales.beginnings(tales.HELD_OUT_NAMES)
 
     def guided(**settings: Any) -> list[str]:
         generator = torch.Generator(model.device).manual_seed(2)
         return guided_generate(model, tokenizer, prompts, reward, generator=generator, **SETTINGS | settings).texts
 
     def rule(completions: list[str], **kwargs: Any) -> list[float]:
-        return [float(example.balance(text, example.RULE)) for text in completions]
+        return [float(tales.balance(text, tales.RULE)) for text in completions]
 
     def by_the_rule() -> list[str]:
         generator = torch.Generator(model.device).manual_seed(2)
         return guided_generate(model, tokenizer, prompts, rule, generator=generator, **SETTINGS).texts
 
     ways = {
-        "sampled": lambda: example.tell(model, tokenizer, prompts, 2, tokens),
+        "sampled": lambda: tales.tell(model, tokenizer, prompts, 2, tokens),
         "guided, 5 candidates a sentence": guided,
         "best of 5 whole stories": lambda: guided(boundary="reply", max_step_tokens=tokens),
         "guided by the rule itself": by_the_rule,
     }
-    table, base = [], None
+    rows: list[dict[str, Any]] = []
+    base = None
     for name, way in ways.items():
         told = way()
-        pleasant = [float(example.is_pleasant(story)) for story in told]
-        others = [float(example.balance(story, example.OTHERS)) for story in told]
+        pleasant = [float(tales.is_pleasant(story)) for story in told]
+        others = [float(tales.balance(story, tales.OTHERS)) for story in told]
         nats = surprise(model, tokenizer, prompts, told)
         base = base or (pleasant, others)
         gain = [[a - b for a, b in zip(x, y, strict=True)] for x, y in zip((pleasant, others), base, strict=True)]
-        table.append(
+        rows.append(
             {
                 "stories": name,
                 "pleasant by the rule": interval(pleasant),
@@ -222,11 +219,11 @@ def effect(folder: str | None, repeats: int, device: str) -> dict:
                 "nats per token": interval(nats),
             }
         )
-        print(table[-1], flush=True)
+        print(rows[-1], flush=True)
     return {
         "prompts": len(prompts),
         "pleasant above other held-out stories after their first, middle, last step": ranks,
-        "table": table,
+        "table": rows,
     }
 
 
@@ -239,48 +236,37 @@ def draw(result: dict, file: Path) -> None:
     figure, axes = pyplot.subplots(1, 2, figsize=(8, 2.2), sharey=True, layout="constrained")
     names = [row["stories"] for row in result["table"]]
     for axis, key in zip(axes, ("pleasant by the rule", "other pleasant words"), strict=True):
-        means, halves = zip(*(map(float, row[key].split(" ± ")) for row in result["table"]), strict=True)
-        axis.barh(names, means, xerr=halves, color="#4477aa", ecolor="#222222", capsize=3)
+        means, lows, highs = zip(*(row[key] for row in result["table"]), strict=True)
+        below, above = ([abs(end - mean) for end, mean in zip(ends, means, strict=True)] for ends in (lows, highs))
+        axis.barh(names, means, xerr=(below, above), color="#4477aa", ecolor="#222222", capsize=3)
         axis.set_title(key, fontsize=10)
     axes[0].invert_yaxis()  # shared: the first row of the table on top
     figure.savefig(file, dpi=150)
 
 
-def write(name: str, result: dict, device: str) -> None:
-    """The result as JSON, and its table as Markdown."""
-    machine = {
-        "device": device,
-        "processor": platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-    folder = HERE / "results"
-    folder.mkdir(exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(result | {"machine": machine}, indent=2) + "\n")
-    header = list(result["table"][0])
-    lines = [header, ["---"] * len(header)] + [[str(row[key]) for key in header] for row in result["table"]]
-    text = "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-    (folder / f"{name}.md").write_text(text)
-    print(text)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("cost", "effect"), help="one part only (default: both)")
-    parser.add_argument("--reward", help="folder that examples/process_reward.py wrote; trained anew if not given")
-    parser.add_argument("--repeats", type=int, default=3, help="stories of each of 32 beginnings")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of the cost part")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    args = parser.parse_args()
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    torch.set_num_threads(1)
+    options = parser(__doc__)
+    options.add_argument("--part", choices=("cost", "effect"), help="one part only (default: both)")
+    options.add_argument("--reward", help="folder that examples/process_reward.py wrote; trained anew if not given")
+    options.add_argument("--repeats", type=int, default=3, help="stories of each of 32 beginnings")
+    options.add_argument("--rounds", type=int, default=3, help="rounds of the cost part")
+    options.add_argument("--device", default="cpu", help="cpu or cuda")
+    args = options.parse_args()
+    made = about(args.device, "transformers")
     if args.part != "effect":
-        write("guided-decoding-cost", cost(args.rounds, args.device), args.device)
+        found = cost(args.rounds, args.device)
+        text = (
+            f"Per kept token: {clock_of(args.device)}, and tokens read, padding included; medians of {args.rounds} "
+            f"rounds by turns, ratios within a round.\n\n{table_of(found['table'])}"
+        )
+        write("guided-decoding-cost", "Guided decoding: cost", made, found, text)
     if args.part != "cost":
-        result = effect(args.reward, args.repeats, args.device)
-        write("guided-decoding-effect", result, args.device)
-        draw(result, HERE / "results" / "guided-decoding-effect.png")
+        found = effect(args.reward, args.repeats, args.device)
+        first, *measures = found["table"][0]
+        rows = ([row[first], *(shown(row[key], ".3f") for key in measures)] for row in found["table"])
+        text = f"Means and 95 % intervals of a bootstrap over stories.\n\n{table([first, *measures], rows)}"
+        write("guided-decoding-effect", "Guided decoding: effect", made, found, text)
+        draw(found, RESULTS / "guided-decoding-effect.png")
 
 
 if __name__ == "__main__":

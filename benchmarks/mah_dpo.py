@@ -5,26 +5,17 @@
     python benchmarks/mah_dpo.py --part decode
     python benchmarks/mah_dpo.py --device cuda
 
-Writes `results/mah_dpo.json` and `.md`. Ratios are medians over rounds in which all candidates take turns; on a CPU
-the seconds are those of the process, so that other processes do not count. `mah_dpo_effect.py` has the effect.
+Writes `results/mah-dpo-cost.json` and `.md`; one part alone, or another device, writes files of its own.
+`mah_dpo_effect.py` has the effect.
 """
 
-import argparse
 import contextlib
 import copy
 import functools
-import gc
-import json
-import platform
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-import transformers
-import trl
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
@@ -32,45 +23,19 @@ from trl import DPOConfig, DPOTrainer
 
 from alignext import AutoModelForCausalLMWithObjectiveHeads, MAHDPOConfig, MAHDPOTrainer, mini
 from alignext.models.objective_heads import ObjectiveHeads
+from common import about, clock_of, compared, parser, table_of, timed, write
 
 
 MODEL = str(mini.path("lm"))
 NAMES = ["first", "second", "third"]
-RESULT = Path(__file__).parent / "results" / "mah_dpo.json"
 SHAPES = {"Qwen2.5-7B": (152064, 3584), "Llama-3.1-8B": (128256, 4096), "Qwen2.5-0.5B": (151936, 896)}
 
 
-def seconds(function: Callable[[], object], device: str) -> float:
-    """Of the process on a CPU, of the clock on an accelerator."""
-    clock = time.process_time if device == "cpu" else time.perf_counter
-    if device != "cpu":
-        torch.cuda.synchronize()
-    start = clock()
-    function()
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return clock() - start
-
-
 def take_turns(candidates: dict[str, Callable[[], object]], rounds: int, device: str) -> list[dict]:
-    """Medians, and ratios to the first candidate within each round; the first round warms up."""
-    measured: dict[str, list[float]] = {name: [] for name in candidates}
-    for turn in range(rounds + 1):
-        for name, function in candidates.items():
-            gc.collect()
-            value = seconds(function, device)
-            if turn:
-                measured[name].append(value)
+    """Medians, and ratios to the first candidate; the first round warms up."""
+    measured = timed(candidates, rounds, device, warm_up=1)
     base = measured[next(iter(candidates))]
-    return [
-        {
-            "what": name,
-            "seconds": round(statistics.median(values), 4),
-            "ratio": round(statistics.median(v / b for v, b in zip(values, base, strict=True)), 3),
-            "all": [round(value, 4) for value in values],
-        }
-        for name, values in measured.items()
-    ]
+    return [{"what": name, **compared(values, base), "all": values} for name, values in measured.items()]
 
 
 def trainer(head_type: str | None, folder: str, device: str, lora: LoraConfig | None) -> Trainer:
@@ -172,40 +137,23 @@ def decoding(rounds: int, device: str) -> list[dict]:
         return take_turns(candidates, rounds, device)
 
 
-def markdown(rows: list[dict]) -> str:
-    header = [key for key in rows[0] if key != "all"]
-    lines = [header, ["---"] * len(header)] + [[str(row[key]) for key in header] for row in rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("train", "decode"), help="one part only (default: both)")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    options = parser(__doc__)
+    options.add_argument("--part", choices=("train", "decode"), help="one part only (default: both)")
+    options.add_argument("--rounds", type=int, default=7)
+    options.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    args = options.parse_args()
+    parts: dict[str, list[dict]] = {}
     if args.part != "decode":
-        result["step of 12 pairs"], result["memory"] = training(args.rounds, args.device)
+        parts["step of 12 pairs"], parts["memory"] = training(args.rounds, args.device)
         lora = LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear")
-        result["step of 12 pairs, LoRA backbone"], _ = training(args.rounds, args.device, lora)
+        parts["step of 12 pairs, LoRA backbone"], _ = training(args.rounds, args.device, lora)
     if args.part != "train":
-        result["decoding"] = decoding(args.rounds, args.device)
-    result["machine"] = {
-        "device": args.device,
-        "processor": platform.machine(),
-        "threads": torch.get_num_threads(),
-        "rounds": args.rounds,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "trl": trl.__version__,
-    }
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    text = "\n".join(f"{name}\n\n{markdown(rows)}" for name, rows in result.items() if name != "machine")
-    RESULT.with_suffix(".md").write_text(text)
-    print(text)
+        parts["decoding"] = decoding(args.rounds, args.device)
+    text = f"Seconds: {clock_of(args.device)}, medians of {args.rounds} rounds by turns; ratios within a round.\n"
+    text += "".join(f"\n{name}\n\n{table_of(rows)}" for name, rows in parts.items())
+    name = "mah-dpo-cost" + (f"-{args.part}" if args.part else "") + ("" if args.device == "cpu" else "-cuda")
+    write(name, "MAH-DPO: cost", about(args.device, "transformers", "trl"), {"rounds": args.rounds, **parts}, text)
 
 
 if __name__ == "__main__":

@@ -1,23 +1,19 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """What MAH-DPO does on the embedded story model, against separate and pooled DPO at equal training compute.
 
-    python benchmarks/mah_dpo_effect.py --seed 0    # one seed, about five minutes on one CPU core
-    python benchmarks/mah_dpo_effect.py             # the tables and the picture from all seeds run so far
+    python benchmarks/mah_dpo_effect.py --seeds 0   # one seed, about five minutes on one CPU core; four by default
+    python benchmarks/mah_dpo_effect.py --report    # the tables and the picture from all seeds run so far
 
 Three objectives with pairs labelled by rule (see `examples/mah_dpo.py`). One model with a head each is trained for
 some steps of 4 pairs of each objective; three DPO models see the pairs of one objective each, 4 a step; one DPO model
 sees all of them, 12 a step. All see the same number of pairs of each objective, and train a LoRA backbone. Writes
-`results/mah_dpo_effect.json`, `.md` and `docs/assets/mah-dpo-trade-off.png`.
+`results/mah-dpo-effect.json`, `.md` and `docs/assets/mah-dpo-trade-off.png`.
 """
 
-import argparse
 import json
 import math
-import os
-import sys
 import tempfile
 import time
-from importlib import import_module
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -29,14 +25,13 @@ from trl import DPOConfig, DPOTrainer
 
 from alignext import MAHDPOConfig, MAHDPOTrainer, mini
 from alignext.functional.multi_objective import hypervolume
+from common import ASSETS, RESULTS, about, example, parser, table, write
 
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "examples"))
-stories = import_module("mah_dpo")  # the example: its data and rules
+NAME = "mah-dpo-effect"
+stories = example("mah_dpo")
 NAMES = list(stories.RULES)
 MODEL = str(mini.path("lm"))
-RESULT = HERE / "results" / "mah_dpo_effect.json"
 TRAIN = "Tom Lily Ben Mia Sam Anna Max Sue Jack Sara Tim Lucy"
 HELD_OUT = "Amy Bob Jane Leo"
 PAIRS = 4  # of each objective a step
@@ -185,11 +180,6 @@ def volumes(run: dict) -> dict[str, float]:
     }
 
 
-def table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
 def report(runs: list[dict]) -> str:
     """The tables as Markdown."""
     parts, rows = [], []
@@ -262,31 +252,32 @@ def picture(runs: list[dict], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def save(made: dict, settings: dict, runs: list[dict]) -> None:
+    runs = sorted(runs, key=lambda run: run["seed"])
+    write(NAME, "MAH-DPO: effect", made, settings | {"runs": runs}, report(runs))
+    picture(runs, ASSETS / "mah-dpo-trade-off.png")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, help="run this seed and add it to the results (default: only report)")
-    parser.add_argument("--steps", type=int, default=32)
-    parser.add_argument("--learning-rate", type=float, default=1e-4)
-    parser.add_argument("--samples", type=int, default=8, help="stories per beginning that pairs are made of")
-    parser.add_argument("--tell", type=int, default=3, help="stories per beginning at each point")
-    parser.add_argument("--result", type=Path, default=RESULT)
-    args = parser.parse_args()
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    torch.set_num_threads(1)
-    result = json.loads(args.result.read_text()) if args.result.exists() else {"runs": []}
-    if args.seed is not None:
-        run = run_seed(args.seed, args.steps, args.learning_rate, args.samples, args.tell)
-        settings = {"steps": args.steps, "learning_rate": args.learning_rate, "torch": torch.__version__}
-        result = json.loads(args.result.read_text()) if args.result.exists() else {"runs": []}
-        others = [r for r in result["runs"] if r["seed"] != args.seed]
-        result = settings | {"runs": sorted([*others, run], key=lambda r: r["seed"])}
-        args.result.parent.mkdir(exist_ok=True)
-        args.result.write_text(json.dumps(result, indent=1) + "\n")
-    text = report(result["runs"])
-    args.result.with_suffix(".md").write_text(text)
-    print(text)
-    if args.result == RESULT:
-        picture(result["runs"], HERE.parent / "docs" / "assets" / "mah-dpo-trade-off.png")
+    options = parser(__doc__)
+    options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3], help="each is added to the results")
+    options.add_argument("--report", action="store_true", help="the tables of what has been run, run nothing")
+    options.add_argument("--steps", type=int, default=32)
+    options.add_argument("--learning-rate", type=float, default=1e-4)
+    options.add_argument("--samples", type=int, default=8, help="stories per beginning that pairs are made of")
+    options.add_argument("--tell", type=int, default=3, help="stories per beginning at each point")
+    args = options.parse_args()
+    path = RESULTS / f"{NAME}.json"
+    for seed in [] if args.report else args.seeds:
+        run = run_seed(seed, args.steps, args.learning_rate, args.samples, args.tell)
+        runs = json.loads(path.read_text())["runs"] if path.exists() else []  # another process may have added its own
+        settings = {"steps": args.steps, "learning_rate": args.learning_rate}
+        save(about("cpu", "transformers", "trl"), settings, [*(r for r in runs if r["seed"] != seed), run])
+    if args.report:
+        result = json.loads(path.read_text())
+        made = {key: value for key, value in result.items() if isinstance(value, str)}
+        settings = {key: result[key] for key in ("steps", "learning_rate")}
+        save(made, settings, result["runs"])
 
 
 if __name__ == "__main__":

@@ -11,92 +11,27 @@ Results go to `results/rival-cost*` and `results/rival-effect*`, as JSON with a 
 """
 
 import argparse
-import json
-import platform
-import statistics
 import time
 from collections.abc import Callable
-from datetime import date
-from pathlib import Path
 
-import diffusers
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    StableDiffusionImg2ImgPipeline,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from diffusers.models.attention_processor import Attention
 
 import alignext
 from alignext import RIVALPipeline, RIVALXLPipeline, hub, mini
 from alignext.cli.gallery import contact_sheet
 from alignext.mini.judges import Judge, palette_overlap
+from common import RESULTS, about, clock_of, interval, median, parser, ratios, shown, table, timed, write
+from shapes import random_pipeline
 
 
-RESULTS = Path(__file__).parent / "results"
 GUIDANCE = 5.0  # the preset's
 
 
-def about(args: argparse.Namespace) -> dict:
-    device = torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.machine()} CPU, 1 thread"
-    return {
-        "date": date.today().isoformat(),
-        "device": device,
-        "dtype": args.dtype,
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "alignext": alignext.__version__,
-    }
-
-
 # -------------------------------------------------------------------------------------------------------------- cost
-
-SDXL = dict(
-    sample_size=128,
-    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    block_out_channels=(320, 640, 1280),
-    transformer_layers_per_block=(1, 2, 10),
-    attention_head_dim=(5, 10, 20),
-    cross_attention_dim=2048,
-    use_linear_projection=True,
-    addition_embed_type="text_time",
-    addition_time_embed_dim=256,
-    projection_class_embeddings_input_dim=2816,
-)
-SD15 = dict(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
-
-
-def random_pipeline(shape: str, dtype: torch.dtype) -> RIVALPipeline | RIVALXLPipeline:
-    """A pipeline without text encoders around a U-Net of that architecture; the VAE is never run."""
-    torch.manual_seed(0)
-    torch.set_default_dtype(dtype)
-    unet = UNet2DConditionModel(**(SDXL if shape == "sdxl" else SD15))
-    torch.set_default_dtype(torch.float32)
-    vae = AutoencoderKL(
-        block_out_channels=(32,) * 4,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-    )
-    scheduler = DDIMScheduler.from_config(
-        {
-            "beta_start": 0.00085,
-            "beta_end": 0.012,
-            "beta_schedule": "scaled_linear",
-            "clip_sample": False,
-            "set_alpha_to_one": False,
-            "steps_offset": 1,
-        }
-    )
-    parts = {"vae": vae, "text_encoder": None, "tokenizer": None, "unet": unet, "scheduler": scheduler}
-    if shape == "sdxl":
-        return RIVALXLPipeline(**parts, text_encoder_2=None, tokenizer_2=None)
-    return RIVALPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
 
 
 class Workload:
@@ -107,7 +42,8 @@ class Workload:
         if args.model_shape == "mini":
             self.pipe = RIVALPipeline.from_pretrained(mini.path("sd"), dtype=dtype)
         else:
-            self.pipe = random_pipeline(args.model_shape, dtype)
+            cls = RIVALXLPipeline if args.model_shape == "sdxl" else RIVALPipeline
+            self.pipe = random_pipeline(cls, args.model_shape, dtype)
         self.pipe.to(args.device)
         self.pipe.set_progress_bar_config(disable=True)
         self.stock = hub.stock_class(self.pipe)(**self.pipe.components, **self._flags())
@@ -236,18 +172,6 @@ def joint_batch(work: Workload, inversion: alignext.RIVALInversion, n: int) -> t
     return x
 
 
-def seconds(work: Workload, run: Callable[[], object], device: str) -> float:
-    """Of a GPU the wall time; of one CPU thread its own time, in which other processes on the machine do not count."""
-    clock = time.perf_counter if device == "cuda" else time.process_time
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = clock()
-    run()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return clock() - start
-
-
 def cost(args: argparse.Namespace) -> None:
     """Counted rows of the U-Net, and seconds, by turns: ours, stock, and the joint batch."""
     work, rows = Workload(args), []
@@ -262,11 +186,7 @@ def cost(args: argparse.Namespace) -> None:
             if name == "ours, reference prompt":
                 agreement = result.images
         difference = (result - agreement).abs().max().item()  # the joint batch came last
-        times: dict[str, list[float]] = {name: [] for name in contenders}
-        for _ in range(args.repeats):
-            for name, run in contenders.items():
-                times[name].append(seconds(work, run, args.device))
-        medians = {name: statistics.median(values) for name, values in times.items()}
+        times = timed(contenders, args.repeats, args.device)
         for name, values in times.items():
             rows.append(
                 {
@@ -274,31 +194,32 @@ def cost(args: argparse.Namespace) -> None:
                     "what": name,
                     "unet_rows": counted[name],
                     "seconds": values,
-                    "median": medians[name],
-                    "over_stock": medians[name] / medians["stock text-to-image"],
-                    "over_joint_batch": medians[name] / medians["joint batch"],
+                    "median": median(values),
+                    "over_stock": median(ratios(values, times["stock text-to-image"])),
+                    "over_joint_batch": median(ratios(values, times["joint batch"])),
                 }
             )
-            print(f"N={n} {name}: {counted[name]} rows, {medians[name]:.2f} s", flush=True)
         rows[-1]["largest_difference_to_ours"] = difference
-    name = "rival-cost" + ("" if args.model_shape == "mini" else f"-{args.model_shape}-{args.device}")
-    document = about(args) | {"model": args.model_shape, "steps": args.steps, "rows": rows}
-    table = [
-        "| images | what runs | U-Net rows | median s | of stock | of joint batch |",
-        "|---|---|---|---|---|---|",
-        *(
-            f"| {r['images']} | {r['what']} | {r['unet_rows']} | {r['median']:.2f} | {r['over_stock']:.2f} | "
-            f"{r['over_joint_batch']:.2f} |"
+    text = (
+        f"Model: {args.model_shape}; {args.steps} steps; {clock_of(args.device)}, the median of {args.repeats} runs "
+        "taken by turns, from latents and embeddings to latents; ratios are medians of those within a turn. Ours and "
+        "the joint batch invert the picture first, unless the inversion is reused.\n\n"
+    )
+    text += table(
+        ["images", "what runs", "U-Net rows", "median s", "of stock", "of joint batch"],
+        (
+            [
+                r["images"],
+                r["what"],
+                r["unet_rows"],
+                *(f"{r[k]:.2f}" for k in ("median", "over_stock", "over_joint_batch")),
+            ]
             for r in rows
         ),
-    ]
-    clock = "wall time" if args.device == "cuda" else "processor time of one thread"
-    note = (
-        f"Model: {args.model_shape}; {args.steps} steps; {clock}, the median of {args.repeats} runs taken by turns, "
-        "from latents and embeddings to latents. Ours and the joint batch invert the picture first, unless the "
-        "inversion is reused. "
     )
-    write(name, "RIVAL: cost", document, note, table)
+    name = "rival-cost" + ("" if args.model_shape == "mini" else f"-{args.model_shape}-{args.device}")
+    made = about(args.device, "diffusers", dtype=args.dtype)
+    write(name, "RIVAL: cost", made, {"model": args.model_shape, "steps": args.steps, "rows": rows}, text)
 
 
 # ------------------------------------------------------------------------------------------------------------ effect
@@ -375,13 +296,6 @@ def judged(picture: mini.Picture, images: list, judges: dict[str, Judge]) -> dic
     return scores
 
 
-def interval(values: np.ndarray, draws: int = 10_000) -> tuple[float, float, float]:
-    """Mean and 95 % interval of a bootstrap over pictures."""
-    picks = np.random.default_rng(0).integers(0, len(values), (draws, len(values)))
-    low, high = np.percentile(values[picks].mean(1), [2.5, 97.5])
-    return values.mean().item(), low.item(), high.item()
-
-
 def effect(args: argparse.Namespace) -> None:
     """Variations of held-out drawings by RIVAL, its two ablations, text-to-image and img2img."""
     pictures, judges = exemplars(args.per_split), {name: Judge(name) for name in ("concept", "style")}
@@ -405,28 +319,24 @@ def effect(args: argparse.Namespace) -> None:
         ours, theirs = ([s[metric] for s in scores if s["method"] == m] for m in ("RIVAL", method))
         return interval(np.array(ours) - np.array(theirs))
 
-    def shown(values: tuple[float, float, float]) -> str:
-        return f"{values[0]:.2f} ({values[1]:.2f} to {values[2]:.2f})"
+    def lines(rows: dict[str, dict]) -> str:
+        return table(["made by", *METRICS.values()], ([m, *map(shown, row.values())] for m, row in rows.items()))
 
-    head = ["| made by | " + " | ".join(METRICS.values()) + " |", "|---|" + "---|" * len(METRICS)]
     summary = {m: {metric: mean(m, metric) for metric in METRICS} for m in names}
     against = {m: {metric: differences(m, metric) for metric in METRICS} for m in names if m != "RIVAL"}
-    table = [*head, *(f"| {m} | " + " | ".join(map(shown, summary[m].values())) + " |" for m in names)]
-    table += ["", "RIVAL minus each, paired by picture:", "", *head]
-    table += [f"| {m} | " + " | ".join(map(shown, against[m].values())) + " |" for m in against]
+    tables = f"{lines(summary)}\nRIVAL minus each, paired by picture:\n\n{lines(against)}"
     by_split = {}
     for split, label in SPLITS.items():
         by_split[split] = {m: {metric: mean(m, metric, split) for metric in METRICS} for m in names}
-        table += ["", f"`{split}` ({label}) alone:", "", *head]
-        table += [f"| {m} | " + " | ".join(map(shown, by_split[split][m].values())) + " |" for m in names]
+        tables += f"\n`{split}` ({label}) alone:\n\n{lines(by_split[split])}"
     note = (
         f"{len(pictures)} held-out drawings x {args.seeds} seeds, {args.steps} steps, guidance {args.guidance:g}, the "
         "prompt is the drawing's caption; mean and 95 % interval of a bootstrap over drawings. Similar: cosine to the "
         "drawing in the features of the two embedded judges. Same palette: overlap of the colour histograms, white "
         "left out. Is the concept: share of images in which the concept judge's first guess is what the prompt names. "
-        "Diversity: 1 minus the mean cosine between images of one drawing, concept features. "
+        "Diversity: 1 minus the mean cosine between images of one drawing, concept features.\n\n"
     )
-    document = about(args) | {
+    document = {
         "steps": args.steps,
         "seeds": args.seeds,
         "guidance": args.guidance,
@@ -436,36 +346,26 @@ def effect(args: argparse.Namespace) -> None:
         "scores": scores,
     }
     name = "rival-effect" if args.guidance == GUIDANCE else f"rival-effect-guidance-{args.guidance:g}"
-    write(name, "RIVAL: effect", document, note, table)
+    write(name, "RIVAL: effect", about(args.device, "diffusers", dtype=args.dtype), document, note + tables)
     labels = ["drawing", "RIVAL", "RIVAL", *(name.replace("RIVAL ", "") for name in names[1:])]
     picture = contact_sheet(sheet, row_labels=[p.caption for p in pictures], col_labels=labels, cell=96)
     picture.quantize(128).save(RESULTS / f"{name}.png", optimize=True)
 
 
-def write(name: str, title: str, document: dict, note: str, table: list[str]) -> None:
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
-    made = ", ".join(f"{key} {document[key]}" for key in ("device", "dtype", "torch", "diffusers", "alignext", "date"))
-    text = "\n".join([f"# {title}", "", note + made + ".", "", *table, ""])
-    (RESULTS / f"{name}.md").write_text(text)
-    print(text)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("cost", "effect"), help="default: both")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
-    parser.add_argument("--model-shape", choices=("mini", "sd15", "sdxl"), default="mini", help="cost only")
-    parser.add_argument("--size", type=int, help="cost only: pixels (default: the architecture's own)")
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--images", type=int, nargs="+", default=[1, 8], help="cost only: N")
-    parser.add_argument("--repeats", type=int, default=5, help="cost only")
-    parser.add_argument("--guidance", type=float, default=GUIDANCE, help="effect only")
-    parser.add_argument("--seeds", type=int, default=4, help="effect only: images per drawing")
-    parser.add_argument("--per-split", type=int, help="effect only: drawings of each of the three held-out splits")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
+    options = parser(__doc__)
+    options.add_argument("--part", choices=("cost", "effect"), help="default: both")
+    options.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    options.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
+    options.add_argument("--model-shape", choices=("mini", "sd15", "sdxl"), default="mini", help="cost only")
+    options.add_argument("--size", type=int, help="cost only: pixels (default: the architecture's own)")
+    options.add_argument("--steps", type=int, default=50)
+    options.add_argument("--images", type=int, nargs="+", default=[1, 8], help="cost only: N")
+    options.add_argument("--repeats", type=int, default=5, help="cost only")
+    options.add_argument("--guidance", type=float, default=GUIDANCE, help="effect only")
+    options.add_argument("--seeds", type=int, default=4, help="effect only: images per drawing")
+    options.add_argument("--per-split", type=int, help="effect only: drawings of each of the three held-out splits")
+    args = options.parse_args()
     if args.part != "effect":
         cost(args)
     if args.part != "cost" and args.model_shape == "mini":

@@ -14,7 +14,7 @@ from torch._dynamo.testing import CompileCounter
 from alignext import StyleReference, aligned_attention
 from alignext.pipelines.alignedgen import attention as module
 from alignext.pipelines.alignedgen.checks import Settings
-from benchmarks.alignedgen import PeakBytes
+from benchmarks.common import PeakBytes
 from tests.pipelines import tiny
 from tests.pipelines.alignedgen import slow
 
