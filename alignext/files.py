@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
@@ -41,6 +42,21 @@ def replacing(path: str | os.PathLike) -> Generator[Path]:
             part.unlink(missing_ok=True)
 
 
+def quick_start(folder: str | os.PathLike, start: str) -> None:
+    """
+    Say in the card that TRL wrote into a folder how to use what was trained, where TRL's own lines would not.
+
+    Args:
+        folder (`str` or `os.PathLike`): The trainer's `output_dir`.
+        start (`str`): Markdown below the heading, in place of TRL's.
+    """
+    path = Path(folder, "README.md")
+    text = f"## Quick start\n\n{start.strip()}\n\n"
+    card = re.sub(r"## Quick start\n.*?(?=## Training procedure)", lambda _: text, path.read_text("utf-8"), flags=re.S)
+    with replacing(path) as part:
+        part.write_text(card, encoding="utf-8")
+
+
 def check_output(folder: str | os.PathLike, *, name: str = "output_dir", weights: Iterable["Tensor"] = ()) -> None:
     """
     Find out before the work whether its result can be written: make the folder, and a file in it that goes again.
@@ -75,14 +91,25 @@ def check_output(folder: str | os.PathLike, *, name: str = "output_dir", weights
         )
 
 
-def check_output_dir(args: Any, model: "nn.Module | None" = None) -> None:
+def check_run(args: Any, model: "nn.Module | None" = None) -> None:
     """
-    [`check_output`] of a trainer's `output_dir`, in the process that saves.
+    What a trainer makes sure of before it loads a model, and again before it trains: that its processes know of each
+    other, and that the one that saves can write to `output_dir`, see [`check_output`].
 
     Args:
         args (`TrainingArguments`): Of the trainer.
         model (`torch.nn.Module`, *optional*): There must be room for what is trained of it.
+
+    Raises:
+        ValueError: Several processes were started, and each believes to be alone.
+        OSError: As of [`check_output`].
     """
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started > 1 and args.world_size == 1:
+        raise ValueError(
+            f"{started} processes were started, but they do not know of each other: there is no GPU to tell them. Set "
+            "`use_cpu` to train on the CPU."
+        )
     if args.should_save:
         trained = () if model is None else [x for x in model.parameters() if x.requires_grad]
         check_output(args.output_dir, weights=trained)

@@ -2,8 +2,10 @@
 """`alignext search` as a person types it."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -13,6 +15,7 @@ from alignext import cli, mini
 from tests.pipelines.latent_search.tiny_models import build
 
 
+CPU2 = Path(__file__).parents[2] / "examples" / "accelerate_configs" / "cpu2.yaml"
 SMALL = ("--beams", "2", "--candidates", "2", "--lookahead", "1", "--steps", "3", "--device", "cpu")
 
 
@@ -99,18 +102,34 @@ def test_a_caption_that_the_judge_does_not_know(tmp_path, capsys):
     assert "finds no style that it knows in 'a masterpiece'" in capsys.readouterr().err
 
 
+REWARD = """
+import os
+
+def dark(images, prompts):
+    with open(f"seen-{os.environ.get('RANK', 'alone')}", "a") as file:
+        file.write(prompts[0] + "\\n")
+    return -images.mean((1, 2, 3))
+"""
+
+
+@pytest.mark.invariant
 @pytest.mark.slow
-def test_two_processes_find_what_one_finds(tmp_path):
+@pytest.mark.parametrize("strategy", ["beam", "smc"])
+def test_two_processes_find_what_one_finds(tmp_path, strategy):
     """Prompts are shared out; a prompt's search depends on its own seed only."""
+    (tmp_path / "rewards.py").write_text(REWARD)
     prompts = ("a red fox, flat style", "an apple, ink style", "a house, blob style")
-    arguments = ["search", *prompts, "--reward", "style", *SMALL]
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", "0"]
-    for name, start in (("one", ["-m", "alignext"]), ("two", [*launch, "-m", "alignext"])):
-        command = [sys.executable, *start, *arguments, "--out", str(tmp_path / name)]
-        answer = subprocess.run(command, capture_output=True, text=True)
+    arguments = ["-m", "alignext", "search", *prompts, "--reward", "rewards:dark", "--strategy", strategy, *SMALL[:-2]]
+    launch = ["-m", "accelerate.commands.launch", "--config_file", str(CPU2), "--main_process_port", "0"]
+    for name, launcher in (("one", []), ("two", launch)):
+        command = [sys.executable, *launcher, *arguments, "--out", name]
+        answer = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
         assert answer.returncode == 0, answer.stderr
+    seen = {file.name: set(file.read_text().splitlines()) for file in tmp_path.glob("seen-*")}
+    assert seen == {"seen-alone": {*prompts}, "seen-0": {*prompts[:2]}, "seen-1": {prompts[2]}}
     one, two = history(tmp_path / "one"), history(tmp_path / "two")
     assert [result["prompt"] for result in two] == list(prompts)
     for ours, theirs in zip(one, two, strict=True):
         assert [e["parents"] for e in ours["history"]] == [e["parents"] for e in theirs["history"]]
         assert ours["rewards"] == pytest.approx(theirs["rewards"], abs=1e-4)
+    assert sorted(os.listdir(tmp_path / "one")) == sorted(os.listdir(tmp_path / "two"))

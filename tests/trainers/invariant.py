@@ -1,11 +1,11 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """The program that `test_invariants.py` starts, in one process and in two: the same training, set up in several ways.
 
-    python -m tests.trainers.invariant NAME FOLDER WAY...
+    python -m tests.trainers.invariant FOLDER NAME,... WAY,...
 
 A way is `SIZExACCUMULATION`, rows of a process and micro-batches of a step, with a `c` behind it for checkpointing of
 activations, or an `f` for FSDP2, which then all ways of a call must have. What a way comes to is written to
-`FOLDER/WAY-PROCESS.pt`.
+`FOLDER/NAME/WAY-PROCESS.pt`.
 """
 
 import os
@@ -18,7 +18,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
-from transformers import Trainer
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, Trainer
 
 from alignext.trainers.bco import BCOConfig, BCOTrainer
 from alignext.trainers.diffusion_preference import (
@@ -33,7 +33,7 @@ from alignext.trainers.f_dpg import FDPGConfig, FDPGTrainer
 from alignext.trainers.mah_dpo import MAHDPOConfig, MAHDPOTrainer
 from alignext.trainers.process_reward import ProcessRewardConfig, ProcessRewardTrainer
 
-from .contract import Row, count_vowels, curve, preference_by_objective, prompts, solutions, unpaired, weights
+from .contract import MINI_LM, Row, count_vowels, curve, preference_by_objective, prompts, solutions, unpaired, weights
 from .diffusion_preference.contract import Row as DiffusionRow
 
 
@@ -48,18 +48,20 @@ class Dictated(FDPGTrainer):
 
 _GROUPS = {"num_generations": 2, "beta": 2.0, "max_completion_length": 16}
 _INVERT = {"num_inversion_steps": 4, "beta": 20.0}
+# One prompt, so that processes with the same random numbers would write the same texts.
+_FREE = Row(
+    FDPGTrainer,
+    FDPGConfig,
+    lambda conversational: prompts().select([0] * 4),
+    _GROUPS | {"num_generations": 4},
+    {"reward_funcs": count_vowels},
+)
 ROWS: dict[str, Row | DiffusionRow] = {
     "bco": Row(BCOTrainer, BCOConfig, unpaired),
     "bco-running-mean": Row(BCOTrainer, BCOConfig, unpaired, {"reward_shift": "running_mean"}),
     "f-dpg": Row(Dictated, FDPGConfig, prompts, _GROUPS, {"reward_funcs": count_vowels}),
-    # One prompt, so that processes with the same random numbers would write the same texts.
-    "f-dpg-free": Row(
-        FDPGTrainer,
-        FDPGConfig,
-        lambda conversational: prompts().select([0] * 4),
-        _GROUPS | {"num_generations": 4},
-        {"reward_funcs": count_vowels},
-    ),
+    "f-dpg-free": _FREE,
+    "f-dpg-again": _FREE,
     "process-reward": Row(ProcessRewardTrainer, ProcessRewardConfig, solutions),
     "mah-dpo": Row(MAHDPOTrainer, MAHDPOConfig, preference_by_objective),
     "mah-dpo-natural": Row(MAHDPOTrainer, MAHDPOConfig, preference_by_objective, {"objective_sampling": "natural"}),
@@ -119,6 +121,26 @@ def whole(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: w.full_tensor().clone() if isinstance(w, DTensor) else w for name, w in weights.items()}
 
 
+def lively_lm(folder: Path) -> str:
+    """A small random language model whose gradients are not small, the same for everybody."""
+    tokenizer = AutoTokenizer.from_pretrained(MINI_LM)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.2,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
 def outcome(trainer: Trainer, way_weights: Callable[[], dict[str, torch.Tensor]]) -> dict[str, Any]:
     """Train; step, loss and gradient norm of every step, how far each weight went, and what the trainer remembers."""
     before, forwards = way_weights(), [0]
@@ -142,20 +164,24 @@ def outcome(trainer: Trainer, way_weights: Callable[[], dict[str, torch.Tensor]]
     return found
 
 
-def main(name: str, folder: Path, ways: list[str]) -> None:
+def main(folder: Path, names: list[str], ways: list[str]) -> None:
     torch.set_num_threads(1)
-    row = ROWS[name]
     if "f" in ways[0]:
         shard_on_cpu()
-    for way in ways:
-        trainer = row.start(folder / way, **SETTINGS | settings_of(way))
-        model = trainer.denoiser if isinstance(row, DiffusionRow) else trainer.model
-        found = outcome(trainer, lambda model=model: whole(weights(model)))
-        if "f" in way:
-            found["sharded"] = sum(isinstance(weight, DTensor) for weight in model.parameters())
-            trainer.save_model(str(folder / f"{way}-saved"))
-        torch.save(found, folder / f"{way}-{os.environ.get('RANK', '0')}.pt")
+    rank = os.environ.get("RANK", "0")
+    lm = lively_lm(folder / f"lm-{rank}")
+    for name in names:
+        row = ROWS[name]
+        model = {} if isinstance(row, DiffusionRow) else {"model": lm}
+        for way in ways:
+            trainer = row.start(folder / name / way, **SETTINGS | settings_of(way) | model)
+            trained = trainer.denoiser if isinstance(row, DiffusionRow) else trainer.model
+            found = outcome(trainer, lambda trained=trained: whole(weights(trained)))
+            if "f" in way:
+                found["sharded"] = sum(isinstance(weight, DTensor) for weight in trained.parameters())
+                trainer.save_model(str(folder / name / f"{way}-saved"))
+            torch.save(found, folder / name / f"{way}-{rank}.pt")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])
+    main(Path(sys.argv[1]), sys.argv[2].split(","), sys.argv[3].split(","))

@@ -15,7 +15,7 @@ from trl import KTOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import get_config_model_id, use_adapter
 
-from alignext.files import check_output_dir
+from alignext.files import check_run
 from alignext.functional.bco import bco_loss
 
 from .config import BCOConfig
@@ -128,7 +128,7 @@ class BCOTrainer(KTOTrainer):
             args = BCOConfig(f"{name.split('/')[-1]}-BCO")
         if not isinstance(args, BCOConfig):
             raise ValueError(f"`args` is a {type(args).__name__}. Pass a `BCOConfig`.")
-        check_output_dir(args)
+        check_run(args)
         if prompt_embedder is not None and args.udm_embedding is not None:
             raise ValueError("`prompt_embedder` and `udm_embedding` are both given. Pass one of them.")
         self._prompt_weights: PromptWeights | None = None
@@ -140,7 +140,7 @@ class BCOTrainer(KTOTrainer):
             super().__init__(model, ref_model, args, data_collator, train_dataset, *more, **kwargs)
         finally:
             args.loss_type = "bco"
-        check_output_dir(args, self.model)
+        check_run(args, self.model)
         self.loss_type = args.loss_type
         self.data_collator = WeightedCollator(self.data_collator)
         self.add_callback(RewardShift())

@@ -19,7 +19,7 @@ from transformers.utils import logging
 from trl.trainer.utils import disable_dropout_in_model
 
 from alignext import hub
-from alignext.files import check_output_dir, replacing
+from alignext.files import check_run, replacing
 from alignext.functional.diffusion_preference import Denoiser
 
 from .denoiser import DenoiserForward, DenoiserModule, adapter_off, denoiser_name, get_denoiser
@@ -101,7 +101,7 @@ class DiffusionTrainer(Trainer):
             raise NotImplementedError(
                 f"{type(self).__name__} does not shard parameters (FSDP, ZeRO-3) yet. Use DDP or ZeRO-2."
             )
-        check_output_dir(args, self.model)
+        check_run(args, self.model)
         if self.ref_denoiser is not None:
             self.ref_denoiser.to(self.accelerator.device)
         self._sums: dict[str, torch.Tensor] = {}

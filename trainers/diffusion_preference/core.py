@@ -15,7 +15,7 @@ from peft import LoraConfig
 from torch.utils.data import DataLoader
 from transformers import DataCollator, TrainerCallback
 
-from alignext.files import check_output_dir
+from alignext.files import check_run
 from alignext.functional.diffusion_preference import (
     Levels,
     PreferenceErrors,
@@ -119,7 +119,7 @@ class DiffusionPreferenceTrainer(DiffusionTrainer):
             args = self._config(f"{name}-{self._name.replace(' ', '-')}")
         if not isinstance(args, self._config):
             raise ValueError(f"`args` is a {type(args).__name__}. Pass a `{self._config.__name__}`.")
-        check_output_dir(args)
+        check_run(args)
         self.prediction_type = prediction_type(pipe.scheduler)
         self._check(pipe, args, ref_model)
         scale = getattr(pipe, "vae_scale_factor", 8)

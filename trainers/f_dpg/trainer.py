@@ -24,7 +24,7 @@ from trl.models import prepare_deepspeed, prepare_fsdp
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model, get_config_model_id, use_adapter
 
-from alignext.files import check_output_dir, replacing
+from alignext.files import check_run, replacing
 from alignext.functional.f_dpg import (
     divergence_estimates,
     effective_sample_size,
@@ -139,7 +139,7 @@ class FDPGTrainer(RLOOTrainer):
             args = FDPGConfig(f"{name.split('/')[-1]}-f-DPG")
         if not isinstance(args, FDPGConfig):
             raise ValueError(f"`args` is a {type(args).__name__}. Pass an `FDPGConfig`.")
-        check_output_dir(args)
+        check_run(args)
         number = len(reward_funcs) if isinstance(reward_funcs, list) else 1
         _check(model, number, args, train_dataset)
         # RLOO loads its reference by the name in the config, which may not be what the instance holds.
@@ -165,7 +165,7 @@ class FDPGTrainer(RLOOTrainer):
             )
         finally:
             args.beta = beta
-        check_output_dir(args, self.model)
+        check_run(args, self.model)
         if copied:
             self.ref_model = self._frozen_copy()
         # Not 0, so that the parent also scores the samples with the initial model; what it makes of it is not used.

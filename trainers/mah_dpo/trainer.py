@@ -16,7 +16,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import DPOTrainer
 from trl.trainer.utils import get_config_model_id
 
-from alignext.files import check_output_dir
+from alignext.files import check_run
 from alignext.functional.mah_dpo import multi_objective_loss, pair_losses
 from alignext.models.objective_heads import AutoModelForCausalLMWithObjectiveHeads, ObjectiveHeadsMixin
 
@@ -139,7 +139,7 @@ class MAHDPOTrainer(DPOTrainer):
             args = MAHDPOConfig(**defaults)
         if not isinstance(args, MAHDPOConfig):
             raise ValueError(f"`args` is a {type(args).__name__}. Pass a `MAHDPOConfig`.")
-        check_output_dir(args)
+        check_run(args)
         if isinstance(train_dataset, dict):
             train_dataset = self._joined(train_dataset, args.objective_column)
         self._column = args.objective_column
@@ -183,7 +183,7 @@ class MAHDPOTrainer(DPOTrainer):
             )
         finally:
             args.model_init_kwargs = init_kwargs
-        check_output_dir(args, self.model)
+        check_run(args, self.model)
         self._collate_objectives()
         self._warn()
 

@@ -15,7 +15,7 @@ from trl import RewardTrainer
 from trl.data_utils import get_dataset_column_names
 from trl.trainer.utils import create_model_from_path, get_config_model_id, global_then_local_main_first, pad
 
-from alignext.files import check_output_dir, replacing
+from alignext.files import check_run, replacing
 from alignext.functional.process_reward import IGNORED, process_reward_loss
 from alignext.models.process_reward import ProcessReward, encode_steps
 
@@ -129,7 +129,7 @@ class ProcessRewardTrainer(RewardTrainer):
             args = ProcessRewardConfig(f"{name.split('/')[-1]}-Process-Reward")
         if not isinstance(args, ProcessRewardConfig):
             raise ValueError(f"`args` is a {type(args).__name__}. Pass a `ProcessRewardConfig`.")
-        check_output_dir(args)
+        check_run(args)
         if train_dataset is not None:
             _check_columns(train_dataset)
         if peft_config is not None and getattr(peft_config, "task_type", None) != "TOKEN_CLS":
@@ -157,7 +157,7 @@ class ProcessRewardTrainer(RewardTrainer):
             )
         finally:
             args.model_init_kwargs = model_init_kwargs
-        check_output_dir(args, self.model)
+        check_run(args, self.model)
         if isinstance(self.data_collator, SolutionCollator):
             self.data_collator.pad_token_id = self.processing_class.pad_token_id
         self.label_names = ["labels"]  # for `compute_metrics`
