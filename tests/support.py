@@ -107,7 +107,16 @@ PIPELINES = [
         "Stable Diffusion 3",
         {"works": refused("no rotary positions", f"{_ALIGNED}/test_bad_input.py::test_other_transformers")},
     ),
-    Row("Latent search", "Stable Diffusion 1, 2", contract("search-sd")),
+    Row(
+        "Latent search",
+        "Stable Diffusion 1, 2",
+        contract("search-sd")
+        | {
+            "2 processes": tested(
+                *(f"tests/cli/test_search.py::test_two_processes_find_what_one_finds[{k}]" for k in ("beam", "smc"))
+            )
+        },
+    ),
     Row("Latent search", "Stable Diffusion XL", search("sdxl")),
     Row("Latent search", "Stable Diffusion 3", search("sd3")),
     Row("Latent search", "FLUX.1", contract("search-flux")),
@@ -193,15 +202,34 @@ def diffusion(name: str) -> dict[str, Cell]:
     }
 
 
-def family(trainer: str, name: str) -> dict[str, Cell]:
+def family(method: str, trainer: str, name: str) -> dict[str, Cell]:
     """All families train a LoRA."""
     file = "tests/trainers/diffusion_preference/test_trainers.py"
     cell = tested(f"{file}::test_every_family_trains[{trainer}-{name}]")
-    return {"trains": cell, "LoRA": cell}
+    return {"trains": cell, "LoRA": cell} | unsharded(method)
 
 
-def launched(test: str, *names: str) -> Cell:
-    return tested(*(f"tests/trainers/{test}[{name}]" if name else f"tests/trainers/{test}" for name in names))
+def unsharded(method: str) -> dict[str, Cell]:
+    """What the diffusion trainers say to shards, whatever the pipeline."""
+    test = "tests/trainers/test_distributed.py::test_diffusion_trainers_refuse_to_shard"
+    return {
+        "FSDP": refused("use DDP", f"{test}[FSDP-{method.lower()}]"),
+        "DeepSpeed": Cell("ZeRO-3 refused: use DDP; else untested", (f"{test}[ZeRO-3-{method.lower()}]",)),
+    }
+
+
+_INVARIANTS = "tests/trainers/test_invariants.py"
+
+
+def distributed(name: str, *launched: str) -> dict[str, Cell]:
+    """Steps, processes and checkpointing of activations: one trajectory."""
+    same = f"{_INVARIANTS}::test_the_trajectory_depends_on_the_rows_of_a_step_alone[{name}]"
+    return {"checkpointing": tested(same), "DDP, 2 processes": tested(same, *launched)}
+
+
+def sharded(name: str) -> dict[str, Cell]:
+    test = f"{_INVARIANTS}::test_sharded_weights_take_the_same_way[{name}]"
+    return {"FSDP": tested(test, word="tested: FSDP2")}
 
 
 _TRAINERS = "tests/trainers"
@@ -212,10 +240,8 @@ TRAINERS = [
         "BCO",
         "Llama",
         language("BCOTrainer")
-        | {
-            "checkpointing": runs(f"{_TRAINERS}/bco/{_TWO}[ema]"),
-            "DDP, 2 processes": launched(f"bco/{_TWO}", "ema", "running_mean"),
-        },
+        | distributed("bco", *(f"{_TRAINERS}/bco/{_TWO}[{case}]" for case in ("ema", "running_mean")))
+        | sharded("bco"),
     ),
     Row(
         "BCO",
@@ -231,12 +257,14 @@ TRAINERS = [
         "f-DPG",
         "Llama",
         language("FDPGTrainer")
-        | {
-            "checkpointing": runs(f"{_TRAINERS}/f_dpg/test_launch.py::test_two_processes_are_one[exponential]"),
-            "DDP, 2 processes": launched(
-                "f_dpg/test_launch.py::test_two_processes_are_one", "exponential", "distributional"
+        | distributed(
+            "f-dpg",
+            *(
+                f"{_TRAINERS}/f_dpg/test_launch.py::test_two_processes_are_one[{case}]"
+                for case in ("exponential", "distributional")
             ),
-        },
+        )
+        | sharded("f-dpg"),
     ),
     Row("f-DPG", "Mixtral", {"trains": tested(f"{_TRAINERS}/f_dpg/test_models.py::test_experts_are_balanced")}),
     Row("f-DPG", "LLaVA", {"trains": tested(f"{_TRAINERS}/f_dpg/test_models.py::test_pictures")}),
@@ -244,14 +272,12 @@ TRAINERS = [
         "MAH-DPO",
         "Llama",
         language("MAHDPOTrainer")
+        | distributed("mah-dpo", *(f"{_TRAINERS}/mah_dpo/{_TWO}[{case}]" for case in ("full", "low_rank")))
+        | sharded("mah-dpo")
         | {
-            "checkpointing": tested(
-                f"{_TRAINERS}/mah_dpo/test_mah_dpo_trainer.py::test_checkpointing_changes_nothing"
-            ),
-            "DDP, 2 processes": launched(f"mah_dpo/{_TWO}", "full", "low_rank"),
-            "DeepSpeed": refused(
-                "low-rank heads under ZeRO-3; else untested",
-                f"{_TRAINERS}/mah_dpo/test_mah_dpo_trainer.py::test_low_rank_heads_are_refused_under_zero_3",
+            "DeepSpeed": Cell(
+                "low-rank heads under ZeRO-3 refused: use full ones; else untested",
+                (f"{_TRAINERS}/mah_dpo/test_mah_dpo_trainer.py::test_low_rank_heads_are_refused_under_zero_3",),
             ),
         },
     ),
@@ -277,10 +303,8 @@ TRAINERS = [
         "Process rewards",
         "Llama",
         language("ProcessRewardTrainer")
-        | {
-            "checkpointing": runs(f"{_TRAINERS}/process_reward/{_TWO}"),
-            "DDP, 2 processes": launched(f"process_reward/{_TWO}", ""),
-        },
+        | distributed("process-reward", f"{_TRAINERS}/process_reward/{_TWO}")
+        | sharded("process-reward"),
     ),
     *(
         row
@@ -294,16 +318,14 @@ TRAINERS = [
                 method,
                 "Stable Diffusion 1, 2",
                 diffusion(trainer)
-                | {
-                    "checkpointing": runs(
-                        f"{_TRAINERS}/diffusion_preference/{_TWO}[{trainer.removesuffix('Trainer')}]"
-                    ),
-                    "DDP, 2 processes": launched(f"diffusion_preference/{_TWO}", trainer.removesuffix("Trainer")),
-                },
+                | distributed(
+                    method.lower(), f"{_TRAINERS}/diffusion_preference/{_TWO}[{trainer.removesuffix('Trainer')}]"
+                )
+                | unsharded(method),
             ),
-            Row(method, "Stable Diffusion XL", family(trainer, "sdxl")),
-            Row(method, "Stable Diffusion 3", family(trainer, "sd3")),
-            Row(method, "FLUX.1", family(trainer, "flux")),
+            Row(method, "Stable Diffusion XL", family(method, trainer, "sdxl")),
+            Row(method, "Stable Diffusion 3", family(method, trainer, "sd3")),
+            Row(method, "FLUX.1", family(method, trainer, "flux")),
         )
     ),
     Row("InPO", "Stable Diffusion 1, 2", diffusion("InPO")),
