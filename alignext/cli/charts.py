@@ -105,7 +105,7 @@ def _svg(chart: Chart) -> str:
             hint = escape(f"{name}{f' ({label})' if label else ''}: {point[0]:.4g}, {point[1]:.4g}")
             parts.append(f'<circle cx="{x}" cy="{y}" r="{radius}"><title>{hint}</title></circle>')
             if label:
-                side, anchor = (-9, "end") if x > (_LEFT + right) / 2 else (9, "start")
-                parts.append(f'<text x="{x + side}" y="{y + 4}" text-anchor="{anchor}">{escape(label)}</text>')
+                side, anchor = (-3, "end") if x > (_LEFT + right) / 2 else (3, "start")
+                parts.append(f'<text x="{x + side}" y="{y - 7}" text-anchor="{anchor}">{escape(label)}</text>')
         parts.append("</g>")
     return "\n".join([*parts, "</svg>"])

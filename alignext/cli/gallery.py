@@ -1,6 +1,7 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """Contact sheets and galleries: one HTML page beside its pictures, which opens from disk and needs no script."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -227,7 +228,7 @@ def contact_sheet(
     line = _line_height(font)
     above = [_wrap(label, font, cell) for label in col_labels]
     beside = [_wrap(label, font, cell) for label in row_labels]
-    left = cell + gap if beside else 0
+    left = max((math.ceil(font.getlength(label)) for lines in beside for label in lines), default=-gap) + gap
     top = max((len(lines) for lines in above), default=0) * line + (gap if above else 0)
     size = (left + columns * (cell + gap) + gap, top + len(rows) * (cell + gap) + gap)
     sheet = Image.new("RGB", size, "white")
