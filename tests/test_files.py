@@ -2,6 +2,7 @@
 """Files are whole or not there, and an output folder that cannot be written to is known before the work."""
 
 import ast
+import json
 import os
 import resource
 import shutil
@@ -184,6 +185,32 @@ def test_commands_say_so_before_they_load_a_model(tmp_path, capsys, monkeypatch,
     assert cli.main([str(places.get(word, word)) for word in words]) == 2
     error = capsys.readouterr().err
     assert "cannot be written to (Not a directory)" in error and len(error.splitlines()) == 1
+
+
+_PAIR = {"prompt": "an ant", "chosen": "ant.png", "rejected": "ant.png"}
+ROWS = {
+    "bco": {"prompt": "One day", "completion": " Tom ran.", "label": True},
+    "mah-dpo": {"prompt": "One day", "chosen": " Tom ran.", "rejected": " Tom.", "objective": "long"},
+    "process-reward": {"prompt": "One day", "steps": ["Tom ran."], "labels": [1.0]},
+    "f-dpg": {"prompt": "One day"},
+    **dict.fromkeys(("diffusion-dpo", "inversion-dpo", "smpo"), _PAIR),
+}
+
+
+# TRL reads and sets `gradient_checkpointing`, which transformers has renamed.
+@pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing(_\\w+)?` is deprecated:FutureWarning")
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "bco")) for n in ROWS])
+def test_commands_that_train_say_so_before_they_train(tmp_path, capsys, name):
+    shutil.copy(ROOT / "alignext/mini/pictures/ant-fx.png", tmp_path / "ant.png")
+    (tmp_path / "rewards.py").write_text("def one(completions, **kwargs):\n    return [1.0] * len(completions)\n")
+    (tmp_path / "rows.jsonl").write_text(json.dumps(ROWS[name]) + "\n")
+    words = ["--dataset_name", str(tmp_path / "rows.jsonl"), "--output_dir", str(tmp_path / "rows.jsonl" / "out")]
+    words += ["--use_cpu", "--bf16", "false", "--report_to", "none"]
+    if name == "f-dpg":
+        words += ["--reward_funcs", f"{tmp_path}/rewards.py:one"]
+    assert cli.main([name, *words]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"alignext {name}: error: " in error and "cannot be written to (Not a directory)" in error
 
 
 # --------------------------------------------------------------------------------------------------- going on

@@ -1,6 +1,7 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """Runs that die while they save, and folders that nothing can be written to."""
 
+import json
 import os
 import resource
 import shutil
@@ -21,7 +22,7 @@ from alignext.files import last_checkpoint
 
 from .contract import Row, assert_same, curve, weights
 from .diffusion_preference.contract import Row as DiffusionRow
-from .invariant import ROWS
+from .invariant import ROWS, lively_lm
 
 
 ROOT = Path(__file__).parents[2]
@@ -37,67 +38,96 @@ pytestmark = [
 # --------------------------------------------------------------------------------------------------- while it saves
 
 
+CASES = [
+    *((name, "killed", 0.5) for name in TRAINERS if name != "smpo"),
+    # the optimizer's state is twice as large as the weights, which are complete by then
+    ("f-dpg-free", "killed", 1.5),
+    ("bco", "full", 1.5),
+    ("diffusion-dpo", "full", 0.5),
+]
+
+
 class FullAt(TrainerCallback):
-    """From a step on, files cannot grow beyond a number of bytes: the disk is full, or, killed, the process ends."""
+    """From a step on, no file grows beyond a share of the weights: the disk is full, or, killed, the process ends."""
 
-    def __init__(self, step: int, size: int, killed: bool) -> None:
-        self.step, self.size, self.killed = step, size, killed
+    def __init__(self, step: int, share: float, killed: bool) -> None:
+        self.step, self.share, self.killed = step, share, killed
 
-    def on_step_end(self, args: object, state: Any, control: object, **kwargs: object) -> None:
+    def on_step_end(self, args: Any, state: Any, control: object, **kwargs: object) -> None:
         if state.global_step == self.step:
+            files = Path(args.output_dir).glob("checkpoint-2/**/*.safetensors")
+            size = int(self.share * max(file.stat().st_size for file in files))
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, self.size))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
             if self.killed:  # as by `kill -9`, nothing is cleaned up
                 signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
 
 
-def train_until_it_dies(name: str, folder: str, size: str, how: str) -> None:
+def started(name: str, folder: Path, lm: Path) -> Trainer:
+    model = {} if isinstance(ROWS[name], DiffusionRow) else {"model": str(lm)}
+    return ROWS[name].start(folder, **RUN, **model)
+
+
+def train_until_it_dies(folder: str, lm: str) -> None:
+    """All cases, each in a process of its own, and how it ended."""
     torch.set_num_threads(1)
-    trainer = ROWS[name].start(Path(folder), **RUN)
-    trainer.add_callback(FullAt(4, int(size), how == "killed"))
-    trainer.train()
+    ends = []
+    for number, (name, how, share) in enumerate(CASES):
+        child = os.fork()
+        if child == 0:
+            try:
+                trainer = started(name, Path(folder, str(number)), Path(lm))
+                trainer.add_callback(FullAt(4, share, how == "killed"))
+                trainer.train()
+            except Exception as error:
+                Path(folder, f"{number}.txt").write_text(f"{type(error).__name__}: {error}")
+                os._exit(1)
+            os._exit(0)
+        ends.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    Path(folder, "ends.json").write_text(json.dumps(ends))
 
 
 def parameters(name: str, trainer: Trainer) -> dict[str, torch.Tensor]:
     return weights(trainer.denoiser if isinstance(ROWS[name], DiffusionRow) else trainer.model)
 
 
+@pytest.fixture(scope="module")
+def lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(lively_lm(tmp_path_factory.mktemp("lm")))
+
+
+@pytest.fixture(scope="module")
+def dead(tmp_path_factory: pytest.TempPathFactory, lm: Path) -> Path:
+    folder = tmp_path_factory.mktemp("dead")
+    program = f"import sys; from {__name__} import train_until_it_dies; train_until_it_dies(*sys.argv[1:])"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "-c", program, str(folder), str(lm)]
+    answer = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert answer.returncode == 0, answer.stderr[-3000:]
+    return folder
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "how", "share"),
-    [
-        *((name, "killed", 0.5) for name in TRAINERS if name != "smpo"),
-        # the optimizer's state is twice as large as the weights, which are complete by then
-        ("f-dpg-free", "killed", 1.5),
-        ("bco", "full", 1.5),
-        ("diffusion-dpo", "full", 0.5),
-    ],
-)
+@pytest.mark.parametrize("number", range(len(CASES)), ids=lambda k: "-".join(map(str, CASES[k])))
 def test_a_run_that_dies_while_it_saves_goes_on_from_the_checkpoint_before(
-    name: str, how: str, share: float, tmp_path: Path
+    number: int, dead: Path, lm: Path, tmp_path: Path
 ) -> None:
     """Killed, or out of space, in the middle of the file with the weights or the one with the optimizer's state."""
-    whole = ROWS[name].start(tmp_path / "whole", **RUN)
+    name, how, _ = CASES[number]
+    folder = dead / str(number)
+    said = dead / f"{number}.txt"
+    end = json.loads((dead / "ends.json").read_text())[number]
+    assert end == (-signal.SIGXFSZ if how == "killed" else 1), said.read_text() if said.exists() else end
+    assert (folder / "checkpoint-4").is_dir()  # half of it
+    checkpoint = last_checkpoint(folder)
+    assert checkpoint == str(folder / "checkpoint-2")
+    whole = started(name, tmp_path, lm)
     whole.train()
-    size = max(file.stat().st_size for file in (tmp_path / "whole" / "checkpoint-2").rglob("*.safetensors"))
-    program = f"import sys; from {__name__} import train_until_it_dies as run; run(*sys.argv[1:])"
-    command = [sys.executable, "-c", program, name, str(tmp_path / "dead"), str(int(share * size)), how]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    answer = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if how == "killed":
-        assert answer.returncode == -signal.SIGXFSZ, answer.stderr[-3000:]
-    else:
-        assert answer.returncode == 1
-        assert "File too large" in answer.stderr or "write" in answer.stderr.splitlines()[-1], answer.stderr[-3000:]
-
-    assert (tmp_path / "dead" / "checkpoint-4").is_dir()  # half of it
-    checkpoint = last_checkpoint(tmp_path / "dead")
-    assert checkpoint == str(tmp_path / "dead" / "checkpoint-2")
-    resumed = ROWS[name].start(tmp_path / "dead", **RUN)
+    resumed = started(name, folder, lm)
     resumed.train(resume_from_checkpoint=checkpoint)
     assert curve(resumed) == curve(whole)
     assert_same(parameters(name, resumed), parameters(name, whole))
-    assert last_checkpoint(tmp_path / "dead") == str(tmp_path / "dead" / "checkpoint-6")
+    assert last_checkpoint(folder) == str(folder / "checkpoint-6")
 
 
 @pytest.mark.slow
