@@ -92,6 +92,7 @@ _BOUNDARIES = {
 # Arguments of `generate` that are ours to set, or make no sense with steps.
 _NOT_FOR_GENERATE = {
     "attention_mask",
+    "cache",
     "cache_implementation",
     "input_ids",
     "inputs",
@@ -333,7 +334,7 @@ class _Sampler:
         settings: dict[str, Any],
     ) -> None:
         self.model, self.tokenizer, self.steps, self.generator = model, tokenizer, steps, generator
-        self.mixture, self.settings = mixture, settings
+        self.mixture, self.settings, self.cache_name = mixture, settings, cache_name(model)
         eos = settings.get("eos_token_id", model.generation_config.eos_token_id)
         self.eos = set(eos if isinstance(eos, (list, tuple)) else [eos])
         filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(self.eos - {None}), 0)
@@ -393,10 +394,10 @@ class _Sampler:
 
     def _read(self, texts: list[_Text], ids: torch.Tensor, mask: torch.Tensor) -> Cache | None:
         """The cache of all tokens but the last, by `generate`, which knows the positions of padded rows."""
-        base = self.model.get_base_model() if is_peft_model(self.model) else self.model
-        if "past_key_values" not in inspect.signature(base.forward).parameters:
-            return None  # purely recurrent: `generate` cannot go on from a state
         cache = DynamicCache(config=self.model.config)
+        recurrent = cache.layers and not any(isinstance(layer, DynamicLayer) for layer in cache.layers)
+        if recurrent or self.cache_name is None:
+            return None  # purely recurrent: `generate` cannot go on from a state
         if ids.shape[1] > 1:
             unused = {"temperature": None, "top_p": None, "top_k": None}
             settings = {
@@ -440,8 +441,8 @@ class _Sampler:
         weights = self.mixture.get("objective_weights")
         if isinstance(weights, torch.Tensor) and weights.ndim == 2:
             settings["objective_weights"] = weights[[text.index for text in texts]]
-        if past is not None:
-            settings = {**settings, "past_key_values": past}
+        if past is not None and self.cache_name is not None:
+            settings = {**settings, self.cache_name: past}
         return self.model.generate(input_ids=ids, attention_mask=mask, **_ALWAYS, **settings)
 
     def _ends(self, ids: list[int]) -> bool:
@@ -451,6 +452,13 @@ class _Sampler:
 
     def _decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def cache_name(model: Any) -> str | None:
+    """What a model calls the argument for its cache, which transformers 5.24 gave another name; None without one."""
+    base = model.get_base_model() if is_peft_model(model) else model
+    names = inspect.signature(base.forward).parameters
+    return next((name for name in ("cache", "past_key_values") if name in names), None)
 
 
 def _steps_of(boundary: str | Callable[[str], bool], **given: Any) -> _Steps:

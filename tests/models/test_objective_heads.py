@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from alignext.functional.mah_dpo import mix_logits
+from alignext.models.guided_decoding import cache_name
 from alignext.models.objective_heads import AutoModelForCausalLMWithObjectiveHeads as AutoHeads
 from alignext.models.objective_heads import objective_heads_class
 
@@ -322,7 +323,8 @@ def test_cache_is_carried(checkpoint) -> None:
     model = trained(checkpoint("untied"))
     with torch.no_grad(), model.mixed_heads([0.5, 0.5, 0]):
         first = model(IDS[:, :4], use_cache=True)
-        rest = model(IDS[:, 4:], past_key_values=first.past_key_values).logits
+        name = str(cache_name(model))
+        rest = model(IDS[:, 4:], **{name: first[name]}).logits
         torch.testing.assert_close(rest, model(IDS).logits[:, 4:], atol=1e-5, rtol=1e-5)
 
 

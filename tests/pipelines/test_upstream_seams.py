@@ -180,7 +180,9 @@ def test_replaced_signature_is_unchanged(name: str) -> None:
 
 @pytest.mark.parametrize("name", CALLED)
 def test_called_signature_takes_what_we_pass(name: str) -> None:
-    assert set(CALLED[name].split()) <= set(parameters(name))
+    found = parameters(name)
+    # A decorator that hides the signature, as that of diffusers 0.41 around VAEs, passes everything on.
+    assert found == ["*args", "**kwargs"] or set(CALLED[name].split()) <= set(found)
 
 
 @pytest.mark.parametrize("name", PRESENT)

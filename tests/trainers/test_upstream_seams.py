@@ -26,6 +26,7 @@ from trl import (
 )
 from trl.trainer.utils import add_fused_lm_head
 
+from alignext.models.guided_decoding import cache_name
 from alignext.models.objective_heads import logit_transform
 
 from ..seams import parameters, resolve
@@ -348,7 +349,7 @@ def test_cache_is_cropped_by_a_negative_count() -> None:
     model = AutoModelForCausalLM.from_pretrained(MINI_LM)
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
-        model(torch.tensor([[1, 300, 400, 500]]), past_key_values=cache)
+        model(torch.tensor([[1, 300, 400, 500]]), **{str(cache_name(model)): cache})
     assert cache.is_croppable
     cache.crop(-1)
     assert cache.get_seq_length() == 3
