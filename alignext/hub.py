@@ -3,14 +3,25 @@
 
 import os
 import sys
+from importlib import import_module
 from json import dumps, loads
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import logging
-from huggingface_hub import CommitInfo, ModelCard, ModelCardData, create_repo, file_exists, upload_folder
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    ModelCard,
+    ModelCardData,
+    create_commit,
+    create_repo,
+    file_exists,
+    hf_hub_download,
+    upload_folder,
+)
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from yaml import YAMLError
 
@@ -172,8 +183,93 @@ pipe = DiffusionPipeline.from_pretrained("{repo_id}", custom_pipeline="{repo_id}
 
 Without `custom_pipeline` it loads as the stock `{stock_class(pipe).__name__}`, without alignext.
 """
-    metadata = {"library_name": "diffusers", **_base_metadata(pipe.name_or_path)}
+    task = "text-to-video" if hasattr(pipe, "video_processor") else "text-to-image"  # what the weights do, as stock
+    metadata = {"library_name": "diffusers", "pipeline_tag": task, **_base_metadata(pipe.name_or_path)}
     return model_card(pipe._name, text, tags=pipe._tag_names, paper=pipe._paper, **metadata)
+
+
+class FileHubMixin:
+    """
+    Gives what is one safetensors file, by its own `save` and `load`, a way to the Hub and back.
+
+    Class attributes to define: `_file_name` (`str`), its name in a repository; `_method` (`str`), `module:class` whose
+    tags and paper the card takes; `_kind` (`str`), what it is, the card's heading and tag; `_use` (`str`), what the
+    card says beneath it.
+    """
+
+    _file_name: ClassVar[str]
+    _method: ClassVar[str]
+    _kind: ClassVar[str]
+    _use: ClassVar[str]
+
+    if TYPE_CHECKING:
+
+        def save(self, path: str | os.PathLike) -> None: ...
+
+        @classmethod
+        def load(cls, path: str | os.PathLike) -> Self: ...
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        filename: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str | None = None,
+    ) -> CommitInfo:
+        """
+        Put the file of `save` into a model repository on the Hub, which is made if need be, with a card where it has
+        none.
+
+        Args:
+            repo_id (`str`): Such as `"someone/my-style"`.
+            filename (`str`, *optional*): Its path in the repository; by default, one name for all of this class.
+            private (`bool`, *optional*): Of a new repository.
+            token (`str`, *optional*): Of the Hub.
+            commit_message (`str`, *optional*): Of the commit.
+
+        Returns:
+            `CommitInfo`: The commit.
+        """
+        filename = filename or self._file_name
+        repo_id = create_repo(repo_id, exist_ok=True, private=private, token=token).repo_id
+        with TemporaryDirectory() as folder:
+            path = Path(folder, self._file_name)
+            self.save(path)
+            files = [CommitOperationAdd(filename, path)]
+            if not file_exists(repo_id, "README.md", token=token):
+                files.append(CommitOperationAdd("README.md", str(self._card(repo_id, filename)).encode()))
+            message = commit_message or f"Upload {self._kind.lower()}"
+            return create_commit(repo_id, files, commit_message=message, token=token)
+
+    @classmethod
+    def from_hub(cls, repo_id: str, *, filename: str | None = None, **kwargs) -> Self:
+        """
+        Load what `push_to_hub` put there.
+
+        Args:
+            repo_id (`str`): The repository.
+            filename (`str`, *optional*): Path of the file in it; by default, the one that `push_to_hub` takes.
+            **kwargs: Further arguments of `huggingface_hub.hf_hub_download`, such as `revision` and `token`.
+        """
+        return cls.load(hf_hub_download(repo_id, filename or cls._file_name, **kwargs))
+
+    def _card(self, repo_id: str, filename: str) -> ModelCard:
+        name, (module, method) = type(self).__name__, self._method.split(":")
+        pipeline = getattr(import_module(module), method)
+        words = "" if filename == self._file_name else f', filename="{filename}"'
+        text = f"""
+{self._use}
+
+```python
+from alignext import {name}
+
+found = {name}.from_hub("{repo_id}"{words})
+```
+"""
+        tags = [*pipeline._tag_names, self._kind.lower().replace(" ", "-")]
+        return model_card(self._kind, text, tags=tags, paper=pipeline._paper, library_name="alignext")
 
 
 def _base_metadata(source: str | os.PathLike | None) -> dict[str, object]:
@@ -186,12 +282,20 @@ def _base_metadata(source: str | os.PathLike | None) -> dict[str, object]:
             data = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
         except (ValueError, YAMLError):  # somebody's bad card is no reason not to save
             return {}
+        bases = data.get("base_model") or []
+        if not all(map(_is_repo_id, [bases] if isinstance(bases, str) else bases)):
+            data.pop("base_model")  # PEFT writes folders there, and the Hub takes no card with one
         return {key: data[key] for key in ("base_model", "license", "license_name", "license_link") if key in data}
+    is_hub_id = "/" in str(source) and _is_repo_id(str(source)) and not Path(source).exists()
+    return {"base_model": str(source)} if is_hub_id else {}
+
+
+def _is_repo_id(text: object) -> bool:
     try:
-        validate_repo_id(str(source))
+        validate_repo_id(str(text))
     except HFValidationError:
-        return {}
-    return {"base_model": str(source)} if "/" in str(source) and not Path(source).exists() else {}
+        return False
+    return True
 
 
 def _import_of(pipe: HubMixin) -> tuple[str, str]:

@@ -52,7 +52,9 @@ def make(end: str, extra: list[str]) -> Path:
     asked = [text for text in asked if Requirement(text).name not in names] + extra
     print(f"Installing {', '.join(asked)} ...", flush=True)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python)]
-    subprocess.run([*pip, "install", "-qq", *(["--upgrade"] if end == "newest" else []), *asked], check=True)
+    subprocess.run(
+        [*pip, "install", "-qq", "--no-compile", *(["--upgrade"] if end == "newest" else []), *asked], check=True
+    )
     return python
 
 

@@ -10,11 +10,62 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 
 import yaml
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+
+LICENCES = set(
+    "apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigcode-openrail-m openrail++ afl-3.0 "
+    "bsl-1.0 bsd bsd-2-clause bsd-3-clause cc cc0-1.0 cc-by-2.0 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 "
+    "cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-4.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 agpl-3.0 gpl gpl-2.0 "
+    "gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 isc mpl-2.0 ofl-1.1 unlicense llama2 llama3 llama3.1 llama3.2 llama3.3 gemma "
+    "unknown other".split()
+)
+TASKS = "huggingface_hub.inference._generated.types"
+
+
+def _is_id(text: str) -> bool:
+    try:
+        validate_repo_id(text)
+    except HFValidationError:
+        return False
+    return True
+
+
+# Field of a card -> what each text in it must be.
+RULES: dict[str, Callable[[str], object]] = {
+    "license": LICENCES.__contains__,
+    "license_name": re.compile(r"[a-z0-9.-]+").fullmatch,
+    "library_name": re.compile(r"[a-z0-9.-]+").fullmatch,
+    "pipeline_tag": lambda task: find_spec(f"{TASKS}.{task.replace('-', '_')}"),
+    "language": re.compile(r"[a-z]{2,3}(-[A-Za-z]+)?|code|multilingual").fullmatch,
+    "tags": lambda tag: len(tag) <= 256,
+    **dict.fromkeys(("base_model", "datasets", "new_version"), _is_id),
+}
+SINGLE = ("license_name", "library_name", "pipeline_tag", "new_version")
+
+
+def metadata_errors(data: object) -> list[str]:
+    """
+    What the Hub would refuse of a card's metadata, by the rules that its documentation states; ids are checked by its
+    client's own validator, tasks by the client's list of them.
+    """
+    if not isinstance(data, dict):
+        return [f"the metadata is no mapping: {data!r}"]
+    errors = [f"{key} is empty" for key, value in data.items() if value in (None, "")]
+    for key in RULES.keys() & data.keys():
+        values = data[key] if isinstance(data[key], list) and key not in SINGLE else [data[key]]
+        errors += [
+            f"{key}: {value!r}" for value in values if value and not (isinstance(value, str) and RULES[key](value))
+        ]
+    if data.get("license") == "other" and "license_name" not in data:
+        errors.append("license_name is missing, and the licence is `other`")
+    return errors
 
 
 class FakeHub:
@@ -38,13 +89,12 @@ class FakeHub:
         return (409 if known else 200), {"url": f"{self.url}/{repo}"}, {}
 
     def validate(self, body: bytes, query: str) -> tuple:
-        """As the Hub does: metadata must be a YAML mapping whose tags are text."""
+        """As the Hub does before it takes a `README.md`."""
         block = re.match(r"---\n(.*?)\n---\n", json.loads(body)["content"], re.DOTALL)
         if block is None:
             return 200, {"errors": [], "warnings": [{"message": "empty or missing yaml metadata"}]}, {}
-        data = yaml.safe_load(block[1])
-        good = isinstance(data, dict) and all(isinstance(tag, str) for tag in data.get("tags", []))
-        return (200 if good else 400), {"errors": [] if good else [{"message": "bad metadata"}], "warnings": []}, {}
+        errors = [{"message": text} for text in metadata_errors(yaml.safe_load(block[1]))]
+        return (400 if errors else 200), {"errors": errors, "warnings": []}, {}
 
     def preupload(self, body: bytes, query: str, repo: str) -> tuple:
         def mode(path: str) -> str:

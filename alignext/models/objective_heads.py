@@ -194,6 +194,7 @@ class ObjectiveHeadsMixin(_Model):
         if not isinstance(base, nn.Linear):
             raise ValueError(f"{type(self).__mro__[2].__name__} has no linear output head, which objectives need.")
         vocabulary, width = base.weight.shape
+        self.add_model_tags(["alignext", "objective-heads"])  # of the card that `push_to_hub` writes
         self.objective_heads = ObjectiveHeads(config.objective_heads, vocabulary, width, base.bias is not None)
         if base.weight.device.type != "meta":
             self.init_objective_heads()

@@ -4,29 +4,26 @@
 import json
 import os
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from huggingface_hub import CommitInfo, create_repo, hf_hub_download, upload_file
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from alignext.files import replacing
 from alignext.functional.alignedgen import renoise
+from alignext.hub import FileHubMixin
 
 
-FILE_NAME = "style_reference.safetensors"
 PLAIN = ("grid", "seed", "scaling")  # fields that are no tensors
 
 
 @dataclass(frozen=True)
-class StyleReference:
+class StyleReference(FileHubMixin):
     """
     One picture whose style others take over: `encode_style` of the pipeline makes it from a picture,
     `record_style=True` from the anchor of a call. Use it in any number of calls; keep it with
-    [`~StyleReference.save`].
+    [`~StyleReference.save`] or on the Hub with `push_to_hub` and `from_hub`.
 
     It holds either `x0`, a picture to be noised to any step's level, or `trajectory`, latents that belong to one
     schedule. `N_r = h_r * w_r` packed tokens of `C` channels.
@@ -56,6 +53,14 @@ class StyleReference:
     Raises:
         `ValueError`: If not exactly one of `x0` and `trajectory` is given, or shapes do not fit.
     """
+
+    _file_name: ClassVar[str] = "style_reference.safetensors"
+    _method: ClassVar[str] = "alignext.pipelines.alignedgen.mixin:AlignedGenMixin"
+    _kind: ClassVar[str] = "Style reference"
+    _use: ClassVar[str] = (
+        "One picture's style, for `AlignedGenPipeline` of alignext and the base model that it was made with: "
+        "`pipe(prompts, style_reference=found)` draws in it."
+    )
 
     prompt_embeds: torch.Tensor
     pooled_prompt_embeds: torch.Tensor | None
@@ -163,49 +168,3 @@ class StyleReference:
         for name, value in json.loads(metadata["style_reference"]).items():
             found[name] = tuple(value) if isinstance(value, list) else value
         return cls(**found)
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        filename: str = FILE_NAME,
-        private: bool | None = None,
-        token: str | None = None,
-        commit_message: str | None = None,
-    ) -> CommitInfo:
-        """
-        Put the file of [`~StyleReference.save`] into a model repository on the Hub, which is made if need be.
-
-        Args:
-            repo_id (`str`): Such as `"someone/my-style"`.
-            filename (`str`, *optional*, defaults to `"style_reference.safetensors"`): Its path in the repository.
-            private (`bool`, *optional*): Of a new repository.
-            token (`str`, *optional*): Of the Hub.
-            commit_message (`str`, *optional*): Of the commit.
-
-        Returns:
-            `CommitInfo`: The commit.
-        """
-        repo_id = create_repo(repo_id, exist_ok=True, private=private, token=token).repo_id
-        with TemporaryDirectory() as folder:
-            path = Path(folder, FILE_NAME)
-            self.save(path)
-            return upload_file(
-                path_or_fileobj=path,
-                path_in_repo=filename,
-                repo_id=repo_id,
-                token=token,
-                commit_message=commit_message or "Upload style reference",
-            )
-
-    @classmethod
-    def from_hub(cls, repo_id: str, *, filename: str = FILE_NAME, **kwargs) -> "StyleReference":
-        """
-        Load what [`~StyleReference.push_to_hub`] put there.
-
-        Args:
-            repo_id (`str`): The repository.
-            filename (`str`, *optional*, defaults to `"style_reference.safetensors"`): Path of the file in it.
-            **kwargs: Further arguments of `huggingface_hub.hf_hub_download`, such as `revision` and `token`.
-        """
-        return cls.load(hf_hub_download(repo_id, filename, **kwargs))

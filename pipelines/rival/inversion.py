@@ -4,13 +4,14 @@
 import json
 import os
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from alignext.files import replacing
+from alignext.hub import FileHubMixin
 
 
 # What fixes the timesteps and noise levels of a DDIM chain.
@@ -59,10 +60,10 @@ def same_model(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 @dataclass(frozen=True)
-class RIVALInversion:
+class RIVALInversion(FileHubMixin):
     """
     The DDIM inversion chain of R reference pictures, as [`RIVALMixin.invert`] makes it. Reuse it for any number of
-    calls; keep it with [`~RIVALInversion.save`].
+    calls; keep it with [`~RIVALInversion.save`] or on the Hub with `push_to_hub` and `from_hub`.
 
     Args:
         latents (`torch.Tensor` of shape `(T + 1, R, C, h, w)`, float32):
@@ -78,6 +79,14 @@ class RIVALInversion:
         fingerprint (`torch.Tensor`):
             Of the UNet the chain was made with.
     """
+
+    _file_name: ClassVar[str] = "inversion.safetensors"
+    _method: ClassVar[str] = "alignext.pipelines.rival.mixin:RIVALMixin"
+    _kind: ClassVar[str] = "Inversion"
+    _use: ClassVar[str] = (
+        "A picture inverted by a RIVAL pipeline of alignext, for variations with the base model and the number of "
+        "steps that it was made with: `pipe(prompt, inversion=found)`."
+    )
 
     latents: torch.Tensor
     timesteps: torch.Tensor

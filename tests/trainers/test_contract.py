@@ -6,6 +6,7 @@ nothing about its child.
 """
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel
 from transformers import (
+    AutoModelForCausalLM,
     AutoModelForTokenClassification,
     AutoTokenizer,
     HfArgumentParser,
@@ -26,6 +28,7 @@ from alignext.trainers.f_dpg import FDPGConfig, FDPGTrainer
 from alignext.trainers.mah_dpo import MAHDPOConfig, MAHDPOTrainer
 from alignext.trainers.process_reward import ProcessRewardConfig, ProcessRewardTrainer
 
+from ..fake_hub import metadata_errors
 from .contract import (
     MINI_LM,
     Row,
@@ -277,10 +280,14 @@ def test_model_card_is_the_method_s_own(row: Row, tmp_path: Path) -> None:
     trainer = row.start(tmp_path)
     trainer.create_model_card(model_name="storyteller")
     card = ModelCard.load(tmp_path / "README.md")
+    assert metadata_errors(card.data.to_dict()) == []
     assert set(row.trainer._tag_names) <= set(card.data.tags)
     assert row.trainer._name in card.text
     assert row.trainer._paper["title"] in card.text
     assert row.trainer._paper["id"] in card.text
+    (snippet,) = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+    compile(snippet, "card", "exec")
+    assert ("pipeline(" in snippet) == (row.auto is AutoModelForCausalLM)  # which the other classes do without
 
 
 # The Hub's own client, when it does not speak that protocol, passes bytes the way its HTTP library has deprecated.

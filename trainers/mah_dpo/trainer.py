@@ -16,7 +16,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import DPOTrainer
 from trl.trainer.utils import get_config_model_id
 
-from alignext.files import check_run
+from alignext.files import check_run, quick_start
 from alignext.functional.mah_dpo import multi_objective_loss, pair_losses
 from alignext.models.objective_heads import AutoModelForCausalLMWithObjectiveHeads, ObjectiveHeadsMixin
 
@@ -39,6 +39,20 @@ _TOKEN_METRICS = {
     "logits/rejected": "rejected",
 }
 _TABLE = ("rows", "chosen", "rejected", "tokens", *_PAIR_METRICS, *_TOKEN_METRICS)
+_CARD = """
+```python
+from alignext import AutoModelForCausalLMWithObjectiveHeads
+from transformers import AutoTokenizer
+
+model = AutoModelForCausalLMWithObjectiveHeads.from_pretrained("{name}")
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+inputs = tokenizer("Once upon a time", return_tensors="pt")
+ids = model.generate(**inputs, max_new_tokens=64, objective_weights={weights})
+print(tokenizer.decode(ids[0], skip_special_tokens=True))
+```
+
+The weights mix one output head per objective; `model.merge_heads(weights)` gives a stock model of one mixture.
+"""
 
 
 @dataclass
@@ -466,6 +480,14 @@ class MAHDPOTrainer(DPOTrainer):
         if self.args.should_save and is_peft_model(self.model):
             # An adapter has no config of its own; this one tells which objectives its heads are for.
             self.model.get_base_model().config.save_pretrained(output_dir or self.args.output_dir)
+
+    def create_model_card(self, model_name=None, dataset_name=None, tags=None):
+        super().create_model_card(model_name, dataset_name, tags)
+        if self.is_world_process_zero():
+            # TRL's loads the base class, which leaves out the heads.
+            name = self.hub_model_id or model_name or self.args.output_dir
+            weights = {objective: round(1 / len(self.objectives), 2) for objective in self.objectives}
+            quick_start(self.args.output_dir, _CARD.format(name=name, weights=weights))
 
 
 def _saved_heads(model: Any, args: MAHDPOConfig) -> dict[str, Any] | None:

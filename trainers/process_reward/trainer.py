@@ -2,9 +2,7 @@
 """Trains a process reward model in one forward pass per solution."""
 
 import math
-import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +13,7 @@ from trl import RewardTrainer
 from trl.data_utils import get_dataset_column_names
 from trl.trainer.utils import create_model_from_path, get_config_model_id, global_then_local_main_first, pad
 
-from alignext.files import check_run, replacing
+from alignext.files import check_run, quick_start
 from alignext.functional.process_reward import IGNORED, process_reward_loss
 from alignext.models.process_reward import ProcessReward, encode_steps
 
@@ -26,8 +24,7 @@ _EXPECTED = (
     "expected prompt, steps, labels. Example row: {'prompt': 'What is 2 + 3 * 4?', 'steps': ['3 * 4 = 12.', "
     "'2 + 12 = 15.'], 'labels': [1.0, 0.0]}; the prompt may be a list of messages, a label without meaning null"
 )
-_CARD = """## Quick start
-
+_CARD = """
 ```python
 from alignext.models.process_reward import ProcessReward
 
@@ -36,7 +33,6 @@ print(reward.scores(["What is 2 + 3 * 4?"], [["3 * 4 = 12.", "2 + 12 = 15."]])) 
 ```
 
 `alignext.guided_generate(model, tokenizer, prompts, reward)` decodes with it.
-
 """
 
 
@@ -237,13 +233,10 @@ class ProcessRewardTrainer(RewardTrainer):
     def create_model_card(self, model_name=None, dataset_name=None, tags=None):
         super().create_model_card(model_name, dataset_name, tags)
         if self.is_world_process_zero():
-            path = Path(self.args.output_dir) / "README.md"
-            card = path.read_text(encoding="utf-8")
-            start = _CARD.format(name=self.hub_model_id or model_name or self.args.output_dir)
             # TRL's is for models that give a text one score.
-            card = re.sub(r"## Quick start\n.*?(?=## Training procedure)", lambda _: start, card, flags=re.S)
-            with replacing(path) as part:
-                part.write_text(card, encoding="utf-8")
+            quick_start(
+                self.args.output_dir, _CARD.format(name=self.hub_model_id or model_name or self.args.output_dir)
+            )
 
 
 def _load(

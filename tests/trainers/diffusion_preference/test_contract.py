@@ -20,6 +20,7 @@ from alignext.trainers.diffusion_preference import (
     SmPOTrainer,
 )
 
+from ...fake_hub import metadata_errors
 from ..contract import Steps, assert_same, curve, hub_of_trainers
 from .contract import Row, pairs, prediction, weights
 from .tiny import PIPELINES, sd
@@ -273,6 +274,7 @@ def test_model_card_is_the_method_s_own(row: Row, tmp_path: Path) -> None:
     trainer = row.start(tmp_path, peft_config=LORA)
     trainer.create_model_card(model_name="painter", tags="foxes", finetuned_from="someone/base", license="mit")
     card = ModelCard.load(tmp_path / "README.md")
+    assert metadata_errors(card.data.to_dict()) == []
     assert {*row.trainer._tag_names, "lora", "foxes"} <= set(card.data.tags)
     assert (card.data.library_name, card.data.base_model, card.data.license) == ("diffusers", "someone/base", "mit")
     assert card.data.pipeline_tag == "text-to-image"
