@@ -156,9 +156,14 @@ def test_demo_of_one_method(tmp_path, capsys, written):
 
 def test_demo_shows_every_method_in_order(tmp_path, monkeypatch, capsys, written):
     """With stand-ins for the methods: what the command makes of their sections."""
-    monkeypatch.setattr(demo, "import_module", lambda name: SimpleNamespace(
-        demo=lambda seed, steps: [Section(f"{name} {seed} {steps}"), Section("last", commands=["first"])]
-    ))  # fmt: skip
+
+    def stand_in(name):
+        def sections(seed, steps):
+            return [Section(f"{name} {seed} {steps}"), Section("last", commands=["first"])]
+
+        return SimpleNamespace(demo=sections)
+
+    monkeypatch.setattr(demo, "import_module", stand_in)
     assert cli.main(["demo", "--out", str(tmp_path / "gallery"), "--seed", "3"]) == 0
     assert [section.title for section in written[::2]] == [f"{name} 3 None" for name in demo._DEMOS.values()]
     for name, section in zip(demo._DEMOS, written[1::2], strict=True):
@@ -166,6 +171,17 @@ def test_demo_shows_every_method_in_order(tmp_path, monkeypatch, capsys, written
         assert first == "first"
         args = cli.make_parser().parse_args(shlex.split(again, comments=True)[1:])
         assert (args.name, args.seed, args.steps, str(args.out)) == (name, 3, None, f"alignext-{name}")
+
+
+def test_demo_that_is_interrupted_shows_what_was_done(tmp_path, monkeypatch, capsys):
+    def interrupt(seed, steps):
+        raise KeyboardInterrupt
+
+    demos = iter([lambda seed, steps: [Section("first")], interrupt])
+    monkeypatch.setattr(demo, "import_module", lambda name: SimpleNamespace(demo=next(demos)))
+    assert cli.main(["demo", "--out", str(tmp_path / "gallery")]) == 130
+    assert "<h2>first</h2>" in (tmp_path / "gallery" / "index.html").read_text()
+    assert f"1 of {len(demo._DEMOS)} done" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -49,27 +49,33 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run the demos and write the gallery."""
+    """Run the demos and write the gallery, which has what was done when one of them fails or is interrupted."""
     from alignext.cli.gallery import claim_folder, write_gallery
 
     names = [args.name] if args.name else list(_DEMOS)
     out = claim_folder(args.out, overwrite=args.overwrite)
     start = time.perf_counter()
     sections = []
-    with _calm():
-        for number, name in enumerate(names, start=1):
-            print(f"--- {name} ({number} of {len(names)})", flush=True)
-            sections += _shown(name, args.seed, args.steps)
-    page = write_gallery(
-        out,
-        sections,
-        title="alignext: alignment methods on the embedded models",
-        intro="Made offline on small models that come with the package. They show what a method does, not how good "
-        "its pictures are on a large model. A picture opens in its own size when clicked.\n\n"
-        f"alignext {__version__}, torch {version('torch')}, diffusers {version('diffusers')}, transformers "
-        f"{version('transformers')}, TRL {version('trl')}; seed {args.seed}.",
-    )
-    print(f"Done in {time.perf_counter() - start:.0f} s. Open {page.resolve()}")
+    done = 0
+    try:
+        with _calm():
+            for number, name in enumerate(names, start=1):
+                print(f"--- {name} ({number} of {len(names)})", flush=True)
+                sections += _shown(name, args.seed, args.steps)
+                done = number
+    finally:
+        if sections:
+            page = write_gallery(
+                out,
+                sections,
+                title="alignext: alignment methods on the embedded models",
+                intro="Made offline on small models that come with the package. They show what a method does, not how "
+                "good its pictures are on a large model. A picture opens in its own size when clicked.\n\n"
+                f"alignext {__version__}, torch {version('torch')}, diffusers {version('diffusers')}, transformers "
+                f"{version('transformers')}, TRL {version('trl')}; seed {args.seed}.",
+            )
+            seconds = time.perf_counter() - start
+            print(f"{done} of {len(names)} done in {seconds:.0f} s. Open {page.resolve()}")
 
 
 def _shown(name: str, seed: int, steps: int | None) -> "list[Section]":
@@ -78,6 +84,7 @@ def _shown(name: str, seed: int, steps: int | None) -> "list[Section]":
     *others, last = import_module(_DEMOS[name]).demo(seed=seed, steps=steps)
     command = f"alignext demo {name} --seed {seed}{f' --steps {steps}' if steps else ''} --out alignext-{name}"
     took = f"took {time.process_time() - begun:.0f} CPU seconds"
+    print(took, flush=True)
     return [*others, replace(last, commands=[*last.commands, f"{command}  # {took}"])]
 
 
