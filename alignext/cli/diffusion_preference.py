@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alignext.cli.training import add_command, checkpoint_of, curve, demo_settings, load_rows, quieten, splits
+from alignext.cli.training import add_command, curve, demo_settings, load_rows, quieten, splits, train
 
 
 if TYPE_CHECKING:
@@ -93,8 +93,7 @@ def run(args: argparse.Namespace) -> None:
     if pipeline.sample_prompts:
         sheets = alignext.SampleGridCallback(trainer, pipeline.sample_prompts, guidance_scale=pipeline.sample_guidance)
         trainer.add_callback(sheets)
-    trainer.train(resume_from_checkpoint=checkpoint_of(config))
-    trainer.save_model()
+    train(trainer)
     if config.push_to_hub:
         trainer.push_to_hub()
     trainer.accelerator.print(f"Saved. Load it with:\n{trainer.usage()}")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignext.files import last_checkpoint
+from alignext.files import check_run, last_checkpoint
 
 
 if TYPE_CHECKING:
@@ -79,16 +79,35 @@ def model_arguments(model: "ModelConfig", config: Any) -> dict[str, Any]:
 def train_and_save(trainer: Any, script: "ScriptArguments", model: "ModelConfig", loading: str | None = None) -> None:
     """Train, save, push if wanted, and say how to load the result: by `loading`, or as a language model."""
     config = trainer.args
-    trainer.train(resume_from_checkpoint=checkpoint_of(config))
-    trainer.save_model()
+    train(trainer)
     if config.push_to_hub:
-        trainer.push_to_hub(dataset_name=script.dataset_name)
+        # The Hub refuses a card that names a local file or folder.
+        local = script.dataset_name is not None and Path(script.dataset_name).exists()
+        trainer.push_to_hub(dataset_name=None if local else script.dataset_name)
     if loading is None:
         loader = "AutoPeftModelForCausalLM" if model.use_peft else "AutoModelForCausalLM"
         package = "peft" if model.use_peft else "transformers"
         loading = f"  from {package} import {loader}\n  {loader}.from_pretrained({config.output_dir!r})"
     trainer.accelerator.print(f"Saved. Load it with:\n{loading}")
     trainer.end()
+
+
+def train(trainer: Any) -> None:
+    """
+    Train, from where `resume_from_checkpoint` says, and save.
+
+    Raises:
+        OSError: The disk is full. What a save makes of that is hard to read.
+    """
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint_of(trainer.args))
+        trainer.save_model()
+    except Exception as error:
+        try:
+            check_run(trainer.args, trainer.model)
+        except OSError as full:
+            raise full from error
+        raise
 
 
 def checkpoint_of(config: Any) -> str | None:

@@ -17,7 +17,7 @@ import pytest
 import torch
 from transformers import Trainer, TrainerCallback
 
-from alignext.cli.training import checkpoint_of
+from alignext.cli.training import checkpoint_of, train
 from alignext.files import last_checkpoint
 
 from .contract import Row, assert_same, curve, weights
@@ -157,6 +157,25 @@ def test_last_is_the_last_complete_checkpoint(tmp_path: Path) -> None:
     for value, meant in given.items():
         config = SimpleNamespace(output_dir=str(tmp_path), resume_from_checkpoint=value)
         assert checkpoint_of(config) == meant
+
+
+class Failing(SimpleNamespace):
+    """A trainer whose save fails, as torch says that of a full disk."""
+
+    def train(self, resume_from_checkpoint: str | None) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:672]")
+
+
+@pytest.mark.parametrize("free", [1_000, 10_000_000])
+def test_a_failure_is_that_of_a_full_disk_where_it_is_full(
+    free: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = SimpleNamespace(output_dir=str(tmp_path), resume_from_checkpoint=None, should_save=True, world_size=1)
+    Usage = namedtuple("Usage", "free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(free))
+    error, text = (OSError, "0 MB are free") if free < 1_000_000 else (RuntimeError, "enforce fail")
+    with pytest.raises(error, match=text):
+        train(Failing(args=args, model=torch.nn.Linear(1000, 100)))
 
 
 # -------------------------------------------------------------------------------------------------- before it trains
