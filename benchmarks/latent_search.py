@@ -10,38 +10,34 @@ Results go to `results/latent-search-*`, as JSON with a Markdown table beside it
 """
 
 import argparse
-import json
-import platform
-import statistics
 import time
 from collections.abc import Callable
-from datetime import date
-from pathlib import Path
+from functools import partial
 
-import diffusers
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-import alignext
 from alignext import LatentSearch, SearchConfig, mini
 from alignext.cli.gallery import contact_sheet
 from alignext.rewards import JudgeReward, compressibility
+from common import (
+    RESULTS,
+    about,
+    by_turns,
+    clock_of,
+    interval,
+    median,
+    parser,
+    ratios,
+    seconds,
+    shown,
+    table,
+    write,
+)
 
 
-RESULTS = Path(__file__).parent / "results"
 GUIDANCE = 5.0
-
-
-def about(args: argparse.Namespace) -> dict:
-    device = torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.machine()} CPU, 1 thread"
-    return {
-        "date": date.today().isoformat(),
-        "device": device,
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "alignext": alignext.__version__,
-    }
 
 
 def load(device: str) -> StableDiffusionPipeline:
@@ -125,8 +121,7 @@ def cost(args: argparse.Namespace) -> None:
     """Counted evaluations and seconds, by turns: ours, the straightforward loop, best-of-N at as many evaluations."""
     pipe, reward = load(args.device), judge("style", args.device)
     rows, prompt, T = Rows(pipe), mini.pictures("unseen_drawing")[0].caption, args.cost_steps
-    clock = time.perf_counter if args.device == "cuda" else time.process_time
-    shape, table = (pipe.unet.config.in_channels, 8, 8), []
+    shape, entries = (pipe.unet.config.in_channels, 8, 8), []
     for ahead in (1, 6):
         config = SearchConfig(lookahead_steps=ahead)
         generator = torch.Generator().manual_seed(0)
@@ -155,38 +150,35 @@ def cost(args: argparse.Namespace) -> None:
         found, chosen = loop()
         same = chosen == [entry["parents"][0, :: config.num_candidates].tolist() for entry in out.history]
         contenders = {"alignext": ours, "straightforward loop": loop, f"best of {tries}": best_of_n}
-        seconds: dict[str, list[float]] = {name: [] for name in contenders}
-        counted = {}
-        for _ in range(args.repeats):
-            for name, run in contenders.items():
-                rows.total = 0
-                start = clock()
-                run()
-                seconds[name].append(clock() - start)
-                counted[name] = rows.total // 2
-        medians = {name: statistics.median(values) for name, values in seconds.items()}
-        for name in contenders:
-            entry = {"lookahead": ahead, "what": name, "evaluations": counted[name], "seconds": seconds[name]}
-            entry |= {"median": medians[name], "over_loop": medians[name] / medians["straightforward loop"]}
-            table.append(entry)
-            print(entry, flush=True)
-        table[-3] |= {"same_beams_as_loop": same, "reward": out.rewards.item(), "reward_of_loop": found}
-    lines = [
-        "| T' | what runs | evaluations | median s | of the loop |",
-        "|---|---|---|---|---|",
-        *(
-            f"| {r['lookahead']} | {r['what']} | {r['evaluations']} | {r['median']:.2f} | {r['over_loop']:.2f} |"
-            for r in table
-        ),
-    ]
-    what = "wall time" if args.device == "cuda" else "processor time of one thread"
-    checks = ", ".join("the same" if r["same_beams_as_loop"] else "other" for r in table if "same_beams_as_loop" in r)
-    note = (
-        f"mini-SD with guidance, {T} steps, 4 beams of 2 candidates, style judge as reward, {what}, median of "
-        f"{args.repeats} runs by turns. With the same noise ours keeps, for T' = 1 and 6, {checks} beams as the loop. "
+
+        def turn(run: Callable) -> tuple[float, int]:
+            rows.total = 0
+            return seconds(run, args.device), rows.total // 2
+
+        found_by = by_turns({name: partial(turn, run) for name, run in contenders.items()}, args.repeats)
+        base = [took for took, _ in found_by["straightforward loop"]]
+        for name, turns in found_by.items():
+            took = [each for each, _ in turns]
+            entry = {"lookahead": ahead, "what": name, "evaluations": turns[-1][1], "seconds": took}
+            entries.append(entry | {"median": median(took), "over_loop": median(ratios(took, base))})
+        entries[-3] |= {"same_beams_as_loop": same, "reward": out.rewards.item(), "reward_of_loop": found}
+    checks = ", ".join(
+        "the same" if r["same_beams_as_loop"] else "other" for r in entries if "same_beams_as_loop" in r
     )
-    write("latent-search-cost" + ("" if args.device == "cpu" else "-cuda"), "Latent search: cost",
-          about(args) | {"steps": T, "rows": table}, note, lines)  # fmt: skip
+    text = (
+        f"mini-SD with guidance, {T} steps, 4 beams of 2 candidates, style judge as reward, {clock_of(args.device)}, "
+        f"median of {args.repeats} runs by turns, ratios within a turn. With the same noise ours keeps, for "
+        f"T' = 1 and 6, {checks} beams as the loop.\n\n"
+    )
+    text += table(
+        ["T'", "what runs", "evaluations", "median s", "of the loop"],
+        (
+            [r["lookahead"], r["what"], r["evaluations"], f"{r['median']:.2f}", f"{r['over_loop']:.2f}"]
+            for r in entries
+        ),
+    )
+    name = "latent-search-cost" + ("" if args.device == "cpu" else "-cuda")
+    write(name, "Latent search: cost", about(args.device, "diffusers"), {"steps": T, "rows": entries}, text)
 
 
 # ------------------------------------------------------------------------------------------------------------ effect
@@ -205,13 +197,6 @@ def settings() -> dict[str, SearchConfig]:
         "SMC 8": SearchConfig(**wide, strategy="smc"),
         "one path with eta 1": SearchConfig(num_beams=1, num_candidates=1, force_engine=True),
     }
-
-
-def interval(values: np.ndarray, draws: int = 10_000) -> tuple[float, float, float]:
-    """Mean and 95 % interval of a bootstrap over prompts."""
-    picks = np.random.default_rng(0).integers(0, len(values), (draws, len(values)))
-    low, high = np.percentile(values[picks].mean(1), [2.5, 97.5])
-    return values.mean().item(), low.item(), high.item()
 
 
 @torch.no_grad()
@@ -261,28 +246,23 @@ def effect(args: argparse.Namespace, name: str) -> None:
     def values(method: str, column: str) -> np.ndarray:
         return np.array([s[column] for s in scores if s["method"] == method])
 
-    def shown(triple: tuple[float, float, float]) -> str:
-        return "{:.3f} ({:.3f} to {:.3f})".format(*triple)
-
     summary = {m: {c: interval(values(m, c)) for c in columns} for m in names}
     gain = {m: {c: interval(values(m, c) - values("best of 8", c)) for c in columns} for m in names}
-    head = ["| | evaluations | " + " | ".join(columns.values()) + " |", "|---|---|" + "---|" * len(columns)]
 
-    def lines(table: dict, of: list[str]) -> list[str]:
-        return [
-            f"| {m} | {values(m, 'nfe').mean():.0f} | " + " | ".join(map(shown, table[m].values())) + " |" for m in of
-        ]
+    def lines(found: dict, of: list[str]) -> str:
+        rows = ([m, f"{values(m, 'nfe').mean():.0f}", *(shown(each, ".3f") for each in found[m].values())] for m in of)
+        return table(["", "evaluations", *columns.values()], rows)
 
-    table = [*head, *lines(summary, names), "", "Minus best of 8, paired by prompt:", "", *head]
-    table += lines(gain, [m for m in names if m != "best of 8"])
     note = (
         f"mini-SD, {len(prompts)} held-out captions, one seed each, {args.steps} steps, guidance {GUIDANCE:g}, eta 1 "
         f"unless said; mean and 95 % interval of a bootstrap over prompts. Searched: {REWARD_TEXT[name]}. Held out: "
         "probability of the concept that the prompt names, by the concept judge, which no search saw. "
     )
-    document = about(args) | {"steps": args.steps, "summary": summary, "minus_best_of_8": gain}
+    text = f"{note}\n\n{lines(summary, names)}\nMinus best of 8, paired by prompt:\n\n"
+    text += lines(gain, [m for m in names if m != "best of 8"])
+    document = {"steps": args.steps, "summary": summary, "minus_best_of_8": gain, "scores": scores}
     label = f"latent-search-effect-{name}" + args.suffix
-    write(label, "Latent search: effect", document | {"scores": scores}, note, table)
+    write(label, "Latent search: effect", about(args.device, "diffusers"), document, text)
     picture = contact_sheet(sheet[: min(done, 8)], row_labels=prompts[:8], col_labels=names, cell=96)
     picture.quantize(128).save(RESULTS / f"{label}.png", optimize=True)
 
@@ -293,31 +273,21 @@ REWARD_TEXT = {
 }
 
 
-def write(name: str, title: str, document: dict, note: str, table: list[str]) -> None:
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
-    made = ", ".join(f"{key} {document[key]}" for key in ("device", "torch", "diffusers", "alignext", "date"))
-    text = "\n".join([f"# {title}", "", note + made + ".", "", *table, ""])
-    (RESULTS / f"{name}.md").write_text(text)
-    print(text)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("cost", "effect"), help="default: both")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--cost-steps", type=int, default=10, help="cost only")
-    parser.add_argument("--repeats", type=int, default=3, help="cost only")
-    parser.add_argument("--reward", choices=sorted(REWARDS), help="effect only; default: both")
-    parser.add_argument("--steps", type=int, default=20, help="effect only")
-    parser.add_argument("--prompts", type=int, default=40, help="effect only: how many captions")
-    parser.add_argument("--group", type=int, default=4, help="effect only: captions in one batch")
-    parser.add_argument("--minutes", type=float, help="effect only: begin no further batch after so many")
-    parser.add_argument("--first-seed", type=int, default=1000, help="effect only: prompt i has this seed + i")
-    parser.add_argument("--methods", nargs="+", help="effect only: some of the methods")
-    parser.add_argument("--suffix", default="", help="effect only: ending of the result's name")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
+    options = parser(__doc__)
+    options.add_argument("--part", choices=("cost", "effect"), help="default: both")
+    options.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    options.add_argument("--cost-steps", type=int, default=10, help="cost only")
+    options.add_argument("--repeats", type=int, default=3, help="cost only")
+    options.add_argument("--reward", choices=sorted(REWARDS), help="effect only; default: both")
+    options.add_argument("--steps", type=int, default=20, help="effect only")
+    options.add_argument("--prompts", type=int, default=40, help="effect only: how many captions")
+    options.add_argument("--group", type=int, default=4, help="effect only: captions in one batch")
+    options.add_argument("--minutes", type=float, help="effect only: begin no further batch after so many")
+    options.add_argument("--first-seed", type=int, default=1000, help="effect only: prompt i has this seed + i")
+    options.add_argument("--methods", nargs="+", help="effect only: some of the methods")
+    options.add_argument("--suffix", default="", help="effect only: ending of the result's name")
+    args = options.parse_args()
     if args.part != "effect":
         cost(args)
     if args.part != "cost":
