@@ -88,7 +88,8 @@ def main() -> None:
 
     model, tokenizer = AutoModelForCausalLM.from_pretrained(args.model), AutoTokenizer.from_pretrained(args.model)
     reference = copy.deepcopy(model)
-    train = thumbs(model, tokenizer, 4 * beginnings("Tom Lily Ben Mia Sam Anna Max Sue Jack Sara Tim Lucy"), seed=0)
+    prompts = 4 * beginnings("Tom Lily Ben Mia Sam Anna Max Sue Jack Sara Tim Lucy")
+    train = thumbs(model, tokenizer, prompts[: 16 * args.steps], seed=0)  # no more than the steps see
     held_out = thumbs(model, tokenizer, 3 * beginnings("Amy Bob Jane Leo"), seed=1)
     train.to_json("thumbs.jsonl")
     up = sum(train["label"])
