@@ -303,7 +303,12 @@ class MAHDPOTrainer(DPOTrainer):
             return {"objective_id": _objective_id(row[column], names, column, dataset_name)}
 
         dataset = dataset.map(number)
-        dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        # datasets hashes `args` to name what it keeps, and with what loads the heads half of all modules: for seconds.
+        loading, args.model_init_kwargs = args.model_init_kwargs, None
+        try:
+            dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        finally:
+            args.model_init_kwargs = loading
         if dataset_name == "train" and isinstance(dataset, Dataset) and args.objective_sampling != "natural":
             present = set(dataset.unique("objective_id"))
             absent = [name for k, name in enumerate(names) if k not in present]
