@@ -508,3 +508,12 @@ def test_doubtful_settings_are_said(tiny: str, tmp_path: Path, monkeypatch: pyte
 def test_adapter_on_the_output_head_is_refused(tiny: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="lm_head"):
         MAH.start(tmp_path, model=tiny, peft_config=LoraConfig(task_type="CAUSAL_LM", target_modules=["lm_head"]))
+
+
+def test_preparing_data_hashes_no_modules(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`datasets` names what it prepares by a hash of the arguments, also of what loads the heads, if that is in them:
+    it takes that apart for seconds, gives up, and draws a random name."""
+    dataset, drawn = pairs(), []
+    monkeypatch.setattr("datasets.fingerprint.generate_random_fingerprint", lambda: drawn.append(1) or "0" * 16)
+    MAH.start(tmp_path, model=tiny, dataset=dataset)
+    assert not drawn
