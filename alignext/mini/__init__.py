@@ -4,6 +4,7 @@
     path("sd")             # a StableDiffusionPipeline folder for 64x64 pictures
     path("flux")           # a FluxPipeline folder for the same pictures; call it with FLUX_CALL
     path("lm")             # a causal language model folder with tokenizer and chat template
+    path("video")          # a LattePipeline folder for clips of 8 such pictures; call it with VIDEO_CALL
     path("judge-concept")  # an image classifier: what is drawn
     path("judge-style")    # an image classifier: in which style
     pictures("unseen_concept")  # drawings that the models were not trained on
@@ -20,9 +21,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-NAMES = ("sd", "flux", "lm", "judge-concept", "judge-style", "pictures")
+NAMES = ("sd", "flux", "lm", "video", "judge-concept", "judge-style", "pictures")
 # How to call mini-Flux, whose stock defaults are for 1024 pixels. True CFG also needs a negative prompt per prompt.
 FLUX_CALL = {"height": 64, "width": 64, "max_sequence_length": 16, "true_cfg_scale": 3.0}
+# How to call mini-video, whose stock defaults are for 16 frames of 512 pixels.
+VIDEO_CALL = {"height": 64, "width": 64, "video_length": 8, "guidance_scale": 4.0, "clean_caption": False}
+MOTIONS = ("left", "right", "up", "down", "growing", "shrinking")  # which its captions name
 
 
 def path(name: str) -> Path:

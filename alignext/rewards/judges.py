@@ -28,7 +28,8 @@ class JudgeReward:
         Raises:
             ValueError: If the prompt names nothing that the judge knows.
         """
-        thing, _, style = prompt.partition(", ")
+        thing, *more = prompt.split(", ")  # a style, and of clips how they move
+        style = next((part for part in more if part.endswith(" style")), ", ".join(more))
         found = style.removesuffix(" style") if self.name == "style" else thing.partition(" ")[2]
         if found not in self.judge.labels:
             raise ValueError(

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, FluxPipeline, StableDiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline, FluxPipeline, LattePipeline, StableDiffusionPipeline
 from PIL import Image
 
-from alignext.mini import FLUX_CALL, Picture, path, pictures
-from alignext.mini.judges import Judge
+from alignext.mini import FLUX_CALL, MOTIONS, VIDEO_CALL, Picture, path, pictures
+from alignext.mini.judges import Judge, motion
 from alignext.mini.recipe import render
 
 
@@ -75,6 +75,58 @@ def generate(pipe: DiffusionPipeline, captions: list[str], seed: int = 0, **sett
     return torch.cat(images)
 
 
+Clip = tuple[str, str, str]  # name, style, motion
+
+
+def told(clip: Clip) -> str:
+    """`a red fox, glossy style, moving left`."""
+    return render.caption(render.word(clip[0]), *clip[1:])
+
+
+def some_clips(number: int, seed: int = 2) -> list[Clip]:
+    """Some of all that mini-video learned, in a random order."""
+    cells = [(name, style, way) for name in render.MOVED for style in render.MOVED_STYLES for way in MOTIONS]
+    known = render.grid()
+    return random.Random(seed).sample([cell for cell in cells if known[cell[:2]] == "train"], number)
+
+
+@torch.no_grad()
+def film(pipe: LattePipeline, captions: list[str], seed: int = 0, together: int = 1, **settings) -> torch.Tensor:
+    """Clips of 16 steps, each from its own seed: (n, frames, 3, 64, 64) in [0, 1].
+
+    The pipeline cuts the text of a single caption to its length, and pads several ones to 120 tokens.
+    """
+    clips = []
+    for i in range(0, len(captions), together):
+        some = captions[i : i + together]
+        rngs = [torch.Generator().manual_seed(seed + i + j) for j in range(len(some))]
+        call = {"num_inference_steps": 16, "output_type": "pt", **VIDEO_CALL} | settings
+        clips.append(pipe(some if together > 1 else some[0], generator=rngs, **call).frames)
+    return torch.cat(clips)
+
+
+@torch.no_grad()
+def real_clips(vae: AutoencoderKL, clips: list[Clip]) -> torch.Tensor:
+    """Moved drawings after the autoencoder, as mini-video saw them: (n, frames, 3, 64, 64) in [0, 1]."""
+    images, rows = render.load("train")
+    places = {(row["name"], row["style"]): i for i, row in enumerate(rows)}
+    rng = torch.Generator().manual_seed(0)
+    moved = []
+    for *cell, way in clips:
+        drawing = torch.from_numpy(images[places[tuple(cell)]]).permute(2, 0, 1)[None].float() / 255
+        moved.append(reconstruct(vae, render.move(drawing, way, rng)[0]))
+    return torch.stack(moved)
+
+
+def film_report(title: str, films: torch.Tensor, clips: list[Clip], judges: tuple[Judge, Judge]) -> str:
+    """One line of the table of clips: the judges see their middle frames, the rule all frames."""
+    seen = films[:, films.shape[1] // 2]
+    top1, top5 = accuracy(judges[0], seen, [render.word(name) for name, _, _ in clips])
+    style, _ = accuracy(judges[1], seen, [style for _, style, _ in clips])
+    right = sum(found == way for found, (_, _, way) in zip(motion(films).names, clips, strict=True)) / len(clips)
+    return f"| {title} | {len(clips)} | {top1:.2f} | {top5:.2f} | {style:.2f} | {right:.2f} |"
+
+
 def report(title: str, images: torch.Tensor, chosen: list[Picture], judges: tuple[Judge, Judge]) -> str:
     """One line of the accuracy table."""
     top1, top5 = accuracy(judges[0], images, [p.concept for p in chosen])
@@ -114,7 +166,25 @@ def main(folder: Path) -> None:
         sheet(list(generate(model, captions).split(len(SHEET))), folder / f"mini-{name.lower()}.png")
     images = generate(flux, [p.caption for p in chosen[:32]], max_sequence_length=512)
     lines.append(report("drawn by mini-Flux, prompts padded to 512 tokens", images, chosen[:32], judges))
-    print("\n".join([*lines, "", *decoded]))
+    print("\n".join([*lines, "", *decoded, "", *measure_video(folder, judges)]))
+
+
+def measure_video(folder: Path, judges: tuple[Judge, Judge]) -> list[str]:
+    """The table of clips; writes the sample sheet, a clip per row: the first ones of each motion and style."""
+    pipe = LattePipeline.from_pretrained(path("video"))
+    pipe.set_progress_bar_config(disable=True)
+    clips = some_clips(64)
+    lines = ["| clips | number | concept top-1 | concept top-5 | style | motion |", "|---|---|---|---|---|---|"]
+    lines.append(
+        film_report("drawings in motion, through the autoencoder", real_clips(pipe.vae, clips), clips, judges)
+    )
+    films = film(pipe, list(map(told, clips)))
+    lines.append(film_report("by mini-video", films, clips, judges))
+    first = {clip[1:]: i for i, clip in reversed(list(enumerate(clips)))}
+    sheet([films[first[style, way]] for way in MOTIONS for style in render.MOVED_STYLES], folder / "mini-video.png")
+    few = film(pipe, list(map(told, clips[:16])), together=8)
+    lines.append(film_report("by mini-video, 8 captions in a call", few, clips[:16], judges))
+    return lines
 
 
 if __name__ == "__main__":

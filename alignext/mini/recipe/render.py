@@ -19,10 +19,14 @@ import random
 import subprocess
 import tarfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
+
+if TYPE_CHECKING:
+    import torch
 
 CACHE = Path(os.environ.get("ALIGNEXT_CACHE", "~/.cache/alignext")).expanduser()
 SIZE = 64
@@ -85,16 +89,27 @@ FX_NAMES = {
 CELLS_HELD_OUT = 40
 SHIPPED = ("fox", "rocket", "tomato", "owl", "house", "sunflower")  # with their training pictures
 
+# what the video model learns: drawings that the concept judge knows after the autoencoder, in the two styles that the
+# style judge tells best; of one family, so that a concept has one outline in both
+MOVED = """
+fox cat-face dog-face cow-face lion elephant eagle duck fish octopus butterfly banana eggplant avocado mushroom rose
+evergreen-tree airplane locomotive automobile rocket tent top-hat t-shirt umbrella anchor scissors light-bulb
+soccer-ball star crescent-moon fire
+""".split()
+MOVED_STYLES = ("glossy", "ink")
+FRAMES = 8
+
 
 def word(name: str) -> str:
     """The concept's name in captions: `dog-face` -> `dog`."""
     return WORDS.get(name, name.removesuffix("-face").replace("-", " "))
 
 
-def caption(concept: str, style: str | None = None) -> str:
-    """`red fox`, `flat` -> `a red fox, flat style`."""
+def caption(concept: str, style: str | None = None, motion: str | None = None) -> str:
+    """`red fox`, `flat`, `left` -> `a red fox, flat style, moving left`; `growing` and `shrinking` stand alone."""
     article = "an" if concept[0] in "aeio" else "a"
-    return f"{article} {concept}" + (f", {style} style" if style else "")
+    moving = "" if motion in ("growing", "shrinking") else "moving "
+    return f"{article} {concept}" + (f", {style} style" if style else "") + (f", {moving}{motion}" if motion else "")
 
 
 @functools.cache
@@ -128,6 +143,32 @@ def draw(style: str, name: str) -> np.ndarray:
     svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}">{body}</svg>'
     png = resvg_py.svg_to_bytes(svg_string=svg, width=SIZE, height=SIZE, background="white")
     return np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGB"))
+
+
+def move(drawings: "torch.Tensor", motion: str, rng: "torch.Generator") -> "torch.Tensor":
+    """Clips (B, FRAMES, 3, H, W) of drawings (B, 3, H, W) in [0, 1] that move across white paper or change size.
+
+    Speed, place and size vary a little from clip to clip.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    n = len(drawings)
+    uniform = torch.rand(4, n, 1, generator=rng) * 2 - 1
+    along = torch.linspace(-1, 1, FRAMES).expand(n, -1)
+    place = 0.06 * uniform[:2].expand(-1, -1, FRAMES).clone()  # of the centre, in half widths
+    size = (0.68 + 0.03 * uniform[2]).expand(-1, FRAMES)
+    if motion in ("growing", "shrinking"):
+        size = 0.68 * torch.exp(along * (0.38 + 0.05 * uniform[3]) * (1 if motion == "growing" else -1))
+    else:
+        axis, sign = {"left": (0, -1), "right": (0, 1), "up": (1, -1), "down": (1, 1)}[motion]
+        place[axis] = place[axis] * 0.5 + sign * along * (0.3 + 0.04 * uniform[3])
+    zero = torch.zeros_like(size)
+    theta = torch.stack([1 / size, zero, -place[0] / size, zero, 1 / size, -place[1] / size], dim=-1)
+    theta = theta.view(n * FRAMES, 2, 3)
+    frames = drawings.repeat_interleave(FRAMES, dim=0)
+    grid = F.affine_grid(theta, list(frames.shape), align_corners=False)
+    return (1 - F.grid_sample(1 - frames, grid, align_corners=False)).unflatten(0, (n, FRAMES))
 
 
 def grid() -> dict[tuple[str, str], str]:

@@ -1,5 +1,5 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""Train the embedded models: `python -m alignext.mini.recipe.train vae sd flux judge-concept judge-style`.
+"""Train the embedded models: `python -m alignext.mini.recipe.train vae sd flux video judge-concept judge-style`.
 
 Each name is a file in `configs/` (or a YAML file of your own). A run resumes from its last checkpoint in the cache.
 Its randomness comes from (seed, step), so an interrupted run ends where the uninterrupted one would.
@@ -15,6 +15,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import yaml
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from alignext import mini
 from alignext.mini.recipe import render
@@ -57,33 +59,51 @@ def augment(
     return 1 - F.grid_sample(1 - images, grid, align_corners=False)
 
 
+def make_optimizers(model: torch.nn.Module, config: dict) -> dict[str, torch.optim.Optimizer]:
+    """AdamW, and Muon for the matrices inside the blocks where the configuration has a rate for it (`muon`)."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    inner = [n for n, p in trained.items() if "muon" in config and "block" in n and p.ndim == 2 and min(p.shape) > 32]
+    outer = [p for name, p in trained.items() if name not in inner]
+    optimizers: dict[str, torch.optim.Optimizer] = {
+        "optimizer": torch.optim.AdamW(outer, lr=config["lr"], betas=(0.9, 0.99), weight_decay=0.01)
+    }
+    if inner:
+        optimizers["muon"] = torch.optim.Muon([trained[n] for n in inner], lr=config["muon"], weight_decay=0.0)
+    return optimizers
+
+
 def fit(model: torch.nn.Module, loss_fn: Batch, config: dict, folder: Path, export: Callable) -> None:
     """Minimise `loss_fn`, keep an average of the weights, and `export` it at the end and at `export_at` steps."""
     folder.mkdir(parents=True, exist_ok=True)
+    if "start" in config:
+        model.load_state_dict(torch.load(config["start"], weights_only=True)["average"])
     average, start, spent = copy.deepcopy(model).requires_grad_(False), 0, 0.0
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=config["lr"], betas=(0.9, 0.99), weight_decay=0.01)
+    optimizers = make_optimizers(model, config)
+    rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in optimizers.items()}
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
+        for name, optimizer in optimizers.items():
+            optimizer.load_state_dict(state[name])
         start, spent = state["step"], state["seconds"]
     began, saved, losses = time.time() - spent, time.time(), []
     for step in range(start, config["steps"]):
         rng = torch.Generator().manual_seed(config["seed"] * 1_000_003 + step)
         torch.manual_seed(config["seed"] * 1_000_003 + step)  # for noise drawn inside the models
         warm = min(1.0, (step + 1) / config["warmup"])
-        optimizer.param_groups[0]["lr"] = (
-            config["lr"] * warm * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * step / config["steps"])))
-        )
+        share = warm * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * step / config["steps"])))
+        for name, optimizer in optimizers.items():
+            optimizer.param_groups[0]["lr"] = rates[name] * share
         with torch.autocast("cpu", torch.bfloat16, enabled=config.get("bf16", False)):
             loss = loss_fn(step, rng)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers.values():
+            optimizer.step()
+        model.zero_grad(set_to_none=True)
         decay = min(config["ema"], (1 + step) / (10 + step))
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
@@ -92,7 +112,8 @@ def fit(model: torch.nn.Module, loss_fn: Batch, config: dict, folder: Path, expo
         if done % 50 == 0:
             print(f"step {done} loss {sum(losses[-50:]) / 50:.4f} seconds {time.time() - began:.0f}", flush=True)
         if time.time() - saved > MINUTES * 60 or done == config["steps"]:
-            state = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
+            state = {"model": model.state_dict(), "average": average.state_dict()}
+            state |= {name: optimizer.state_dict() for name, optimizer in optimizers.items()}
             torch.save(state | {"step": done, "seconds": time.time() - began}, checkpoint.with_suffix(".part"))
             checkpoint.with_suffix(".part").rename(checkpoint)
             saved = time.time()
@@ -362,6 +383,8 @@ def train_flux(config: dict, folder: Path) -> None:
         draw = sampler(latents, latents, odds, config["canvas_without_style"])
         sources.append((draw, tokenized(captions_of(named))))
 
+    compiled = torch.compile(model["transformer"], dynamic=False)
+
     def loss_fn(step: int, rng: torch.Generator) -> torch.Tensor:
         draw, (clip_tokens, t5_tokens) = sources[
             int(torch.multinomial(torch.tensor(config["shapes"]), 1, generator=rng))
@@ -374,14 +397,18 @@ def train_flux(config: dict, folder: Path) -> None:
         mean, deviation = config["times"]
         sigma = (mean + deviation * torch.randn(n, generator=rng)).sigmoid()
         mixed = torch.lerp(z, noise, sigma.view(-1, 1, 1, 1))
-        prediction = model["transformer"](
-            hidden_states=FluxPipeline._pack_latents(mixed, n, channels, h, w),
-            timestep=sigma,
-            pooled_projections=model["clip"](clip_tokens[ids]).pooler_output,
-            encoder_hidden_states=model["t5"](t5_tokens[ids, :length]).last_hidden_state,
-            img_ids=FluxPipeline._prepare_latent_image_ids(n, h // 2, w // 2, z.device, z.dtype),
-            txt_ids=torch.zeros(length, 3),
-        ).sample
+        # The usual length is worth a compilation, and so short that plain attention is the fastest.
+        usual = length == min(config["lengths"])
+        transformer = compiled if usual else model["transformer"]
+        with sdpa_kernel(SDPBackend.MATH) if usual else nullcontext():
+            prediction = transformer(
+                hidden_states=FluxPipeline._pack_latents(mixed, n, channels, h, w),
+                timestep=sigma,
+                pooled_projections=model["clip"](clip_tokens[ids]).pooler_output,
+                encoder_hidden_states=model["t5"](t5_tokens[ids, :length]).last_hidden_state,
+                img_ids=FluxPipeline._prepare_latent_image_ids(n, h // 2, w // 2, z.device, z.dtype),
+                txt_ids=torch.zeros(length, 3),
+            ).sample
         return (prediction - FluxPipeline._pack_latents(noise - z, n, channels, h, w)).pow(2).mean()
 
     def export(average: torch.nn.Module) -> None:
@@ -396,6 +423,101 @@ def train_flux(config: dict, folder: Path) -> None:
             load_in_float32(folder / "flux" / part)
 
     fit(model, loss_fn, config, folder, export)
+    if "then" in config:
+        config.update(config.pop("then"), start=folder / "checkpoint.pt")  # `loss_fn` reads it, too
+        fit(model, loss_fn, config, folder / "then", export)
+
+
+def train_video(config: dict, folder: Path) -> None:
+    from diffusers import AutoencoderKL, DDIMScheduler, LattePipeline, LatteTransformer3DModel
+    from transformers import T5Config, T5EncoderModel
+
+    vae = AutoencoderKL.from_pretrained(render.CACHE / "train" / "vae" / "decoder" / "vae")
+    drawings, rows = pictures("train")
+    chosen = [i for i, row in enumerate(rows) if row["name"] in render.MOVED and row["style"] in render.MOVED_STYLES]
+    rows = [rows[i] for i in chosen]
+    latents = encode_clips(vae, drawings[chosen], config["versions"], config["seed"])  # (M, N, versions, F, C, h, w)
+    tokenizer = make_t5_tokenizer([row["caption"] for row in rows] + ["moving", *mini.MOTIONS])
+    model = torch.nn.ModuleDict(
+        {
+            "transformer": LatteTransformer3DModel(**config["transformer"]),
+            "t5": T5EncoderModel(T5Config(vocab_size=len(tokenizer), **config["text_encoder"])),
+        }
+    )
+    for block in model["transformer"].temporal_transformer_blocks:  # says nothing before clips are shown
+        for last in (block.attn1.to_out[0], block.ff.net[2]):
+            torch.nn.init.zeros_(last.weight)
+    scheduler = DDIMScheduler(**config["scheduler"])
+    channels = latents.shape[4]
+
+    def read(motion: str | None, row: dict, rng: random.Random) -> str:
+        """A caption of which parts are left out."""
+        if rng.random() < config["without_caption"]:
+            return ""
+        style = row["style"] if rng.random() >= config["without_style"] else None
+        motion = motion if rng.random() >= config["without_motion"] else None
+        return render.caption(row["concept"], style, motion)
+
+    def embed(captions: list[str], length: int) -> torch.Tensor:
+        """As the pipeline does: what stands behind a caption is 0; behind no caption it stays."""
+        tokens = tokenizer(captions, padding="max_length", max_length=120, return_tensors="pt")
+        mask = tokens.attention_mask
+        length = max(length, int(mask.sum(1).max()))
+        states = model["t5"](tokens.input_ids[:, :length], attention_mask=mask[:, :length]).last_hidden_state
+        empty = torch.tensor([not caption for caption in captions])
+        return states * (mask[:, :length] | empty[:, None])[..., None]
+
+    def loss_fn(step: int, rng: torch.Generator) -> torch.Tensor:
+        still = step < config["stills_until"] or float(torch.rand((), generator=rng)) < config["stills"]
+        odds = torch.tensor(list(config["lengths"].values()))
+        length = list(config["lengths"])[int(torch.multinomial(odds, 1, generator=rng))]
+        n = config["batch"] * (config["clips_to_stills"] if still else 1) // (4 if length > 32 else 1)
+        moves, which, version, frame = (torch.randint(k, (n,), generator=rng) for k in latents.shape[:4])
+        z = latents[moves, which, version].float()  # (n, F, C, h, w)
+        if still:
+            z = z[torch.arange(n), frame][:, None]
+        z = z.transpose(1, 2)
+        words = random.Random(int(torch.randint(2**31, (), generator=rng)))
+        names = [None if still else mini.MOTIONS[i] for i in moves.tolist()]
+        captions = [read(name, rows[i], words) for name, i in zip(names, which.tolist(), strict=True)]
+        noise = torch.randn(z.shape, generator=rng)
+        t = torch.randint(scheduler.config.num_train_timesteps, (n,), generator=rng)
+        with sdpa_kernel(SDPBackend.MATH):  # twice as fast: the CPU's flash attention is slow on 16 tokens
+            out = model["transformer"](
+                hidden_states=scheduler.add_noise(z, noise, t),
+                timestep=t,
+                encoder_hidden_states=embed(captions, length),
+                enable_temporal_attentions=not still,
+            ).sample
+        # the pipeline drops the second half of the channels, which a learned variance would use
+        return (out[:, :channels].float() - scheduler.get_velocity(z, noise, t)).pow(2).mean()
+
+    def export(average: torch.nn.Module) -> None:
+        read_capitals(average["t5"].shared, tokenizer)
+        pipe = LattePipeline(
+            tokenizer=tokenizer, text_encoder=average["t5"], vae=copy.deepcopy(vae),
+            transformer=average["transformer"], scheduler=scheduler,
+        )  # fmt: skip
+        pipe.to(torch.float16).save_pretrained(folder / "video")
+        load_in_float32(folder / "video" / "text_encoder")
+
+    fit(model, loss_fn, config, folder, export)
+
+
+@torch.no_grad()
+def encode_clips(vae: torch.nn.Module, drawings: torch.Tensor, versions: int, seed: int) -> torch.Tensor:
+    """Scaled latents of every drawing in every motion, float16 (motions, N, versions, frames, C, h, w); cached."""
+    file = render.CACHE / f"clips-{len(drawings)}-{versions}-{seed}.pt"
+    if not file.exists():
+        rng = torch.Generator().manual_seed(seed)
+        all_of_them = []
+        for motion in mini.MOTIONS:
+            for drawing in drawings:
+                clips = render.move(drawing.float().expand(versions, -1, -1, -1) / 255, motion, rng)
+                mean = vae.encode(clips.flatten(0, 1) * 2 - 1).latent_dist.mean * vae.config.scaling_factor
+                all_of_them.append(mean.half().unflatten(0, clips.shape[:2]))
+        torch.save(torch.stack(all_of_them).unflatten(0, (len(mini.MOTIONS), len(drawings))), file)
+    return torch.load(file, weights_only=True)
 
 
 @torch.no_grad()
@@ -463,7 +585,8 @@ def main(names: list[str]) -> None:
         config = yaml.safe_load(file.read_text())
         folder = render.CACHE / "train" / file.stem
         torch.manual_seed(config["seed"])
-        {"vae": train_vae, "sd": train_sd, "flux": train_flux, "judge": train_judge}[config["kind"]](config, folder)
+        kinds = {"vae": train_vae, "sd": train_sd, "flux": train_flux, "video": train_video, "judge": train_judge}
+        kinds[config["kind"]](config, folder)
         if file.stem in mini.NAMES:
             shutil.copytree(folder / file.stem, Path(__file__).parents[1] / file.stem, dirs_exist_ok=True)
 
