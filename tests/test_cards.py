@@ -42,10 +42,7 @@ CARDS: dict[str, Callable[[], ModelCard]] = {
     **{row.name: lambda row=row: of_pipeline(row) for row in ROWS},
     "style": lambda: style()._card("someone/style", "other.safetensors"),
     "inversion": lambda: inversion()._card("someone/picture", "inversion.safetensors"),
-    **{
-        f"mini-{name}": lambda name=name: ModelCard.load(mini.path(name) / "README.md")
-        for name in ("sd", "flux", "lm", "judge-concept", "judge-style", "pictures")
-    },
+    **{f"mini-{name}": lambda name=name: ModelCard.load(mini.path(name) / "README.md") for name in mini.NAMES},
 }
 
 
@@ -61,6 +58,12 @@ def test_hub_takes_the_metadata(artifact: str) -> None:
             "text-to-image",
             "someone/base",
         )
+
+
+def test_pipelines_of_clips_say_so() -> None:
+    pipe = ROWS[0].build()
+    pipe.video_processor = None  # what the video pipelines of diffusers have
+    assert pipeline_card(pipe, "someone/model").data.pipeline_tag == "text-to-video"
 
 
 @pytest.mark.parametrize(
