@@ -72,7 +72,8 @@ def main() -> None:
     args = parser.parse_args()
 
     base, tokenizer = AutoModelForCausalLM.from_pretrained(args.model), AutoTokenizer.from_pretrained(args.model)
-    data = preferences(base, tokenizer, beginnings("Tom Lily Ben Mia Sam Anna Max Sue"), samples=8, seed=0)
+    samples = min(8, 2 + args.steps // 4)  # few steps see few pairs
+    data = preferences(base, tokenizer, beginnings("Tom Lily Ben Mia Sam Anna Max Sue"), samples, seed=0)
     data.to_json("preferences.jsonl")
     print({name: data["objective"].count(name) for name in RULES}, "pairs; they are in preferences.jsonl.")
 
