@@ -98,9 +98,7 @@ class DiffusionTrainer(Trainer):
             jitter(denoiser, init_noise, args.seed)
         super().__init__(model=module, args=args, processing_class=None, **kwargs)
         if self.is_fsdp_enabled or getattr(args.deepspeed_plugin, "zero_stage", 0) == 3:
-            raise NotImplementedError(
-                f"{type(self).__name__} does not shard parameters (FSDP, ZeRO-3) yet. Use DDP."
-            )
+            raise NotImplementedError(f"{type(self).__name__} does not shard parameters (FSDP, ZeRO-3) yet. Use DDP.")
         check_run(args, self.model)
         if self.ref_denoiser is not None:
             self.ref_denoiser.to(self.accelerator.device)
