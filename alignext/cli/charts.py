@@ -8,7 +8,7 @@ from html import escape
 
 
 _WIDTH, _HEIGHT = 460, 280
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 10, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 10, 44
 COLORS = 6  # the page's style sheet has as many; a seventh series begins again
 
 

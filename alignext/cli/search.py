@@ -285,7 +285,7 @@ def demo(*, seed: int, steps: int | None) -> list["Section"]:
     pictures = Section(
         "Latent search: the style that was asked for",
         "No training: partial drawings are tried, estimated and kept or dropped while the model draws. The best of 8 "
-        "costs as much as the beam search and looks at finished drawings only.",
+        "costs about as much as the beam search and looks at finished drawings only.",
         figures=[Figure("search", sheet, alt="Captions by row: one sample, best of 8, beam search.")],
         charts=_charts("style log-probability", measured, course),
         tables=[_table("style", "concept", measured, caption)],
