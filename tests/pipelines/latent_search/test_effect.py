@@ -1,5 +1,5 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""On the embedded model, searching finds more reward than a single sample.
+"""On the embedded models, searching finds more reward than a single sample.
 
 That it finds more than best-of-N with as many evaluations is not asserted: with so few steps it does not, see
 `benchmarks/latent_search.py`, which measures with intervals and a second reward beside the one searched.
@@ -7,10 +7,10 @@ That it finds more than best-of-N with as many evaluations is not asserted: with
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import LattePipeline, StableDiffusionPipeline
 
 from alignext import LatentSearch, SearchConfig, mini
-from alignext.rewards import compressibility
+from alignext.rewards import JudgeReward, compressibility
 
 
 pytestmark = pytest.mark.effect
@@ -45,3 +45,22 @@ def test_search_and_best_of_n_beat_a_single_sample(found):
 
 def test_it_takes_no_more_evaluations(found):
     assert found["beam"][1] == 3 + 9 * 6 <= found["best of 6"][1] == 60
+
+
+def test_search_on_mini_video_finds_clips_that_show_more_of_what_the_caption_names():
+    """One caption per call, as the video model's pipeline reads short texts best."""
+    pipe = LattePipeline.from_pretrained(mini.path("video"))
+    pipe.set_progress_bar_config(disable=True)
+    reward = JudgeReward("concept")
+    captions = ("a red fox, ink style, moving left", "a duck, glossy style, growing", "a tent, ink style, moving up",
+                "an eagle, glossy style, moving down")  # fmt: skip
+
+    def mean_reward(config: SearchConfig) -> float:
+        total = 0.0
+        for seed, caption in enumerate(captions):
+            call = dict(num_inference_steps=10, output_type="pt", generator=torch.Generator().manual_seed(seed))
+            total += LatentSearch(pipe, reward, config)(caption, **call, **mini.VIDEO_CALL).rewards.item()
+        return total / len(captions)
+
+    single = mean_reward(SearchConfig(num_beams=1, num_candidates=1))
+    assert mean_reward(SearchConfig(**WIDE)) > single + 0.1
