@@ -95,6 +95,6 @@ def test_shows_what_the_caption_says_and_moves_as_it_says(pipe, together):
     films = film(pipe, [told(clip) for clip in clips], together=together)
     middle = films[:, render.FRAMES // 2]
     concepts, styles = Judge("concept").name(middle), Judge("style").name(middle)
-    assert sum(found == render.word(name) for found, (name, _, _) in zip(concepts, clips, strict=True)) >= 8
-    assert sum(found == style for found, (_, style, _) in zip(styles, clips, strict=True)) >= 14
-    assert sum(found == way for found, (_, _, way) in zip(motion(films).names, clips, strict=True)) >= 14
+    assert sum(found == render.word(name) for found, (name, _, _) in zip(concepts, clips, strict=True)) >= 14
+    assert sum(found == style for found, (_, style, _) in zip(styles, clips, strict=True)) >= 8
+    assert sum(found == way for found, (_, _, way) in zip(motion(films).names, clips, strict=True)) >= 9
