@@ -1,9 +1,11 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""Latent search: what it costs beside a straightforward beam loop, and what it finds on the embedded model.
+r"""Latent search: what it costs beside a straightforward beam loop, and what it finds on the embedded model.
 
     python benchmarks/latent_search.py                    # both parts, about 30 minutes on one CPU core
     python benchmarks/latent_search.py --part cost
-    python benchmarks/latent_search.py --part effect --reward style
+    python benchmarks/latent_search.py --part effect --reward style --steps 10
+    python benchmarks/latent_search.py --part effect --reward compressibility --steps 50 --prompts 32 --group 8 \
+        --first-seed 2000 --methods "best of 8" "beam 4 x 2" "beam 2 x 2, lookahead 2" --suffix=-50-steps
     python benchmarks/latent_search.py --part cost --device cuda
 
 Results go to `results/latent-search-*`, as JSON with a Markdown table beside it.

@@ -1,11 +1,11 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """Latent search on the embedded video model: what it finds, beside best-of-N with as many evaluations.
 
-    python benchmarks/latent_search_video.py                    # about 16 minutes on one CPU core
-    python benchmarks/latent_search_video.py --reward motion
+    python benchmarks/latent_search_video.py                    # about half an hour on one CPU core
+    python benchmarks/latent_search_video.py --reward concept
     python benchmarks/latent_search_video.py --clips 4 --steps 4
 
-Writes `results/latent-search-effect-video*.json` with a Markdown table and a picture beside it.
+Writes `results/latent-search-effect-video-*.json` with a Markdown table and a picture beside it.
 """
 
 import time
@@ -62,15 +62,15 @@ def settings() -> dict[str, SearchConfig]:
     return {
         "best of 8": SearchConfig(**wide, strategy="best_of_n"),
         "beam 4 x 2": SearchConfig(**wide),
-        "beam 4 x 2, eta 0.5": SearchConfig(**wide, eta=0.5),
+        "beam 2 x 2, lookahead 2": SearchConfig(num_beams=2, num_candidates=2, lookahead_steps=2),
     }
 
 
 def main() -> None:
     parse = parser(__doc__)
-    parse.add_argument("--reward", choices=sorted(REWARDS), default="concept", help="searched; the other is held out")
+    parse.add_argument("--reward", choices=sorted(REWARDS), default="motion", help="searched; the other is held out")
     parse.add_argument("--clips", type=int, default=32, help="captions, each with a seed of its own")
-    parse.add_argument("--steps", type=int, default=12)
+    parse.add_argument("--steps", type=int, default=16)
     parse.add_argument("--first-seed", type=int, default=1000, help="clip i has this seed + i")
     parse.add_argument("--minutes", type=float, help="begin no further clip after so many")
     args = parse.parse_args()
@@ -121,7 +121,7 @@ def main() -> None:
             table(head, rows(less)),
         ]
     )
-    label = "latent-search-effect-video" + ("" if args.reward == "concept" else f"-{args.reward}")
+    label = f"latent-search-effect-video-{args.reward}"
     document = {
         "steps": args.steps,
         "reward": args.reward,
