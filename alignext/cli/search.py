@@ -265,7 +265,6 @@ _METHODS: dict[str, dict[str, Any]] = {
     "beam search": {"num_beams": 4, "num_candidates": 2, "lookahead_steps": 1},
 }
 _CLIPS = ("a rocket, ink style, moving up", "a fish, glossy style, moving left")
-_CLIP = {"height": 64, "width": 64, "video_length": 8}  # of mini-video
 
 
 def demo(*, seed: int, steps: int | None) -> list["Section"]:
@@ -305,7 +304,7 @@ def _video_section(seed: int, steps: int | None) -> "Section":
         return concept(clips[:, clips.shape[1] // 2], prompts)
 
     pipe = _load(str(mini.path("video")), device="cpu")
-    call = {"num_inference_steps": steps or 12, **_CLIP}
+    call = {"num_inference_steps": steps or 12, **mini.VIDEO_CALL}
     samples, measured, course = _compare(pipe, list(_CLIPS), dynamics, of_the_middle, seed, call)
     frames = [
         contact_sheet(
