@@ -41,6 +41,25 @@ class Judge:
         Returns:
             `Judgement`: `logits` (n, labels) and `features` (n, width).
         """
+        pooled = self.model.resnet(self._pixels(images)).pooler_output.flatten(1)
+        return Judgement(self.model.classifier(pooled), F.normalize(pooled, dim=1))
+
+    @torch.no_grad()
+    def texture(self, images: list[Image] | torch.Tensor) -> torch.Tensor:
+        """Gram matrices `F F^T` of the channels after the stem and the first two stages: the style, without where
+        things are, as in Gatys et al. (2016).
+
+        Args:
+            images (`list[PIL.Image.Image]` or `torch.Tensor`): as above.
+
+        Returns:
+            `torch.Tensor`: (n, width), of unit length, so that a dot product is the mean of the layers' cosines.
+        """
+        states = self.model.resnet(self._pixels(images), output_hidden_states=True).hidden_states[:3]
+        grams = [(x.flatten(2) @ x.flatten(2).mT).flatten(1) for x in states]
+        return torch.cat([F.normalize(gram, dim=1) for gram in grams], dim=1) / len(grams) ** 0.5
+
+    def _pixels(self, images: list[Image] | torch.Tensor) -> torch.Tensor:
         if not isinstance(images, torch.Tensor):
             arrays = [np.asarray(image.convert("RGB").resize((64, 64)), dtype=np.float32) / 255 for image in images]
             images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
@@ -49,8 +68,7 @@ class Judge:
         images = images.to(self.model.device, torch.float32)
         if images.shape[-2:] != (64, 64):
             images = F.interpolate(images, size=(64, 64), mode="bilinear", antialias=True)
-        pooled = self.model.resnet(images * 2 - 1).pooler_output.flatten(1)
-        return Judgement(self.model.classifier(pooled), F.normalize(pooled, dim=1))
+        return images * 2 - 1
 
     def name(self, images: list[Image] | torch.Tensor) -> list[str]:
         """The most likely label of each picture."""

@@ -64,7 +64,7 @@ def test_autoencoder_is_that_of_mini_sd(pipe):
 
 
 @pytest.mark.effect
-@pytest.mark.parametrize(("tokens", "number", "wanted"), [(16, 32, 8), (512, 6, 1)])
+@pytest.mark.parametrize(("tokens", "number", "wanted"), [(16, 32, 28), (512, 6, 4)])
 def test_draws_what_the_caption_says_in_the_style_it_says(pipe, tokens, number, wanted):
     """Trained captions, padded short and to the pipeline's default; chance is 1 in 170, and 1 in 5 for the style."""
     cells = [(name, style) for (name, style), split in sorted(render.grid().items()) if split == "train"]
@@ -74,4 +74,4 @@ def test_draws_what_the_caption_says_in_the_style_it_says(pipe, tokens, number, 
     concepts, styles = Judge("concept").name(images), Judge("style").name(images)
     assert sum(found == render.word(name) for found, (name, _) in zip(concepts, cells, strict=True)) >= wanted
     if tokens == 16:
-        assert sum(found == style for found, (_, style) in zip(styles, cells, strict=True)) >= number * 0.4
+        assert sum(found == style for found, (_, style) in zip(styles, cells, strict=True)) >= number * 0.55
