@@ -289,7 +289,7 @@ def demo(*, seed: int, steps: int | None) -> list["Section"]:
         charts=_charts("style log-probability", measured, course),
         tables=[_table("style", "concept", measured, caption)],
     )
-    return [pictures, *([_video_section(seed, steps)] if "video" in mini.NAMES else [])]
+    return [pictures, _video_section(seed, steps)]
 
 
 def _video_section(seed: int, steps: int | None) -> "Section":
