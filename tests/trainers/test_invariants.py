@@ -113,8 +113,9 @@ def test_the_trajectory_depends_on_the_rows_of_a_step_alone(name: str, runs: Run
     found = {way: differences(ways[way], reference) for way in ("2x2", "4x1c", *processes(SHARED))}
     shown(name, found)
     assert all(agree(of_way, ROUNDING.get(name, 1.0)) for of_way in found.values()), found
-    for checkpointed, plain in (("4x1c", "4x1"), ("1x2c-0", "2x2")):
-        assert ways[checkpointed]["forwards"] > ways[plain]["forwards"]
+    assert ways["4x1c"]["forwards"] > ways["4x1"]["forwards"]
+    if name != "smpo":  # whose inversions take as many calls as the deepest row of a micro-batch needs
+        assert ways["1x2c-0"]["forwards"] > ways["2x2"]["forwards"]
     for way in SHARED:  # and processes never part
         first, second = ways[f"{way}-0"], ways[f"{way}-1"]
         assert torch.equal(first["moved"], second["moved"])
