@@ -1,14 +1,16 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 r"""Latent search: what it costs beside a straightforward beam loop, and what it finds on the embedded model.
 
-    python benchmarks/latent_search.py                    # both parts, about 30 minutes on one CPU core
+    python benchmarks/latent_search.py                    # both parts, about an hour on one CPU core
     python benchmarks/latent_search.py --part cost
-    python benchmarks/latent_search.py --part effect --reward style --steps 10
+    python benchmarks/latent_search.py --part effect --reward style --steps 30 --prompts 16 --methods "best of 8" \
+        "beam 4 x 2" "beam 4 x 2, eta 0.6" "one path with eta 1" --suffix=-30-steps
     python benchmarks/latent_search.py --part effect --reward compressibility --steps 50 --prompts 32 --group 8 \
         --first-seed 2000 --methods "best of 8" "beam 4 x 2" "beam 2 x 2, lookahead 2" --suffix=-50-steps
     python benchmarks/latent_search.py --part cost --device cuda
 
-Results go to `results/latent-search-*`, as JSON with a Markdown table beside it.
+Results go to `results/latent-search-*`, as JSON with a Markdown table beside it. Those of 10 steps have some of the
+methods, and 28 captions for compressibility.
 """
 
 import argparse
@@ -279,11 +281,11 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--part", choices=("cost", "effect"), help="default: both")
     options.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    options.add_argument("--cost-steps", type=int, default=10, help="cost only")
+    options.add_argument("--cost-steps", type=int, default=6, help="cost only")
     options.add_argument("--repeats", type=int, default=3, help="cost only")
     options.add_argument("--reward", choices=sorted(REWARDS), help="effect only; default: both")
-    options.add_argument("--steps", type=int, default=20, help="effect only")
-    options.add_argument("--prompts", type=int, default=40, help="effect only: how many captions")
+    options.add_argument("--steps", type=int, default=10, help="effect only")
+    options.add_argument("--prompts", type=int, default=32, help="effect only: how many captions")
     options.add_argument("--group", type=int, default=4, help="effect only: captions in one batch")
     options.add_argument("--minutes", type=float, help="effect only: begin no further batch after so many")
     options.add_argument("--first-seed", type=int, default=1000, help="effect only: prompt i has this seed + i")

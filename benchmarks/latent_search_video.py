@@ -96,7 +96,7 @@ def main() -> None:
                     out = LatentSearch(pipe, reward, config)(caption, **call)
                     clip, nfe = out.frames[:1], out.nfe
                 scores[method].append([reward(clip, [caption]).item(), held_out(clip, [caption]).item(), nfe])
-            row.append(film_strip(clip[0]))
+            row += three_frames(clip[0])
         sheet.append(row)
         print(f"{i + 1} of {len(captions)}", {m: [round(x, 2) for x in s[-1]] for m, s in scores.items()}, flush=True)
 
@@ -130,14 +130,15 @@ def main() -> None:
         "scores": scores,
     }
     write(label, "Latent search: effect on clips", about("cpu", "diffusers"), document, text)
-    picture = contact_sheet(sheet[:8], row_labels=captions[:8], col_labels=list(methods), cell=192)
+    labels = [label for method in methods for label in (method, "", "")]
+    picture = contact_sheet(sheet[:8], row_labels=captions[: len(sheet)][:8], col_labels=labels, cell=96)
     picture.quantize(128).save(RESULTS / f"{label}.png", optimize=True)
 
 
-def film_strip(clip: torch.Tensor) -> Image.Image:
-    """First, middle and last frame side by side."""
-    frames = clip[[0, len(clip) // 2, -1]].mul(255).round().byte().permute(2, 0, 3, 1).flatten(1, 2)
-    return Image.fromarray(frames.numpy())
+def three_frames(clip: torch.Tensor) -> list[Image.Image]:
+    """First, middle and last."""
+    frames = clip[[0, len(clip) // 2, -1]].mul(255).round().byte().permute(0, 2, 3, 1)
+    return [Image.fromarray(frame) for frame in frames.numpy()]
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def test_in_many_steps_beams_beat_best_of_n():
 
 
 def test_search_on_mini_video_finds_clips_that_show_more_of_what_the_caption_names():
-    """One caption per call, as the video model's pipeline reads short texts best."""
+    """One caption per call: the pipeline pads several."""
     pipe = LattePipeline.from_pretrained(mini.path("video"))
     pipe.set_progress_bar_config(disable=True)
     reward = JudgeReward("concept")
