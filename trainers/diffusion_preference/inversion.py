@@ -129,10 +129,11 @@ class _InversionTrainer(DiffusionPreferenceTrainer):
             keys = self._keys(cache, batch)
             if all(key in cache for key in keys):
                 continue
-            # Drawn by the pair and not by its row: both pictures have the same points, wherever else a picture is.
+            # Drawn by the pair, as the key is, and not by its row: both pictures have the same points and noise, wherever
+            # else one of them, or the pair, is.
             pairs = zip(keys, keys[len(keys) // 2 :], strict=False)
-            kept = Draws(self.args.seed, "kept", torch.tensor([int(min(pair)[:8], 16) for pair in pairs]))
-            k = 1 + kept.points("time", self.args.num_cached_points, self.args.num_inversion_steps)
+            batch.draws = Draws(self.args.seed, "kept", torch.tensor([int(min(pair)[:8], 16) for pair in pairs]))
+            k = 1 + batch.draws.points("time", self.args.num_cached_points, self.args.num_inversion_steps)
             points = self._invert(reference, batch, k.sort(0).values.repeat(1, 2).to(batch.x0.device))
             names = ("x",) if self.args.target == "recovered" else ("source", "prediction", "x")
             for row, key in enumerate(keys):

@@ -429,6 +429,28 @@ def test_kept_points_of_a_pair_are_the_same_of_both_pictures(tmp_path: Path) -> 
     assert winner.unique().numel() > 1
 
 
+def test_a_kept_inversion_depends_on_its_pair_alone(tmp_path: Path) -> None:
+    """Also where it is random: in which row the pair is, and which picture won, does not matter."""
+    pair, other = latent_pairs(2).to_list()
+    turned = pair | {"chosen_latents": pair["rejected_latents"], "rejected_latents": pair["chosen_latents"]}
+
+    def kept(rows: list[dict], row: int) -> torch.Tensor:
+        trainer = INVERSION.start(
+            tmp_path / str(len(rows)),
+            dataset=Dataset.from_list(rows),
+            target="recovered",
+            inversion_eta=0.5,
+            precompute_inversion=True,
+            prompt_dropout=0.0,
+        )
+        batch = trainer.get_batch(batch_of(trainer, [row]))
+        return trainer._cache.load(trainer._keys(trainer._cache, batch))["x"]
+
+    alone = kept([pair], 0)
+    torch.testing.assert_close(kept([other, pair, turned], 1), alone)
+    torch.testing.assert_close(kept([other, pair, turned], 2), alone.flip(0))
+
+
 def test_pictures_are_encoded_once_and_the_vae_leaves(tmp_path: Path) -> None:
     trainer = INVERSION.start(tmp_path, precompute_inversion=True, num_cached_points=2, eval_dataset=pairs(4))
     assert "image_chosen" not in trainer.train_dataset.column_names
