@@ -518,8 +518,10 @@ def _check_moments(log_w: torch.Tensor, phi: torch.Tensor, mu: torch.Tensor, nam
         raise ValueError(f"There are {phi.shape[-1]} features, {len(mu)} moments and {len(names)} names of features.")
     wrong = ~phi.isfinite()
     if wrong.any():
-        name = names[int(wrong.flatten(0, -2).any(0).nonzero()[0])]
-        raise ValueError(f"{name} is {phi[wrong][0].item()} for a sample. A feature has to be a finite number.")
+        where = tuple(wrong.nonzero()[0].tolist())
+        raise ValueError(
+            f"{names[where[-1]]} is {phi[where].item()} for a sample. A feature has to be a finite number."
+        )
     absent = (log_w == -math.inf)[..., None]
     low = torch.where(absent, math.inf, phi).amin(1).mean(0)
     high = torch.where(absent, -math.inf, phi).amax(1).mean(0)

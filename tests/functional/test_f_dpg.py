@@ -550,6 +550,7 @@ def test_lambda_of_features_on_other_scales():
         (PHI, [0.5], "2 features, 1 moments"),
         (torch.where(PHI == 3, INF, PHI), [0.5, 1.2], "length is inf"),
         (torch.where(PHI == 3, math.nan, PHI), [0.5, 1.2], "length is nan"),
+        (torch.where(PHI == torch.tensor([1, 0]), torch.tensor([math.nan, INF]), PHI), [0.5, 1.2], "length is inf"),
     ],
 )
 def test_moments_out_of_reach_are_refused(phi, moments, match):

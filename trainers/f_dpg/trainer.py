@@ -224,10 +224,10 @@ class FDPGTrainer(RLOOTrainer):
         else:
             score = self._distributional(rewards)
         if (score == math.inf).any():
-            row, k = rewards.isinf().nonzero()[0].tolist()
+            row = rewards[score == math.inf][0]
+            k = int(row.nan_to_num(0.0).abs().argmax())
             raise ValueError(
-                f"A reward is infinite: {self.reward_func_names[k]!r} returned {rewards[row, k].item()}. "
-                "Return finite numbers."
+                f"A reward is infinite: {self.reward_func_names[k]!r} returned {row[k].item()}. Return finite numbers."
             )
         return score
 

@@ -354,6 +354,9 @@ def test_infinite_rewards_are_named(tmp_path: Path, target: str) -> None:
     trainer.target_state.coefficients = [1.0]
     with pytest.raises(ValueError, match="'limitless' returned inf"):
         scored(trainer)
+    if target == "exponential":  # where -inf excludes a sample, and is no mistake
+        with pytest.raises(ValueError, match="'limitless' returned inf"):
+            trainer.log_scores(torch.tensor([[-math.inf], [1.0], [math.inf]]))
 
 
 @pytest.mark.parametrize("value", [-1.0, math.inf])
@@ -457,7 +460,7 @@ def test_clips_and_shifts_reach_advantage_and_loss(tmp_path: Path, settings: dic
     log_t = out["old_logps"] - out["ref_logps"] - out["log_score"] + out["log_z"]
     assert log_t.abs().max() > 0.6  # so that the clips bind
     assert bounded(out["advantages"].double(), log_t)
-    log_pi, pulled = torch.zeros(4, dtype=torch.float64, requires_grad=True), []
+    log_pi = torch.zeros(4, dtype=torch.float64, requires_grad=True)
     trainer._get_per_token_logps_and_entropies = lambda *_, **__: (
         (log_pi + out["old_logps"])[:, None] * torch.eye(1, out["completion_ids"].size(1)),
         torch.zeros(out["completion_ids"].shape),
