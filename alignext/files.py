@@ -27,12 +27,15 @@ def replacing(path: str | os.PathLike) -> Generator[Path]:
 
     Args:
         path (`str` or `os.PathLike`): The file or folder, in a folder that exists.
+
+    Raises:
+        IsADirectoryError: A file was written, and `path` is a folder, which stays.
     """
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield part
-        if path.is_dir():
+        if part.is_dir() and path.is_dir():
             shutil.rmtree(path)
         os.replace(part, path)
     finally:
@@ -80,7 +83,7 @@ def check_output(folder: str | os.PathLike, *, name: str = "output_dir", weights
             error.errno, f"`{name}` is {str(folder)!r}, which cannot be written to ({reason}). Name another folder"
         ) from error
     finally:
-        if probe.is_file():
+        if os.path.isfile(probe):  # unlike `Path.is_file`, never an error in the place of the one above
             probe.unlink()
     needed, free = sum(x.numel() * x.element_size() for x in weights), shutil.disk_usage(folder).free
     if needed > free:

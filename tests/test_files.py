@@ -48,6 +48,16 @@ def test_a_folder_takes_the_place_of_the_old_one_at_the_end(tmp_path):
     assert os.listdir(tmp_path) == ["unet"]
 
 
+def test_a_file_never_takes_the_place_of_a_folder(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "a.png").write_text("old")
+    with pytest.raises(IsADirectoryError), replacing(folder) as part:
+        part.write_text("new")
+    assert (folder / "a.png").read_text() == "old"
+    assert os.listdir(tmp_path) == ["pictures"]
+
+
 @pytest.mark.parametrize("as_folder", [False, True])
 def test_a_failure_leaves_the_old_one(tmp_path, as_folder):
     old = tmp_path / "a"
@@ -137,6 +147,12 @@ def test_a_folder_under_a_file_cannot_be_written_to(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"`--out` is '.*file/out', which cannot be written to \(Not a directory\)"):
         check_output(tmp_path / "file" / "out", name="--out")
+
+
+def test_a_name_that_is_too_long_is_told_with_the_argument(tmp_path):
+    """Where not even the file that was tried can be looked for."""
+    with pytest.raises(OSError, match=r"`--out` is '.*', which cannot be written to \(File name too long\)"):
+        check_output(tmp_path / ("x" * 300), name="--out")
 
 
 def test_a_full_disk_cannot_be_written_to(tmp_path, monkeypatch):
