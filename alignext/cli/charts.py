@@ -45,13 +45,15 @@ def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
         high (`float`): Upper end; may be equal to the lower one.
         whole (`bool`, *optional*, defaults to `False`): Whole numbers only.
     """
-    span = high - low or max(abs(high), 1.0)
+    span = high - low
+    if span <= 1e-9 * max(abs(low), abs(high)):  # one value, but for rounding
+        span = max(abs(high), 1.0)
     power = 10.0 ** math.floor(math.log10(span / 5))
     step = next(factor * power for factor in (1, 2, 5, 10) if span <= 5 * factor * power * (1 + 1e-9))
     step = max(step, 1.0) if whole else step
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     last += last == first
-    return [round(i * step, 12) for i in range(first, last + 1)]
+    return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
 
 
 def draw(chart: Chart) -> str:

@@ -21,7 +21,20 @@ def circles(chart):
 
 
 @pytest.mark.parametrize(
-    "low, high", [(0, 1), (0.013, 0.0141), (-3.2, 17), (-1e-9, 1e-9), (1e6, 1.5e6), (5, 5), (0, 0), (-7, -7), (2, 24)]
+    "low, high",
+    [
+        (0, 1),
+        (0.013, 0.0141),
+        (-3.2, 17),
+        (-1e-9, 1e-9),
+        (1e-13, 2e-13),
+        (1e6, 1.5e6),
+        (5, 5),
+        (0.3, 0.1 + 0.2),
+        (0, 0),
+        (-7, -7),
+        (2, 24),
+    ],
 )
 def test_ticks_enclose_the_range_evenly_and_are_few(low, high):
     found = ticks(low, high)
