@@ -129,8 +129,8 @@ class _InversionTrainer(DiffusionPreferenceTrainer):
             keys = self._keys(cache, batch)
             if all(key in cache for key in keys):
                 continue
-            # Drawn by the pair, as the key is, and not by its row: both pictures have the same points and noise, wherever
-            # else one of them, or the pair, is.
+            # Drawn by the pair, as the key is made, and not by its row: both pictures have the same points and noise,
+            # wherever else one of them, or the pair, is.
             pairs = zip(keys, keys[len(keys) // 2 :], strict=False)
             batch.draws = Draws(self.args.seed, "kept", torch.tensor([int(min(pair)[:8], 16) for pair in pairs]))
             k = 1 + batch.draws.points("time", self.args.num_cached_points, self.args.num_inversion_steps)
