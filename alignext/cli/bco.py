@@ -13,6 +13,7 @@ from alignext.cli.training import (
     load_rows,
     model_arguments,
     quieten,
+    speaks,
     splits,
     tell,
     train_and_save,
@@ -80,7 +81,7 @@ def demo(*, seed: int, steps: int | None) -> list["Section"]:
     rounds = -(-_BATCH * steps // (2 * len(known)))  # every story is seen about twice
     print(f"BCO: {rounds * len(known)} stories to train on, {steps} steps", flush=True)
     rows: list[dict[str, Any]] = [
-        {"prompt": prompt, "completion": story, "label": _speaks(story)}
+        {"prompt": prompt, "completion": story, "label": speaks(story)}
         for k in range(rounds)
         for prompt, story in zip(known, tell(model, tokenizer, known, seed + k), strict=True)
     ]
@@ -104,7 +105,7 @@ def demo(*, seed: int, steps: int | None) -> list["Section"]:
     measures = Table(
         ["stories", "somebody speaks", "words a story"],
         [
-            [name, sum(map(_speaks, told)) / len(told), sum(len(story.split()) for story in told) / len(told)]
+            [name, sum(map(speaks, told)) / len(told), sum(len(story.split()) for story in told) / len(told)]
             for name, told in (("before", before), ("after", after))
         ],
         caption=f"Shares and means over {len(before)} new stories, whose names were in none of those trained on. A "
@@ -148,7 +149,3 @@ def demo(*, seed: int, steps: int | None) -> list["Section"]:
             ],
         )
     ]
-
-
-def _speaks(story: str) -> bool:
-    return '"' in story

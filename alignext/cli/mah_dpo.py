@@ -14,6 +14,7 @@ from alignext.cli.training import (
     load_rows,
     model_arguments,
     quieten,
+    speaks,
     splits,
     tell,
     train_and_save,
@@ -88,7 +89,7 @@ def demo(*, seed: int, steps: int | None) -> list["Section"]:
     base, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     known = beginnings("Tom", "Lily", "Ben", "Mia", "Sam", "Anna", "Max", "Sue")
     told = [tell(base, tokenizer, known, seed + k) for k in range(8)]
-    pairs = _pairs({beginning: list(stories) for beginning, *stories in zip(known, *told, strict=True)})
+    pairs = _pairs({beginning: stories for beginning, *stories in zip(known, *told, strict=True)})
     print(f"MAH-DPO: {steps} steps on {len(pairs)} pairs of two objectives", flush=True)
     with tempfile.TemporaryDirectory() as output:
         settings = demo_settings(output, seed, steps, per_device_train_batch_size=8, learning_rate=1e-4)
@@ -162,12 +163,8 @@ def _pairs(told: dict[str, list[str]]) -> list[dict[str, str]]:
     ]
 
 
-def _speaks(story: str) -> bool:
-    return '"' in story
-
-
 def _is_happy(story: str) -> bool:
     return not _HAPPY.isdisjoint(re.findall("[a-z]+", story.lower()))
 
 
-_RULES = {"speaks": _speaks, "happy": _is_happy}
+_RULES = {"speaks": speaks, "happy": _is_happy}

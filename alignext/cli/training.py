@@ -164,3 +164,8 @@ def tell(model: Any, tokenizer: Any, prompts: list[str], seed: int, **generation
     stories = tokenizer.batch_decode(ids[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
     ends = [max(story.rfind(mark) for mark in '.!?"') + 1 for story in stories]
     return [" " + " ".join((story[:end] or story).split()) for story, end in zip(stories, ends, strict=True)]
+
+
+def speaks(story: str) -> bool:
+    """Whether somebody speaks in it."""
+    return '"' in story
