@@ -134,6 +134,7 @@ def claim_folder(folder: str | Path, *, overwrite: bool = False) -> Path:
 
     Raises:
         ValueError: If the folder is a file, or holds files that are not ours and `overwrite` is off.
+        OSError: If it cannot be written to.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():

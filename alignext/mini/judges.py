@@ -76,6 +76,8 @@ class Judge:
 
 
 class Motion(NamedTuple):
+    """What [`motion`] found, for each of n clips."""
+
     right: torch.Tensor  # (n,), how far the drawing goes in the clip, in widths of the frame
     down: torch.Tensor  # (n,), in heights
     growth: torch.Tensor  # (n,), log of how many times larger it becomes
@@ -98,7 +100,10 @@ def motion(clips: torch.Tensor) -> Motion:
         clips (`torch.Tensor`): (n, frames, 3, h, w) in [0, 1], with two or more frames.
 
     Returns:
-        `Motion`
+        `Motion`: `right`, `down` and `growth`, (n,) each.
+
+    Raises:
+        ValueError: the shape is another one.
     """
     if clips.ndim != 5 or clips.shape[1] < 2 or clips.shape[2] != 3:
         raise ValueError(f"`clips` has shape {tuple(clips.shape)}, expected (n, frames, 3, h, w), 2 frames or more.")
