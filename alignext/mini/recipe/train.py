@@ -27,6 +27,7 @@ import yaml
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from alignext import mini
+from alignext.files import replacing
 from alignext.mini.recipe import render
 
 
@@ -516,7 +517,8 @@ def encode_clips(vae: torch.nn.Module, drawings: torch.Tensor, versions: int, se
                 clips = render.move(drawing.float().expand(versions, -1, -1, -1) / 255, motion, rng)
                 mean = vae.encode(clips.flatten(0, 1) * 2 - 1).latent_dist.mean * vae.config.scaling_factor
                 all_of_them.append(mean.half().unflatten(0, clips.shape[:2]))
-        torch.save(torch.stack(all_of_them).unflatten(0, (len(mini.MOTIONS), len(drawings))), file)
+        with replacing(file) as part:
+            torch.save(torch.stack(all_of_them).unflatten(0, (len(mini.MOTIONS), len(drawings))), part)
     return torch.load(file, weights_only=True)
 
 
