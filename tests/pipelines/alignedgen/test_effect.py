@@ -68,7 +68,7 @@ def test_textures_and_colours_of_a_set_are_more_alike_and_subjects_stay(judge, d
 
 
 def test_images_take_the_style_of_a_picture(judge, draw):
-    """Six drawings of things the model never saw. Their palette comes along less surely: it is not asserted."""
+    """Six glossy drawings of things the model never saw. Their palette comes along less surely: it is not asserted."""
     near = {"stock": [], "picture": []}
     drawings = [p for p in mini.pictures("unseen_concept") if p.style in ("ink", "glossy")][:12:2]
     for i, drawing in enumerate(drawings):
