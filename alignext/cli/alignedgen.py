@@ -74,6 +74,8 @@ def run(args: argparse.Namespace) -> None:
     for path in (args.style_image, args.style_reference):
         if path is not None and not path.is_file():
             raise FileNotFoundError(f"{path} is no file: pass the path of a file.")
+    if args.save_style is not None and args.save_style.is_dir():
+        raise ValueError(f"--save-style {args.save_style} is a folder: pass the path of a file.")
     from alignext.cli.gallery import Figure, Section, claim_folder, contact_sheet, write_gallery
     from alignext.files import check_output
 

@@ -114,6 +114,7 @@ def test_nobody_s_files_are_overwritten(tmp_path, capsys):
         (("--style-prompt", "ink"), "style_image"),
         (("--style-image", "no-such-file.png"), "no-such-file.png"),
         (("--style-reference", "no-such-file"), "no-such-file"),
+        (("--save-style", "."), "--save-style . is a folder"),
         (("--model", "no/such/model"), "no/such/model"),
         (("--model", str(mini.path("sd"))), "StableDiffusionPipeline"),
         (("--style-lambda", "-1"), "style_lambda"),
