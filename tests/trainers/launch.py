@@ -1,5 +1,5 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""The same training in one process and in two that accelerate starts on the CPU, for the tests that compare them."""
+"""The same training in one process and in two that torch starts on the CPU, for the tests that compare them."""
 
 import json
 import subprocess
@@ -22,8 +22,9 @@ with open(f"{folder}/outcome-{trainer.args.process_index}.json", "w") as file:
 trainer.end()
 """
 
-TWO = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-TWO += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+# It listens on a free port from the start; accelerate's launcher looks for one first, which others may have taken when
+# it is used.
+TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
 def alone_and_shared(body: str, tmp_path: Path, *arguments: str) -> tuple[dict, dict, dict]:
