@@ -23,7 +23,8 @@ _LAST_OF_CHECKPOINT = "trainer_state.json"
 def replacing(path: str | os.PathLike) -> Generator[Path]:
     """
     A path beside `path` to write a file or a folder to, which takes its place at the end. Whoever is killed before, or
-    runs out of space, leaves the old one as it was, and nobody ever meets half of one.
+    runs out of space, leaves the old one as it was, and nobody ever meets half of one. A folder cannot be exchanged at
+    once: who is killed between its two renames leaves the old one whole beside `path`, as `.{name}.{pid}.old`.
 
     Args:
         path (`str` or `os.PathLike`): The file or folder, in a folder that exists.
@@ -36,8 +37,16 @@ def replacing(path: str | os.PathLike) -> Generator[Path]:
     try:
         yield part
         if part.is_dir() and path.is_dir():
-            shutil.rmtree(path)
-        os.replace(part, path)
+            aside = part.with_suffix(".old")
+            os.replace(path, aside)
+            try:
+                os.replace(part, path)
+            except OSError:
+                os.replace(aside, path)
+                raise
+            shutil.rmtree(aside)
+        else:
+            os.replace(part, path)
     finally:
         if part.is_dir():
             shutil.rmtree(part)

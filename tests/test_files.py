@@ -48,6 +48,24 @@ def test_a_folder_takes_the_place_of_the_old_one_at_the_end(tmp_path):
     assert os.listdir(tmp_path) == ["unet"]
 
 
+def test_a_folder_that_cannot_be_exchanged_stays(tmp_path, monkeypatch):
+    old, exchange = tmp_path / "unet", os.replace
+    old.mkdir()
+    (old / "weights").write_text("old")
+
+    def fails_for_the_new_one(source, target):
+        if str(source).endswith(".part"):
+            raise OSError("no")
+        exchange(source, target)
+
+    monkeypatch.setattr(os, "replace", fails_for_the_new_one)
+    with pytest.raises(OSError, match="no"), replacing(old) as part:
+        part.mkdir()
+        (part / "weights").write_text("new")
+    assert (old / "weights").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [old]
+
+
 def test_a_file_never_takes_the_place_of_a_folder(tmp_path):
     folder = tmp_path / "pictures"
     folder.mkdir()
