@@ -7,7 +7,7 @@ from importlib import import_module
 from json import dumps, loads
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import logging
@@ -23,6 +23,8 @@ from huggingface_hub import (
     upload_folder,
 )
 from huggingface_hub.utils import HFValidationError, validate_repo_id
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 from yaml import YAMLError
 
 import alignext
@@ -208,6 +210,20 @@ class FileHubMixin:
 
         @classmethod
         def load(cls, path: str | os.PathLike) -> Self: ...
+
+    @classmethod
+    def _read(cls, path: str | os.PathLike, key: str) -> tuple[dict[str, Tensor], Any]:
+        """The tensors of a file of `save`, and what its metadata has under `key`."""
+        wrong = ValueError(
+            f"`path`: {os.fspath(path)!r} is no file that `{cls.__name__}.save` wrote, or not all of it."
+        )
+        try:
+            with safe_open(path, framework="pt") as file:
+                if key not in (metadata := file.metadata() or {}):
+                    raise wrong
+                return {name: file.get_tensor(name) for name in file.keys()}, loads(metadata[key])
+        except SafetensorError as error:
+            raise wrong from error
 
     def push_to_hub(
         self,

@@ -5,7 +5,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alignext.cli.arguments import at_least_one
+from alignext.cli.arguments import at_least_one, device_of, picture_in, stock_class
 
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         "--out", type=Path, required=True, help="folder for the images, a contact sheet and index.html"
     )
     parser.add_argument(
-        "--model", help="a FLUX.1, FLUX.1 Kontext or FLUX.2 checkpoint: folder or Hub id (default: embedded)"
+        "--model",
+        help="a FLUX.1, FLUX.1 Kontext, FLUX.2 or Qwen-Image checkpoint: folder or Hub id (default: embedded)",
     )
     parser.add_argument("--style-image", type=Path, help="take the style of this picture instead")
     parser.add_argument("--style-prompt", help="what that picture shows, and its style: worth writing")
@@ -71,9 +72,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Make the images and their gallery."""
-    for path in (args.style_image, args.style_reference):
-        if path is not None and not path.is_file():
-            raise FileNotFoundError(f"{path} is no file: pass the path of a file.")
+    picture = picture_in(args.style_image, name="--style-image").convert("RGB") if args.style_image else None
+    if args.style_reference is not None and not args.style_reference.is_file():
+        raise FileNotFoundError(f"--style-reference {args.style_reference} is no file that --save-style wrote.")
     if args.save_style is not None and args.save_style.is_dir():
         raise ValueError(f"--save-style {args.save_style} is a folder: pass the path of a file.")
     from alignext.cli.gallery import Figure, Section, claim_folder, contact_sheet, write_gallery
@@ -83,7 +84,6 @@ def run(args: argparse.Namespace) -> None:
     if args.save_style:
         check_output(args.save_style.parent, name="--save-style")
     import torch
-    from PIL import Image
 
     from alignext import StyleReference, mini
 
@@ -94,10 +94,7 @@ def run(args: argparse.Namespace) -> None:
         settings["negative_prompt"] = [settings.get("negative_prompt", "")] * len(args.prompt)
     ours = {name: settings.pop(name) for name in _LEVERS if name in settings}
     ours |= {"adain": not args.no_adain, "shared_noise": args.shared_noise, "record_style": bool(args.save_style)}
-    picture = None
-    if args.style_image:
-        with Image.open(args.style_image) as file:
-            picture = file.convert("RGB")
+    if picture:
         ours |= {"style_image": picture, "style_prompt": args.style_prompt or ""}
     elif args.style_prompt:
         ours["style_prompt"] = args.style_prompt  # the pipeline says what is wrong
@@ -154,16 +151,15 @@ _LEVERS = (
 def _load(model: str | None, device: str | None = None, dtype: str | None = None, offload: str | None = None):
     """The pipeline that fits the checkpoint, on its device: the embedded model where none is named."""
     import torch
-    from diffusers import DiffusionPipeline
 
     import alignext
     from alignext import mini
 
     model = model or str(mini.path("flux"))
-    stock = DiffusionPipeline.load_config(model)["_class_name"]
+    device = device_of(device)
+    stock = stock_class(model)
     if stock not in _CLASSES:
         raise ValueError(f"--model {model} is a {stock}, expected one of {', '.join(_CLASSES)}.")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, dtype or ("bfloat16" if device.startswith("cuda") else "float32"))
     pipe = getattr(alignext, _CLASSES[stock]).from_pretrained(model, dtype=dtype)
     if offload == "model":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from alignext.cli.training import (
     add_command,
     beginnings,
+    command_parser,
     curve,
     demo_settings,
     load_rows,
@@ -36,17 +37,19 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 def make_parser() -> "TrlParser":
     """The parser of the command: the dataset, every field of `BCOConfig`, the model and adapter, `--config FILE`."""
-    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser
+    from trl import ModelConfig, ScriptArguments
 
     from alignext import BCOConfig
 
-    return TrlParser(
-        (ScriptArguments, BCOConfig, ModelConfig, DatasetMixtureConfig),
-        prog="alignext bco",
+    return command_parser(
+        "bco",
+        ScriptArguments,
+        BCOConfig,
+        ModelConfig,
         description="Train a language model on single completions with a thumb up or down. --dataset_name is a "
         "JSON, CSV or Parquet file, a folder or a Hub id with columns prompt, completion, label; the model is the "
-        "embedded one unless --model_name_or_path names another. --config FILE reads the same names from YAML.",
-        epilog="Example: alignext bco --dataset_name thumbs.jsonl --output_dir trained --use_cpu",
+        "embedded one unless --model_name_or_path names another.",
+        example="--dataset_name thumbs.jsonl --output_dir trained --use_cpu --bf16 false",
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alignext.cli.training import add_command, curve, demo_settings, load_rows, quieten, splits, train
+from alignext.cli.training import add_command, command_parser, curve, demo_settings, load_rows, quieten, splits, train
 
 
 if TYPE_CHECKING:
@@ -62,20 +62,22 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 def make_parser(name: str) -> "TrlParser":
     """The parser of a command: the dataset, every field of the trainer's config, the pipeline, `--config FILE`."""
-    from trl import DatasetMixtureConfig, ScriptArguments, TrlParser
+    from trl import ScriptArguments
 
     import alignext
 
     trainer, text = _COMMANDS[name]
     config = getattr(alignext, trainer.replace("Trainer", "Config"))
-    return TrlParser(
-        (ScriptArguments, config, PipelineArguments, DatasetMixtureConfig),
-        prog=f"alignext {name}",
+    return command_parser(
+        name,
+        ScriptArguments,
+        config,
+        PipelineArguments,
         description=f"{text[0].upper()}{text[1:]}. --dataset_name is a JSON, CSV or Parquet file with columns prompt, "
         "chosen, rejected (paths of pictures, relative to the file), a folder with such a metadata.jsonl "
         "(chosen_file_name, rejected_file_name), or a Hub id, such as one in the format of Pick-a-Pic. The model is "
-        "the embedded one unless --model_name_or_path names another. --config FILE reads the same names from YAML.",
-        epilog=f"Example: alignext {name} --dataset_name pairs.jsonl --output_dir trained --use_peft --use_cpu",
+        "the embedded one unless --model_name_or_path names another.",
+        example="--dataset_name pairs.jsonl --output_dir trained --use_peft --use_cpu",
     )
 
 

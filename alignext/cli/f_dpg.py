@@ -2,18 +2,15 @@
 """`alignext f-dpg`: move a language model towards a target distribution."""
 
 import argparse
-import importlib
-import importlib.util
-import os
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from alignext.cli.arguments import function_of
 from alignext.cli.training import (
     add_command,
+    command_parser,
     curve,
     demo_settings,
     load_rows,
@@ -39,7 +36,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 def make_parser() -> "TrlParser":
     """The parser of the command: prompts, rewards, every field of `FDPGConfig`, the model, `--config FILE`."""
-    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser
+    from trl import ModelConfig, ScriptArguments
 
     from alignext import FDPGConfig
 
@@ -56,14 +53,16 @@ def make_parser() -> "TrlParser":
             },
         )
 
-    return TrlParser(
-        (FDPGScriptArguments, FDPGConfig, ModelConfig, DatasetMixtureConfig),
-        prog="alignext f-dpg",
+    return command_parser(
+        "f-dpg",
+        FDPGScriptArguments,
+        FDPGConfig,
+        ModelConfig,
         description="Move a language model towards a target: where a reward is large (--target exponential), where a "
         "constraint holds (binary), or where moments have given values (distributional). --dataset_name is a JSON, "
         "CSV or Parquet file, a folder or a Hub id with a column prompt; the model is the embedded one unless "
-        "--model_name_or_path names another. --config FILE reads the same names from YAML.",
-        epilog="Example: alignext f-dpg --prompt 'Once upon a time' --reward_funcs rewards.py:dragon --target binary "
+        "--model_name_or_path names another.",
+        example="--prompt 'Once upon a time' --reward_funcs rewards.py:dragon --target binary "
         "--output_dir trained --use_cpu --bf16 false",
     )
 
@@ -83,23 +82,7 @@ def run(args: argparse.Namespace) -> None:
 
 def reward(name: str) -> Callable | str:
     """The function that `file.py:function` or `module:function` names; a model's id is left as it is."""
-    source, colon, function = name.rpartition(":")
-    if not colon:
-        return name
-    if source.endswith(".py"):
-        if not Path(source).is_file():
-            raise FileNotFoundError(f"--reward_funcs {name}: there is no file {source}.")
-        spec = importlib.util.spec_from_file_location(Path(source).stem, source)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    else:
-        if os.getcwd() not in sys.path:
-            sys.path.insert(0, os.getcwd())
-        module = importlib.import_module(source)
-    if not callable(getattr(module, function, None)):
-        raise ValueError(f"--reward_funcs {name}: {source} has no function {function!r}.")
-    return getattr(module, function)
+    return function_of(name, name="--reward_funcs") if ":" in name or name.endswith(".py") else name
 
 
 def _prompts(script, mixture: "DatasetMixtureConfig") -> "DatasetDict | dict[str, Dataset]":

@@ -5,6 +5,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from alignext.cli.arguments import device_of
 from alignext.files import check_output, replacing
 
 
@@ -77,13 +78,12 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--merge-to {args.merge_to} is there already. Name a new folder.")
     if args.merge_to is not None:
         check_output(args.merge_to.parent, name="--merge-to")
-    import torch
     from accelerate.utils import is_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
 
     from alignext import AutoModelForCausalLMWithObjectiveHeads
 
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_of(args.device)
     loader: Any = AutoModelForCausalLMWithObjectiveHeads
     if args.reward and not hasattr(AutoConfig.from_pretrained(args.model), "objective_heads"):
         if args.merge_to is not None:

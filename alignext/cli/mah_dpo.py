@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from alignext.cli.training import (
     add_command,
     beginnings,
+    command_parser,
     curve,
     demo_settings,
     load_rows,
@@ -36,18 +37,20 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 def make_parser() -> "TrlParser":
     """The parser: the dataset, every field of `MAHDPOConfig`, the model and adapter, `--config FILE`."""
-    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser
+    from trl import ModelConfig, ScriptArguments
 
     from alignext import MAHDPOConfig
 
-    return TrlParser(
-        (ScriptArguments, MAHDPOConfig, ModelConfig, DatasetMixtureConfig),
-        prog="alignext mah-dpo",
+    return command_parser(
+        "mah-dpo",
+        ScriptArguments,
+        MAHDPOConfig,
+        ModelConfig,
         description="Train a language model for several objectives at once, with one output head for each. "
         "--dataset_name is a JSON, CSV or Parquet file, a folder or a Hub id with columns prompt, chosen, rejected, "
-        "objective; the model is the embedded one unless --model_name_or_path names another. --config FILE reads the "
-        "same names from YAML. `alignext generate` then mixes the heads.",
-        epilog="Example: alignext mah-dpo --dataset_name preferences.jsonl --output_dir trained --use_cpu",
+        "objective; the model is the embedded one unless --model_name_or_path names another. `alignext generate` then "
+        "mixes the heads.",
+        example="--dataset_name preferences.jsonl --output_dir trained --use_cpu --bf16 false",
     )
 
 

@@ -4,7 +4,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from alignext.cli.training import add_command, load_rows, model_arguments, splits, train_and_save
+from alignext.cli.training import add_command, command_parser, load_rows, model_arguments, splits, train_and_save
 
 
 if TYPE_CHECKING:
@@ -21,18 +21,19 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 def make_parser() -> "TrlParser":
     """The parser: the dataset, every field of `ProcessRewardConfig`, the model and adapter, `--config FILE`."""
-    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser
+    from trl import ModelConfig, ScriptArguments
 
     from alignext import ProcessRewardConfig
 
-    return TrlParser(
-        (ScriptArguments, ProcessRewardConfig, ModelConfig, DatasetMixtureConfig),
-        prog="alignext process-reward",
+    return command_parser(
+        "process-reward",
+        ScriptArguments,
+        ProcessRewardConfig,
+        ModelConfig,
         description="Train a process reward model on solutions with a label for every step. --dataset_name is a JSON "
         "or Parquet file, a folder or a Hub id with columns prompt, steps, labels; the model is the embedded one "
-        "unless --model_name_or_path names another. --config FILE reads the same names from YAML.",
-        epilog="Example: alignext process-reward --dataset_name stories.jsonl --output_dir trained --use_cpu "
-        "--bf16 false",
+        "unless --model_name_or_path names another.",
+        example="--dataset_name stories.jsonl --output_dir trained --use_cpu --bf16 false",
     )
 
 

@@ -5,7 +5,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alignext.cli.arguments import at_least_one
+from alignext.cli.arguments import at_least_one, device_of, picture_in, stock_class
 
 
 if TYPE_CHECKING:
@@ -69,15 +69,14 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Make the images and their gallery."""
-    for path in (*args.picture, args.mask, args.control_image):
-        if path is not None and not path.is_file():
-            raise FileNotFoundError(f"{path} is no file: pass the path of a picture.")
+    pictures = [picture_in(path, name="picture") for path in args.picture]
+    mask = picture_in(args.mask, name="--mask") if args.mask else None
+    control = picture_in(args.control_image, name="--control-image") if args.control_image else None
     if (args.controlnet is None) != (args.control_image is None):
         raise ValueError("--controlnet and --control-image belong together: pass both, or none.")
     from alignext.cli.gallery import Figure, Section, claim_folder, contact_sheet, write_gallery
 
     out = claim_folder(args.out, overwrite=args.overwrite)
-    pictures = [_open(path) for path in args.picture]
     import torch
 
     pipe = _load(args.model, args.controlnet, args.device, args.dtype)
@@ -92,15 +91,15 @@ def run(args: argparse.Namespace) -> None:
         "t_early": args.t_early,
         "t_inject": args.t_inject,
         "init": args.init,
-        "mask_image": _open(args.mask) if args.mask else None,
+        "mask_image": mask,
         "keep_pixels": args.keep_pixels,
         "height": args.height,
         "width": args.width,
     }
     if args.guidance_scale is not None:
         settings["guidance_scale"] = args.guidance_scale
-    if args.control_image:
-        settings["image"] = _open(args.control_image).convert("RGB")
+    if control:
+        settings["image"] = control.convert("RGB")
     generators = [torch.Generator().manual_seed(args.seed + k) for _ in pictures for k in range(args.images)]
     images = pipe(args.prompt, reference_image=pictures, generator=generators, **settings).images
 
@@ -127,28 +126,20 @@ def run(args: argparse.Namespace) -> None:
     print(f"{len(images)} images. Open {page.resolve()}")
 
 
-def _open(path: Path) -> "Image":
-    from PIL import Image
-
-    with Image.open(path) as picture:
-        picture.load()
-    return picture
-
-
 def _load(
     model: str | None = None, controlnet: str | None = None, device: str | None = None, dtype: str | None = None
 ):
     """The pipeline that fits the checkpoint, on its device: the embedded model where none is named."""
     import torch
-    from diffusers import ControlNetModel, DiffusionPipeline
+    from diffusers import ControlNetModel
 
     import alignext
     from alignext import mini
 
     model = model or str(mini.path("sd"))
-    xl = "StableDiffusionXL" in DiffusionPipeline.load_config(model)["_class_name"]
+    device = device_of(device)
+    xl = "StableDiffusionXL" in stock_class(model)
     name = f"RIVAL{'XL' if xl else ''}{'ControlNet' if controlnet else ''}Pipeline"
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, dtype or ("float16" if device.startswith("cuda") else "float32"))
     parts = {"controlnet": ControlNetModel.from_pretrained(controlnet, dtype=dtype)} if controlnet else {}
     return getattr(alignext, name).from_pretrained(model, dtype=dtype, **parts).to(device)

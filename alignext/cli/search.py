@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignext.cli.arguments import at_least_one
+from alignext.cli.arguments import at_least_one, device_of, function_of, stock_class
 
 
 if TYPE_CHECKING:
@@ -37,8 +37,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--reward",
         required=True,
-        help=f"{', '.join(_REWARDS)}, or MODULE:NAME of a function of your own, `reward(images, prompts)`. concept "
-        "and style are judges of the embedded model's captions; clip, pickscore and aesthetic load a CLIP checkpoint",
+        help=f"{', '.join(_REWARDS)}, or FILE.py:FUNCTION or MODULE:FUNCTION, yours, `reward(images, prompts)`. "
+        "concept and style are judges of the embedded model's captions; clip, pickscore and aesthetic load a CLIP "
+        "checkpoint",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the results, index.html and search.json")
     parser.add_argument("--model", help="a checkpoint of diffusers: folder or Hub id (default: embedded)")
@@ -91,7 +92,7 @@ def run(args: argparse.Namespace) -> None:
         model_batch_size=args.model_batch_size,
     )
     # Without being told so, processes on the CPU would not know of each other.
-    state = PartialState(cpu=(args.device or _default_device()).startswith("cpu"))
+    state = PartialState(cpu=device_of(args.device).startswith("cpu"))
     if state.is_main_process:
         claim_folder(args.out, overwrite=args.overwrite)
     reward = _reward(args)
@@ -185,18 +186,15 @@ def _write(args: argparse.Namespace, config: Any, found: list[dict[str, Any]]) -
 
 
 def _reward(args: argparse.Namespace) -> Callable[..., Any]:
-    """The reward of a name, or of MODULE:NAME."""
-    from importlib import import_module
-
+    """The reward of a name, or a function of the user's."""
     from alignext import rewards
 
     name = args.reward
-    if ":" in name:
-        module, _, attribute = name.partition(":")
-        return getattr(import_module(module), attribute)
+    if ":" in name or name.endswith(".py"):
+        return function_of(name, name="--reward")
     if name not in _REWARDS:
-        raise ValueError(f"--reward must be one of {', '.join(_REWARDS)}, or MODULE:NAME, received {name!r}.")
-    device = args.device or _default_device()
+        raise ValueError(f"--reward must be one of {', '.join(_REWARDS)}, or FILE.py:FUNCTION, received {name!r}.")
+    device = device_of(args.device)
     clip = {"model": args.clip} if args.clip else {}
     if name == "clip":
         return rewards.CLIPReward(**clip, device=device)
@@ -235,7 +233,7 @@ def _call(args: argparse.Namespace, pipe: Any) -> dict[str, Any]:
             raise ValueError(f"{type(pipe).__name__} returns one result per prompt: leave --outputs out.")
         call[count] = args.outputs
     if unknown := sorted(call.keys() - taken.keys()):
-        raise ValueError(f"{type(pipe).__name__} takes no {', '.join(unknown)}.")
+        raise ValueError(f"{type(pipe).__name__} takes no {', '.join(unknown)}: leave the options of that name out.")
     return call
 
 
@@ -245,15 +243,11 @@ def _load(model: str | None = None, device: str | None = None, dtype: str | None
 
     from alignext import mini
 
-    device = device or _default_device()
+    device = device_of(device)
     kind = getattr(torch, dtype or ("float16" if device.startswith("cuda") else "float32"))
+    if model is not None:
+        stock_class(model)
     return DiffusionPipeline.from_pretrained(model or mini.path("sd"), dtype=kind).to(device)
-
-
-def _default_device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 # -------------------------------------------------------------------------------------------------------------- demo

@@ -2,6 +2,7 @@
 """What the commands that train share: their arguments, reading rows, the end of a run, and their demos."""
 
 import argparse
+import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from alignext.files import check_run, last_checkpoint
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
     from transformers import Trainer
-    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
+    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser
 
 _READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -30,9 +31,46 @@ def add_command(
     parser.parse_known_args = keep
 
 
+def command_parser(name: str, *arguments: type, description: str, example: str) -> "TrlParser":
+    """
+    TRL's parser of the fields of dataclasses, of mixtures of datasets, and of `--config FILE`. A line instead of
+    hundreds is its usage, and our own fields come first in its help.
+
+    Args:
+        name (`str`): Of the command.
+        *arguments (`type`): Dataclasses of arguments.
+        description (`str`): What the command does, and what data and model it takes.
+        example (`str`): Words that follow the name in an example.
+    """
+    from trl import DatasetMixtureConfig, TrlParser
+
+    parser = TrlParser(
+        (*arguments, DatasetMixtureConfig),
+        prog=f"alignext {name}",
+        usage=f"alignext {name} --OPTION VALUE ...",
+        description=f"{description} --config FILE reads the same names from YAML.",
+        epilog=f"Example: alignext {name} {example}",
+    )
+    ours = {
+        field
+        for each in arguments
+        for base in each.__mro__
+        if base.__module__.startswith("alignext.")
+        for field in inspect.get_annotations(base)
+    }
+    own = parser.add_argument_group(f"options of {name}")
+    for action in [action for action in parser._optionals._group_actions if action.dest in ours]:
+        parser._optionals._group_actions.remove(action)
+        own._group_actions.append(action)
+    parser._optionals.title = "options of every training"
+    parser._action_groups.insert(0, parser._action_groups.pop())
+    return parser
+
+
 def load_rows(script: "ScriptArguments", mixture: "DatasetMixtureConfig", *, example: str) -> "DatasetDict":
     """The dataset by splits: a mixture from the YAML file, or a file (such as `example`), folder or Hub id."""
     from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
     from trl import get_dataset
 
     if mixture.datasets:
@@ -43,19 +81,29 @@ def load_rows(script: "ScriptArguments", mixture: "DatasetMixtureConfig", *, exa
     if path.suffix in _READERS:
         if not path.is_file():
             raise FileNotFoundError(f"--dataset_name {path} is no file.")
-        return load_dataset(_READERS[path.suffix], data_files=str(path), streaming=script.dataset_streaming)
+        kind = _READERS[path.suffix]
+        try:
+            return load_dataset(kind, data_files=str(path), streaming=script.dataset_streaming)
+        except (DatasetGenerationError, StopIteration) as error:  # the latter where it is empty
+            why = error.__cause__ or "it holds no rows"
+            raise ValueError(f"--dataset_name {path} cannot be read as {kind}: {why}") from error
+    if path.is_file():
+        raise ValueError(f"--dataset_name {path} is none of {', '.join(_READERS)}. Write its rows into one of these.")
     return load_dataset(script.dataset_name, script.dataset_config, streaming=script.dataset_streaming)
 
 
 def splits(dataset: "dict[str, Dataset]", script: "ScriptArguments", config: Any) -> dict[str, Any]:
     """`train_dataset` and `eval_dataset` of a trainer."""
-    named = {"train_dataset": script.dataset_train_split}
+    named = {"train": script.dataset_train_split}
     if config.eval_strategy != "no":
-        named["eval_dataset"] = script.dataset_test_split
-    for split in named.values():
+        named["test"] = script.dataset_test_split
+    for use, split in named.items():
         if split not in dataset:
-            raise ValueError(f"The dataset has no split {split!r}, only {', '.join(dataset)}. Name another one.")
-    return {name: dataset[split] for name, split in named.items()}
+            raise ValueError(
+                f"The dataset has no split {split!r}, only {', '.join(dataset)}. Name one with --dataset_{use}_split"
+                + (", or leave --eval_strategy out." if use == "test" else ".")
+            )
+    return {("train_dataset" if use == "train" else "eval_dataset"): dataset[split] for use, split in named.items()}
 
 
 def model_arguments(model: "ModelConfig", config: Any) -> dict[str, Any]:

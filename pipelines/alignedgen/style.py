@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from alignext.files import replacing
@@ -159,12 +158,8 @@ class StyleReference(FileHubMixin):
     @classmethod
     def load(cls, path: str | os.PathLike) -> "StyleReference":
         """Read a file written by [`~StyleReference.save`]."""
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if "style_reference" not in metadata:
-                raise ValueError(f"`path`: {os.fspath(path)!r} is not a style saved by `StyleReference.save`.")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        tensors, plain = cls._read(path, "style_reference")
         found: dict[str, Any] = {"pooled_prompt_embeds": None} | tensors
-        for name, value in json.loads(metadata["style_reference"]).items():
+        for name, value in plain.items():
             found[name] = tuple(value) if isinstance(value, list) else value
         return cls(**found)

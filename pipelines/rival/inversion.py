@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from alignext.files import replacing
@@ -126,11 +125,7 @@ class RIVALInversion(FileHubMixin):
     @classmethod
     def load(cls, path: str | os.PathLike) -> "RIVALInversion":
         """Read a file written by [`~RIVALInversion.save`]."""
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if "scheduler" not in metadata:
-                raise ValueError(f"`path`: {os.fspath(path)!r} is not an inversion saved by `RIVALInversion.save`.")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        tensors, scheduler = cls._read(path, "scheduler")
         pooled = {"pooled_prompt_embeds": None, "negative_pooled_prompt_embeds": None}
         found: dict[str, Any] = pooled | tensors
-        return cls(**found, scheduler=json.loads(metadata["scheduler"]))
+        return cls(**found, scheduler=scheduler)

@@ -48,6 +48,14 @@ def test_help_shows_the_fields_of_the_config(capsys: pytest.CaptureFixture) -> N
     answer = capsys.readouterr().out
     for name in ("alignext bco", "--reward_shift", "--udm_embedding", "--dataset_name", "--use_peft", "--config"):
         assert name in answer
+    assert answer.index("options of bco:") < answer.index("--reward_shift") < answer.index("--dataset_config")
+
+
+def test_a_wrong_option_is_not_lost_below_all_others(thumbs: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(words(thumbs, "--learning_rate", "fast"))
+    usage, error = capsys.readouterr().err.strip().splitlines()
+    assert usage.startswith("usage: alignext bco") and "'fast'" in error
 
 
 def test_arguments_are_left_alone_until_it_runs() -> None:
@@ -60,13 +68,28 @@ def test_arguments_are_left_alone_until_it_runs() -> None:
     ("more", "named"),
     [
         (["--dataset_name", "nowhere.jsonl"], "nowhere.jsonl is no file"),
-        (["--dataset_train_split", "half"], "no split 'half', only train"),
+        (["--dataset_train_split", "half"], "no split 'half', only train. Name one with --dataset_train_split"),
+        (["--eval_strategy", "epoch"], "leave --eval_strategy out"),
         (["--beta", "0"], "`beta` is 0.0"),
     ],
-    ids=["file", "split", "beta"],
+    ids=["file", "split", "no test split", "beta"],
 )
 def test_wrong_input_is_named(thumbs: Path, capsys: pytest.CaptureFixture, more: list[str], named: str) -> None:
     assert cli.main(words(thumbs, *more)) == 2
+    assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "named"),
+    [
+        ("empty.jsonl", "", "empty.jsonl cannot be read as json: it holds no rows"),
+        ("broken.jsonl", '{"prompt": "a", ', "broken.jsonl cannot be read as json: "),
+        ("rows.txt", "a", "rows.txt is none of .json, .jsonl, .csv, .parquet"),
+    ],
+)
+def test_files_without_rows(tmp_path: Path, capsys: pytest.CaptureFixture, name: str, text: str, named: str) -> None:
+    (tmp_path / name).write_text(text)
+    assert cli.main(words(tmp_path / name)) == 2
     assert named in capsys.readouterr().err
 
 

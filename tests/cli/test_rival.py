@@ -62,7 +62,9 @@ def test_xl_and_controlnet(picture, tmp_path):
         (("--task", "inpainting"), "mask_image"),
         (("--controlnet", "folder"), "--control-image"),
         (("--mask", "no-such-file.png"), "no-such-file.png"),
-        (("--model", "no/such/model"), "no/such/model"),
+        (("--mask", __file__), "--mask"),  # no picture
+        (("--model", "no/such/model"), "--model no/such/model is no checkpoint of diffusers"),
+        (("--device", "gpu"), "--device gpu cannot be used here"),
     ],
 )
 def test_bad_input_is_one_line(picture, tmp_path, capsys, more, text):

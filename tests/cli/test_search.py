@@ -85,6 +85,11 @@ def test_interrupted(tmp_path, monkeypatch):
     [
         (("--reward", "beauty"), "--reward must be one of aesthetic, brightness"),
         (("--reward", "aesthetic"), "needs --head"),
+        (("--reward", "beauty.py"), "Write beauty.py:FUNCTION"),
+        (("--reward", "beauty.py:dark"), "there is no file beauty.py"),
+        (("--reward", "beauty:dark"), "A file is written as file.py:dark"),
+        (("--model", "no/such/model"), "--model no/such/model is no checkpoint of diffusers"),
+        (("--device", "gpu"), "--device gpu cannot be used here"),
         (("-n", "3"), "3 outputs per prompt were asked for and 2 survive"),
         (("--eta", "0"), "all candidates of a beam would be equal"),
         (("--frames", "4"), "StableDiffusionPipeline takes no num_frames"),

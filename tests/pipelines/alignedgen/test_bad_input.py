@@ -181,8 +181,11 @@ def test_style_is_frozen_and_a_file_must_be_one(tmp_path):
     with pytest.raises(dataclasses.FrozenInstanceError):
         style().seed = 3
     save_file({"x0": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="is not a style saved by"):
+    with pytest.raises(ValueError, match="is no file that `StyleReference"):
         StyleReference.load(tmp_path / "other.safetensors")
+    (tmp_path / "half.safetensors").write_bytes((tmp_path / "other.safetensors").read_bytes()[:20])
+    with pytest.raises(ValueError, match="or not all of it"):
+        StyleReference.load(tmp_path / "half.safetensors")
 
 
 # ------------------------------------------------------------------------------------------------------- transformers
