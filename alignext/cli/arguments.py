@@ -23,6 +23,18 @@ def at_least_one(text: str) -> int:
     return value
 
 
+def between(low: float, high: float) -> Callable[[str], float]:
+    """The type of numbers in [low, high]."""
+
+    def number(text: str) -> float:
+        value = float(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"must be in [{low:g}, {high:g}], got {value:g}")
+        return value
+
+    return number
+
+
 def device_of(name: str | None) -> str:
     """
     The device that `--device` names, or cuda where there is one, else cpu.

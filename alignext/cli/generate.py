@@ -2,11 +2,15 @@
 """`alignext generate`: let a model with objective heads write, with a weight for each objective."""
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
-from alignext.cli.arguments import device_of
+from alignext.cli.arguments import at_least_one, between, device_of
 from alignext.files import check_output, replacing
+
+
+_DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
@@ -36,7 +40,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         help="folder or Hub id of a process reward (of `alignext process-reward`) or another reward model that guides "
         "decoding; may be given several times, the scores are added up",
     )
-    parser.add_argument("--candidates", type=int, default=5, help="per step, with --reward (default: %(default)s)")
+    parser.add_argument(
+        "--candidates", type=at_least_one, default=5, help="per step, with --reward (default: %(default)s)"
+    )
     parser.add_argument(
         "--boundary",
         choices=("sentence", "paragraph", "reply"),
@@ -44,12 +50,14 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         help="where a step ends, with --reward (default: %(default)s)",
     )
     parser.add_argument("--chat", action="store_true", help="apply the chat template, each prompt a user's turn")
-    parser.add_argument("--max-new-tokens", type=int, default=128, help="(default: %(default)s)")
-    parser.add_argument("--temperature", type=float, default=1.0, help="0 for greedy (default: %(default)s)")
-    parser.add_argument("--top-p", type=float, default=1.0, help="(default: %(default)s)")
+    parser.add_argument("--max-new-tokens", type=at_least_one, default=128, help="(default: %(default)s)")
+    parser.add_argument(
+        "--temperature", type=between(0, math.inf), default=1.0, help="0 for greedy (default: %(default)s)"
+    )
+    parser.add_argument("--top-p", type=between(0, 1), default=1.0, help="(default: %(default)s)")
     parser.add_argument("--top-k", type=int, default=50, help="0 for all tokens (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    parser.add_argument("--dtype", default="auto", help="of the model (default: as saved)")
+    parser.add_argument("--dtype", choices=_DTYPES, default="auto", help="of the model (default: as saved)")
     parser.add_argument("--device", help="(default: cuda if there is one, else cpu)")
     parser.add_argument("--merge-to", type=Path, help="also save the mixture as a plain model into this new folder")
     parser.set_defaults(func=run)
@@ -71,6 +79,8 @@ def parse_weights(text: str) -> dict[str, float]:
 
 def run(args: argparse.Namespace) -> None:
     """Write, and print each prompt with its continuation."""
+    if args.prompts and not args.prompts.is_file():
+        raise FileNotFoundError(f"--prompts {args.prompts} is no file. Pass one with a prompt per line.")
     prompts = [*args.prompt, *(args.prompts.read_text(encoding="utf-8").splitlines() if args.prompts else [])]
     if not prompts and args.merge_to is None:
         raise ValueError("There is no prompt. Pass --prompt TEXT, or --prompts FILE with one per line.")

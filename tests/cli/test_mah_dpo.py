@@ -64,9 +64,10 @@ def test_weights_are_read() -> None:
     [
         (["--objective-weights", "brave=1", "--prompt", "x"], "['brave']"),
         ([], "There is no prompt"),
+        (["--prompts", "nowhere.txt"], "--prompts nowhere.txt is no file"),
         (["--merge-to", "."], "is there already"),
     ],
-    ids=["name", "prompt", "folder"],
+    ids=["name", "prompt", "file", "folder"],
 )
 def test_wrong_input_is_named(trained: Path, capsys: pytest.CaptureFixture, more: list[str], named: str) -> None:
     assert cli.main(["generate", "--model", str(trained), *more]) == 2
@@ -80,11 +81,22 @@ def test_a_model_without_heads_is_not_merged(tmp_path: Path, capsys: pytest.Capt
     assert not (tmp_path / "merged").exists()
 
 
-def test_wrong_weights_are_shown(capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        (["--objective-weights", "honest"], "'honest' is not NAME=WEIGHT"),
+        (["--temperature", "-1"], "--temperature: must be in [0, inf], got -1"),
+        (["--top-p", "7"], "--top-p: must be in [0, 1], got 7"),
+        (["--dtype", "float8"], "invalid choice: 'float8'"),
+        (["--candidates", "0"], "must be at least 1, got 0"),
+    ],
+    ids=["weights", "temperature", "top-p", "dtype", "candidates"],
+)
+def test_wrong_values_are_shown(capsys: pytest.CaptureFixture, more: list[str], named: str) -> None:
     with pytest.raises(SystemExit) as end:
-        cli.main(["generate", "--model", "x", "--objective-weights", "honest"])
+        cli.main(["generate", "--model", "x", *more])
     assert end.value.code == 2
-    assert "'honest' is not NAME=WEIGHT" in capsys.readouterr().err
+    assert named in capsys.readouterr().err
 
 
 def test_help_shows_the_fields_of_the_config(capsys: pytest.CaptureFixture) -> None:

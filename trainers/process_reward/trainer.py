@@ -3,6 +3,7 @@
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -279,7 +280,10 @@ def _tokenize(row: dict[str, Any], tokenizer: Any, args: ProcessRewardConfig) ->
 def _checked_labels(row: dict[str, Any], loss_type: str) -> list[float | None]:
     labels, steps = row["labels"], row["steps"]
     where = f"The row of prompt {str(row['prompt'])[:80]!r}"
-    if not steps or len(steps) != len(labels):
+    for name, value in (("steps", steps), ("labels", labels)):
+        if isinstance(value, str | Real):
+            raise ValueError(f"{where} has the `{name}` {value!r}, but they must be a list: one per step.")
+    if not steps or len(steps) != len(labels or []):
         raise ValueError(
             f"{where} has {len(steps or [])} `steps` and {len(labels or [])} `labels`. It needs one label (or null) "
             "per step, and at least one step."
@@ -287,8 +291,8 @@ def _checked_labels(row: dict[str, Any], loss_type: str) -> list[float | None]:
     for label in labels:
         if label is None:
             continue
-        if not math.isfinite(label) or label == IGNORED:
-            raise ValueError(f"{where} has the label {label}. Labels are finite numbers; null where there is none.")
+        if not isinstance(label, Real) or not math.isfinite(label) or label == IGNORED:
+            raise ValueError(f"{where} has the label {label!r}. Labels are finite numbers; null where there is none.")
         if loss_type == "bce" and not 0 <= label <= 1:
             raise ValueError(
                 f"{where} has the label {label}, but with `loss_type='bce'` labels are probabilities in [0, 1]. Use "

@@ -3,6 +3,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ pytestmark = [
 ]
 
 
-def solution(labels: list, steps: list | None = None, prompt: str = "Tom was sad.") -> Dataset:
+def solution(labels: Any, steps: Any = None, prompt: str = "Tom was sad.") -> Dataset:
     steps = [f"Step {i}." for i in range(len(labels))] if steps is None else steps
     return Dataset.from_list([{"prompt": prompt, "steps": steps, "labels": labels}])
 
@@ -139,8 +140,11 @@ def test_long_solutions_are_cut_behind_the_last_step_that_fits(tmp_path: Path) -
         (solution([1.5]), r"label 1\.5"),
         (solution([-100.0]), r"label -100\.0"),
         (solution([math.nan]), "label nan"),
+        (solution(["good"]), "label 'good'"),
+        (solution([1.0] * 4, "a. b"), "`steps` 'a. b'"),
+        (solution(1.0, ["a"]), r"`labels` 1\.0"),
     ],
-    ids=["count", "none", "range", "ignored", "nan"],
+    ids=["count", "none", "range", "ignored", "nan", "text", "steps in one", "one label"],
 )
 def test_wrong_labels_are_named(tmp_path: Path, row: Dataset, message: str, stream: bool) -> None:
     with pytest.raises(ValueError, match=message):
