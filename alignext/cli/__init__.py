@@ -76,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.func(args)
         sys.stdout.flush()
     except KeyboardInterrupt:
+        _end_bars()
         print(f"alignext {args.command}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `alignext methods | head`: the reader has seen enough
@@ -86,6 +87,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _end_bars() -> None:
+    """Close progress bars that an error has left open: what is printed would stand behind them, and they below it."""
+    bars = getattr(sys.modules.get("tqdm"), "tqdm", None)
+    for bar in list(getattr(bars, "_instances", ())):
+        bar.close()
+
+
 def _report(error: Exception, args: argparse.Namespace) -> int:
     """Print an error as one line, or as its traceback with `--debug`, and return the exit code."""
     if args.debug:
@@ -94,5 +102,6 @@ def _report(error: Exception, args: argparse.Namespace) -> int:
     text = " ".join(str(error).split()) or type(error).__name__
     if ours:
         text = f"unexpected {type(error).__name__}: {text} (please report it with the output of --debug)"
+    _end_bars()
     print(f"alignext {args.command}: error: {text}", file=sys.stderr)
     return 1 if ours else 2

@@ -53,19 +53,20 @@ def device_of(name: str | None) -> str:
     return name
 
 
-def stock_class(model: str) -> str:
+def stock_class(model: str, *, name: str = "--model", **kwargs: Any) -> str:
     """
-    The name of the pipeline class of a checkpoint of diffusers.
+    The name of the pipeline class of a checkpoint of diffusers that the argument `name` gave; `kwargs` are what loads
+    its config.
 
     Raises:
-        OSError: There is none at `--model`.
+        OSError: There is none.
     """
     from diffusers import DiffusionPipeline
 
     try:
-        return DiffusionPipeline.load_config(model)["_class_name"]
+        return DiffusionPipeline.load_config(model, **kwargs)["_class_name"]
     except OSError as error:
-        raise OSError(f"--model {model} is no checkpoint of diffusers (a folder or a Hub id): {error}") from error
+        raise OSError(f"{name} {model} is no checkpoint of diffusers (a folder or a Hub id): {error}") from error
 
 
 def picture_in(path: Path, *, name: str) -> "Image":

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from alignext.cli.arguments import stock_class
 from alignext.cli.training import add_command, command_parser, curve, demo_settings, load_rows, quieten, splits, train
 
 
@@ -108,6 +109,8 @@ def load_pipeline(args: PipelineArguments) -> "DiffusionPipeline":
 
     from alignext import mini
 
+    if args.model_name_or_path:
+        stock_class(args.model_name_or_path, name="--model_name_or_path", revision=args.model_revision)
     return DiffusionPipeline.from_pretrained(
         args.model_name_or_path or mini.path("sd"),
         revision=args.model_revision,

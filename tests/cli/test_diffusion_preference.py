@@ -105,8 +105,12 @@ def test_arguments_are_left_alone_until_it_runs() -> None:
         (["--dataset_name", "nowhere.jsonl"], "nowhere.jsonl is no file"),
         (["--dataset_train_split", "half"], "no split 'half', only train"),
         (["--beta", "0"], "`beta` is 0.0"),
+        (
+            ["--model_name_or_path", "no/such/model"],
+            "--model_name_or_path no/such/model is no checkpoint of diffusers",
+        ),
     ],
-    ids=["file", "split", "beta"],
+    ids=["file", "split", "beta", "model"],
 )
 def test_wrong_input_is_named(folder: Path, capsys: pytest.CaptureFixture, more: list[str], named: str) -> None:
     assert cli.main(words("diffusion-dpo", folder, *more)) == 2

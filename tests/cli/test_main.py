@@ -7,6 +7,7 @@ from importlib import metadata
 from types import SimpleNamespace
 
 import pytest
+from tqdm import tqdm
 
 from alignext import __version__, cli
 
@@ -65,6 +66,17 @@ def test_no_command_is_an_error(capsys):
         cli.main([])
     assert stop.value.code == 2
     assert "COMMAND" in capsys.readouterr().err
+
+
+def test_an_error_stands_below_what_progress_was_made(monkeypatch, capsys):
+    def func(args):
+        for _ in tqdm(range(2)):
+            raise ValueError("It does not fit.")
+
+    fake_command(monkeypatch, func)
+    assert cli.main(["fake"]) == 2
+    *progress, error = capsys.readouterr().err.splitlines()
+    assert "0/2" in progress[-1] and error == "alignext fake: error: It does not fit."
 
 
 def test_an_error_of_the_user_is_one_line(monkeypatch, capsys):
