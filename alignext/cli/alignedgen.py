@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
     pipe = _load(args.model, args.device, args.dtype, args.offload)
     given = {name: getattr(args, name) for name in (*_STOCK, *_LEVERS) if getattr(args, name) is not None}
     settings = (mini.FLUX_CALL if args.model is None else {}) | given
-    if settings.get("true_cfg_scale", 1) > 1:
+    if "negative_prompt" in settings or settings.get("true_cfg_scale", 1) > 1:
         settings["negative_prompt"] = [settings.get("negative_prompt", "")] * len(args.prompt)
     ours = {name: settings.pop(name) for name in _LEVERS if name in settings}
     ours |= {"adain": not args.no_adain, "shared_noise": args.shared_noise, "record_style": bool(args.save_style)}
@@ -135,6 +135,7 @@ _CLASSES = {
     "FluxKontextPipeline": "AlignedGenKontextPipeline",
     "Flux2Pipeline": "AlignedGenFlux2Pipeline",
     "Flux2KleinPipeline": "AlignedGenFlux2KleinPipeline",
+    "QwenImagePipeline": "AlignedGenQwenImagePipeline",
 }
 _LEVERS = (
     "style_lambda",

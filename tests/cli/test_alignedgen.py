@@ -1,10 +1,12 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """`alignext alignedgen` as a person types it."""
 
+import diffusers
 import pytest
 from diffusers import FluxPipeline
 from PIL import Image
 
+import alignext
 import alignext.cli.alignedgen as command
 from alignext import cli, mini
 
@@ -52,6 +54,12 @@ def test_style_of_a_picture(picture, tmp_path):
     assert call(tmp_path / "a", *more, prompts=("a red fox",)) == 0
     assert call(tmp_path / "b", *more[:2], prompts=("a red fox",)) == 0
     assert images(tmp_path / "a")["00.png"] != images(tmp_path / "b")["00.png"]
+
+
+def test_every_class_has_its_checkpoints():
+    ours = {name for name in alignext.__all__ if name.startswith("AlignedGen") and name.endswith("Pipeline")}
+    assert set(command._CLASSES.values()) == ours
+    assert all(issubclass(getattr(alignext, mine), getattr(diffusers, it)) for it, mine in command._CLASSES.items())
 
 
 def test_every_lever_arrives(monkeypatch, tmp_path):
