@@ -1,12 +1,13 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """Running a denoiser in chunks of its batch, and only once for rows that are equal."""
 
-import functools
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+
+from alignext.wrapping import wrapped
 
 
 # Position tables: their length can be the batch size, or a multiple of it, by chance.
@@ -54,10 +55,8 @@ def in_chunks(
         size (`int`, *optional*): Rows per call; all by default.
         rows (`Callable`): For a batch size, for each row the one it is equal to, or None where all differ.
     """
-    before = [vars(module).get("forward") for module in modules]
 
     def wrap(forward: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(forward)
         def chunked(*args: Any, **kwargs: Any) -> Any:
             batch = len(args[0] if args else kwargs.get("hidden_states", kwargs.get("sample")))
             same = rows(batch)
@@ -72,12 +71,7 @@ def in_chunks(
 
         return chunked
 
-    try:
+    with ExitStack() as stack:
         for module in modules:
-            module.forward = wrap(module.forward)
+            stack.enter_context(wrapped(module, wrap))
         yield
-    finally:
-        for module, forward in zip(modules, before, strict=True):
-            vars(module).pop("forward", None)
-            if forward is not None:
-                module.forward = forward

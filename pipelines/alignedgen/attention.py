@@ -23,6 +23,7 @@ from alignext.pipelines.alignedgen.checks import (
     layer_range,
 )
 from alignext.pipelines.alignedgen.style import StyleReference
+from alignext.wrapping import wrapped
 
 
 class AlignedFluxAttnProcessor(FluxAttnProcessor):
@@ -130,35 +131,31 @@ class AlignedAttention:
     # -------------------------------------------------------------------------------------------------- on and off
 
     @contextmanager
-    def installed(self) -> Generator[None]:
-        """Put processors on the chosen layers and a wrapper on `transformer.forward`, and take them off again."""
-        own = vars(self.transformer)
+    def installed(self, called: torch.nn.Module) -> Generator[None]:
+        """
+        Put processors on the chosen layers and a wrapper around what the loop calls (the transformer, or what
+        `torch.compile` made of it), and take them off again.
+        """
         kept = [attn.processor for attn in self.layers]
         self.processors = [self.processor_classes[type(processor)](self, processor) for processor in kept]
-        absent = object()
-        previous = own.get("forward", absent)  # hooks of accelerate and diffusers are kept there, too
-        self._inner = self.transformer.forward
-        forward = functools.wraps(self._inner)(lambda *args, **kwargs: self._forward(*args, **kwargs))
         self._open = True
         try:
             for attn, processor in zip(self.layers, self.processors, strict=True):
                 attn.set_processor(processor)
-            self.transformer.forward = forward
-            yield
+            with wrapped(called, self._around):
+                yield
         finally:
             self._open = False
-            # Offloading renews its hooks at the end of a pipeline call; what it then put in place stays.
-            if own.get("forward") is forward:
-                if previous is absent:
-                    del self.transformer.forward
-                else:
-                    self.transformer.forward = previous
             for attn, processor in zip(self.layers, kept, strict=True):
                 attn.set_processor(processor)
             self.shifted = self._layout = None
             self._forget_anchor()
 
     # -------------------------------------------------------------------------------------------- around the model
+
+    def _around(self, inner: Callable[..., Any]) -> Callable[..., Any]:
+        self._inner = inner
+        return lambda *args, **kwargs: self._forward(*args, **kwargs)
 
     def _forward(self, *args, **kwargs):
         if not self._open:  # something kept the wrapper beyond the block

@@ -132,10 +132,10 @@ def aligned_attention(
         anchor_index=anchor_index,
         target_batch_size=target_batch_size,
     )
-    transformer = getattr(transformer, "_orig_mod", transformer)  # inside `torch.compile(transformer)`
-    sharing = sharing_class(transformer)(transformer, settings, scheduler, style_reference, record)
+    model = getattr(transformer, "_orig_mod", transformer)  # inside `torch.compile(transformer)`
+    sharing = sharing_class(model)(model, settings, scheduler, style_reference, record)
     sharing.step, sharing.num_inference_steps, sharing.sigma = step, num_inference_steps, sigma
-    with sharing.installed():
+    with sharing.installed(transformer):
         yield sharing
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""What RIVAL hooks into one stock denoising loop: self-attention processors, a UNet pre-hook, and `scheduler.step`."""
+"""What RIVAL puts into one stock denoising loop: self-attention processors, wrappers of UNet and `scheduler.step`."""
 
 import functools
 from collections.abc import Generator
@@ -11,6 +11,7 @@ from diffusers.models.attention_processor import Attention
 
 from alignext.functional.rival import adain, attention_mode, cross_image_attention, epsilon_to_v, v_to_epsilon
 from alignext.pipelines.rival.inversion import RIVALInversion
+from alignext.wrapping import wrapped
 
 
 class RIVALAttnProcessor:
@@ -117,7 +118,7 @@ class Alignment:
 
     @contextmanager
     def installed(self, unet: torch.nn.Module, scheduler) -> Generator[None]:
-        """Install the three hooks on `unet` and `scheduler`; whatever happens inside, remove every one of them."""
+        """Put all three on `unet` and `scheduler`; whatever happens inside, take every one of them off."""
         layers = [
             module
             for name, module in unet.named_modules()
@@ -126,18 +127,21 @@ class Alignment:
         kept = [layer.processor for layer in layers]
         self.processors = [RIVALAttnProcessor(self, processor) for processor in kept]
         step = scheduler.step
-        handle = unet.register_forward_pre_hook(self._before_unet, with_kwargs=True)
         try:
             for layer, processor in zip(layers, self.processors, strict=True):
                 layer.set_processor(processor)
             # `wraps` because the loop inspects the signature of `scheduler.step` for `eta` and `generator`.
             scheduler.step = functools.wraps(step)(functools.partial(self._step, scheduler, step))
-            yield
+            with wrapped(unet, lambda forward: functools.partial(self._around_unet, unet, forward)):
+                yield
         finally:
             scheduler.__dict__.pop("step", None)
-            handle.remove()
             for layer, processor in zip(layers, kept, strict=True):
                 layer.set_processor(processor)
+
+    def _around_unet(self, unet, forward, *args, **kwargs):
+        self._before_unet(unet, args, kwargs)
+        return forward(*args, **kwargs)
 
     def _before_unet(self, unet, args, kwargs) -> None:
         if self.in_reference_pass:

@@ -4,10 +4,13 @@
 A new pipeline joins by adding a row.
 """
 
+import copy
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+from accelerate import cpu_offload
 from diffusers import (
     DiffusionPipeline,
     EulerDiscreteScheduler,
@@ -25,6 +28,8 @@ from diffusers.callbacks import (
     SDXLCFGCutoffCallback,
     SDXLControlnetCFGCutoffCallback,
 )
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 
 from alignext import (
     AlignedGenPipeline,
@@ -261,6 +266,50 @@ def run(pipe: DiffusionPipeline, row: Row, mode: str = "active", **overrides):
     if mode == "stock":
         return row.stock.__call__(pipe, **arguments)[0]
     return pipe(**getattr(row, mode)(arguments) | arguments)[0]
+
+
+# What users do to any pipeline, and what must come of it; `draw()` is a call with our method on.
+CLOSE = {"atol": 1e-4, "rtol": 1e-4}  # the same sums in another order
+
+
+def offload(pipe: DiffusionPipeline) -> None:
+    """What sequential offloading installs, with the CPU as the device to run on: weights are absent between calls."""
+    for model in tiny.models(pipe.components).values():
+        cpu_offload(model, execution_device=torch.device("cpu"))
+
+
+def load_lora(pipe: DiffusionPipeline, folder: str | os.PathLike, denoiser: str) -> None:
+    """A LoRA with random weights, from a file, as the adapter "toy"."""
+    donor = copy.deepcopy(getattr(pipe, denoiser))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        targets = ["to_q", "to_k", "to_v", "to_out.0"]
+        donor.add_adapter(LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
+    pipe.save_lora_weights(folder, **{f"{denoiser}_lora_layers": get_peft_model_state_dict(donor)})
+    pipe.load_lora_weights(folder, adapter_name="toy")
+
+
+def check_offload(pipe: DiffusionPipeline, draw: Callable[[], torch.Tensor], denoiser: str) -> None:
+    """Offloaded, it gives the same result, and its weights are absent again after each call."""
+    expected = draw()
+    offload(pipe)
+    for _ in range(2):
+        assert next(getattr(pipe, denoiser).parameters()).is_meta
+        assert torch.equal(draw(), expected)
+    assert next(getattr(pipe, denoiser).parameters()).is_meta
+
+
+def check_lora(pipe: DiffusionPipeline, draw: Callable[[], torch.Tensor], denoiser: str, folder: os.PathLike) -> None:
+    """A LoRA changes the result, to that of weights with the LoRA in them; taken away, it leaves nothing."""
+    without = draw()
+    load_lora(pipe, folder, denoiser)
+    adapted = draw()
+    assert (adapted - without).abs().max() > 1e-3
+    pipe.fuse_lora()
+    torch.testing.assert_close(draw(), adapted, **CLOSE)
+    pipe.unfuse_lora()
+    pipe.unload_lora_weights()
+    torch.testing.assert_close(draw(), without, **CLOSE)
 
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")

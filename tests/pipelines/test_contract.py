@@ -8,22 +8,18 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from accelerate import cpu_offload
-from accelerate.hooks import remove_hook_from_submodules
 from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks
 from diffusers.utils import dynamic_modules_utils
-from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
+from torch._dynamo.testing import CompileCounter
 
 from . import tiny
-from .contract import ROWS, changes, footprint, run, seeded
+from .contract import CLOSE, ROWS, changes, check_lora, check_offload, footprint, load_lora, run, seeded
 
 
 pytestmark = pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
 
 BOTH = pytest.mark.parametrize("mode", ["neutral", "active"])
-CLOSE = {"atol": 1e-4, "rtol": 1e-4}  # batched against single rows: the same sums in another order
 
 
 @pytest.fixture(autouse=True)
@@ -502,12 +498,6 @@ def free_u(pipe, row):
     pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
 
 
-def offload(pipe, row):
-    """What sequential offloading installs, with the CPU as the device to run on: weights are absent between calls."""
-    for model in tiny.models(pipe.components).values():
-        cpu_offload(model, execution_device=torch.device("cpu"))
-
-
 CHANGES_NOTHING = {"attention slicing": slice_attention, "fused": fuse_projections, "channels last": channels_last}
 CHANGES_RESULT = {"FreeU": free_u}
 TREATMENTS_OF_UNETS = {"FreeU"}
@@ -531,23 +521,38 @@ def test_neutral_setting_is_stock_under_a_treatment(row, pipe, treatment):
 
 @BOTH
 def test_offloaded_pipeline_gives_the_same_result(row, pipe, mode):
-    expected = run(pipe, row, mode, num_images_per_prompt=2)
-    offload(pipe, row)
-    denoiser = getattr(pipe, row.denoiser)
-    assert next(denoiser.parameters()).is_meta
-    for _ in range(2):
-        assert torch.equal(run(pipe, row, mode, num_images_per_prompt=2), expected)
-        assert next(denoiser.parameters()).is_meta
-    remove_hook_from_submodules(denoiser)
+    check_offload(pipe, lambda: run(pipe, row, mode, num_images_per_prompt=2), row.denoiser)
+
+
+COMPILED = {
+    "model": lambda pipe, row, **how: setattr(pipe, row.denoiser, torch.compile(getattr(pipe, row.denoiser), **how)),
+    "in place": lambda pipe, row, **how: getattr(pipe, row.denoiser).compile(**how),
+    "blocks": lambda pipe, row, **how: getattr(pipe, row.denoiser).compile_repeated_blocks(**how),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the compiler
+@pytest.mark.parametrize("way", COMPILED)
+def test_compiled_pipeline_gives_the_same_result(row, pipe, way):
+    """By a compiler that runs the graphs it is given, and counts them: whole ones, and none again in the next call."""
+    expected, counter = run(pipe, row, "active", num_images_per_prompt=2), CompileCounter()
+    COMPILED[way](pipe, row, backend=counter, fullgraph=True)
+    before = footprint(pipe)
+    try:
+        torch.testing.assert_close(run(pipe, row, "active", num_images_per_prompt=2), expected, **CLOSE)
+        graphs = counter.frame_count
+        torch.testing.assert_close(run(pipe, row, "active", num_images_per_prompt=2), expected, **CLOSE)
+    finally:
+        torch._dynamo.reset()
+    assert changes(before, footprint(pipe)) == [] and 0 < graphs == counter.frame_count
 
 
 def test_lora_is_used(row, pipe, tmp_path):
-    donor = getattr(row.build(ours=False), row.denoiser)
-    donor.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v", "to_out.0"], init_lora_weights=False))
-    row.stock.save_lora_weights(tmp_path, **{f"{row.denoiser}_lora_layers": get_peft_model_state_dict(donor)})
+    check_lora(pipe, lambda: run(pipe, row, "active"), row.denoiser, tmp_path)
 
     without = {mode: run(pipe, row, mode) for mode in ("neutral", "active")}
-    pipe.load_lora_weights(tmp_path, adapter_name="toy")
+    load_lora(pipe, tmp_path, row.denoiser)
     before = footprint(pipe)
     assert torch.equal(run(pipe, row, "neutral"), run(pipe, row, "stock"))
     for mode, images in without.items():
@@ -555,13 +560,6 @@ def test_lora_is_used(row, pipe, tmp_path):
         scaled_off = run(pipe, row, mode, **{row.attention_kwargs: {"scale": 0.0}})
         torch.testing.assert_close(scaled_off, images, **CLOSE)
     assert changes(before, footprint(pipe)) == []
-
-    adapted = run(pipe, row, "active")
-    pipe.fuse_lora()
-    torch.testing.assert_close(run(pipe, row, "active"), adapted, **CLOSE)
-    pipe.unfuse_lora()
-    pipe.unload_lora_weights()
-    torch.testing.assert_close(run(pipe, row, "active"), without["active"], **CLOSE)
 
 
 @pytest.mark.filterwarnings("ignore:`upcast_vae` is deprecated:FutureWarning")  # called by stock Stable Diffusion XL
