@@ -64,8 +64,25 @@ def contract(row: str) -> dict[str, Cell]:
 
 
 def search(name: str) -> dict[str, Cell]:
+    """What the tests of the search hold for a pipeline that has no row in the contract suite."""
     file = "tests/pipelines/latent_search/test_search.py"
-    return {"works": tested(f"{file}::test_runs_end_to_end_and_returns_what_it_scored[{name}]")}
+    cells = {
+        "works": tested(f"{file}::test_runs_end_to_end_and_returns_what_it_scored[{name}]"),
+        "CPU offload": tested(f"{file}::test_offloaded_pipeline_gives_the_same_result[{name}]"),
+    }
+    if name in ("latte", "text-to-video-sd"):
+        return cells
+    return cells | {"LoRA": tested(f"{file}::test_lora_is_used[{name}]")}
+
+
+def aligned(name: str, works: str) -> dict[str, Cell]:
+    """The same for AlignedGen."""
+    file = f"{_ALIGNED}/test_treatments.py"
+    return {
+        "works": tested(f"{_ALIGNED}/{works}"),
+        "LoRA": tested(f"{file}::test_lora_is_used[{name}]"),
+        "CPU offload": tested(f"{file}::test_offloaded_pipeline_gives_the_same_result[{name}]"),
+    }
 
 
 _ALIGNED = "tests/pipelines/alignedgen"
@@ -82,20 +99,14 @@ PIPELINES = [
         contract("alignedgen")
         | {"torch.compile": tested(f"{_COMPILED}[None]", f"{_COMPILED}[1]", word="tested without code generation")},
     ),
-    Row(
-        "AlignedGen",
-        "FLUX.1 Kontext",
-        {"works": tested(f"{_ALIGNED}/test_kontext.py::test_forward_is_the_slow_reference")},
-    ),
-    Row(
-        "AlignedGen", "FLUX.2", {"works": tested(f"{_ALIGNED}/test_flux2.py::test_pipeline[AlignedGenFlux2Pipeline]")}
-    ),
+    Row("AlignedGen", "FLUX.1 Kontext", aligned("kontext", "test_kontext.py::test_forward_is_the_slow_reference")),
+    Row("AlignedGen", "FLUX.2", aligned("flux2", "test_flux2.py::test_pipeline[AlignedGenFlux2Pipeline]")),
     Row(
         "AlignedGen",
         "FLUX.2 klein",
-        {"works": tested(f"{_ALIGNED}/test_flux2.py::test_pipeline[AlignedGenFlux2KleinPipeline]")},
+        aligned("flux2-klein", "test_flux2.py::test_pipeline[AlignedGenFlux2KleinPipeline]"),
     ),
-    Row("AlignedGen", "Qwen-Image", {"works": tested(f"{_ALIGNED}/test_qwen.py::test_pipeline")}),
+    Row("AlignedGen", "Qwen-Image", aligned("qwen", "test_qwen.py::test_pipeline")),
     Row("AlignedGen", "FLUX.1 img2img", {"works": tested(f"{_ALIGNED}/test_pipeline.py::test_img2img")}),
     Row(
         "AlignedGen",
@@ -189,16 +200,23 @@ def language(trainer: str) -> dict[str, Cell]:
     }
 
 
+_DIFFUSION = "tests/trainers/diffusion_preference/test_contract.py"
+
+
 def diffusion(name: str) -> dict[str, Cell]:
     """What the contract suite of the diffusion trainers holds on a tiny Stable Diffusion."""
-    file = "tests/trainers/diffusion_preference/test_contract.py"
     return {
-        "trains": tested(f"{file}::test_trains_every_parameter[{name}]"),
-        "LoRA": tested(f"{file}::test_lora_trains_the_adapter_and_nothing_else[{name}]"),
-        "accumulation": tested(f"{file}::test_accumulating_is_a_larger_batch[{name}]"),
-        "resume": tested(
-            *(f"{file}::test_resumed_run_is_the_uninterrupted_one[{k}-{name}]" for k in ("full", "lora"))
-        ),
+        "trains": tested(f"{_DIFFUSION}::test_trains_every_parameter[{name}]"),
+        "LoRA": tested(f"{_DIFFUSION}::test_lora_trains_the_adapter_and_nothing_else[{name}]"),
+    } | steps(name)
+
+
+def steps(name: str) -> dict[str, Cell]:
+    """The part of it that holds on other families, too."""
+    resumed = f"{_DIFFUSION}::test_resumed_run_is_the_uninterrupted_one"
+    return {
+        "accumulation": tested(f"{_DIFFUSION}::test_accumulating_is_a_larger_batch[{name}]"),
+        "resume": tested(*(f"{resumed}[{k}-{name}]" for k in ("full", "lora"))),
     }
 
 
@@ -206,7 +224,8 @@ def family(method: str, trainer: str, name: str) -> dict[str, Cell]:
     """All families train a LoRA."""
     file = "tests/trainers/diffusion_preference/test_trainers.py"
     cell = tested(f"{file}::test_every_family_trains[{trainer}-{name}]")
-    return {"trains": cell, "LoRA": cell} | unsharded(method)
+    found = {"trains": cell, "LoRA": cell} | unsharded(method)
+    return found | steps(f"{trainer}-{name}") if method == "Diffusion-DPO" else found
 
 
 def unsharded(method: str) -> dict[str, Cell]:

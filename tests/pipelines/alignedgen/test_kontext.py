@@ -73,11 +73,15 @@ def test_shift_along_the_first_axis(model):
 # -------------------------------------------------------------------------------------------------------- the pipeline
 
 
-@pytest.fixture
-def pipe():
+def pipeline():
     pipe = AlignedGenKontextPipeline(**tiny.flux_components())
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture
+def pipe():
+    return pipeline()
 
 
 def call(**kwargs):

@@ -189,8 +189,7 @@ def test_layers_must_be_chosen_and_layered_positions_are_refused(model):
 # -------------------------------------------------------------------------------------------------------- the pipeline
 
 
-@pytest.fixture
-def pipe():
+def pipeline():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         vae = AutoencoderKLQwenImage(
@@ -208,6 +207,11 @@ def pipe():
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture
+def pipe():
+    return pipeline()
 
 
 def call(rows=3, **kwargs):

@@ -10,6 +10,7 @@ from diffusers import FirstBlockCacheConfig, FlowMatchEulerDiscreteScheduler
 from alignext.pipelines.latent_search import LatentSearch
 from alignext.search import RandomNoiseSearch, SearchConfig, ZeroOrderNoiseSearch, decode
 
+from .. import contract
 from .tiny_models import BUILDERS, build
 
 
@@ -20,6 +21,7 @@ pytestmark = [
 ]
 
 NAMES = pytest.mark.parametrize("name", BUILDERS)
+WITHOUT_LORA = ("latte", "text-to-video-sd")  # diffusers loads none for them
 VIDEO = [name for name in BUILDERS if name not in ("sd", "sdxl", "sd3", "flux")]
 
 
@@ -39,6 +41,10 @@ def configured(**settings):
 def run(pipe, call, config=None, reward=contrast, prompt="a fox", **kwargs):
     arguments = {"num_inference_steps": 3, "output_type": "pt", "generator": seeded()} | call | kwargs
     return LatentSearch(pipe, reward, config or configured())(prompt, **arguments)
+
+
+def denoiser_name(pipe):
+    return "unet" if hasattr(pipe, "unet") else "transformer"
 
 
 def denoisers(pipe):
@@ -124,6 +130,23 @@ def test_chunks_change_nothing(name):
     assert parts.nfe == whole.nfe and rows.largest <= 3
     for ours, theirs in zip(parts.history, whole.history, strict=True):
         assert torch.equal(ours["parents"], theirs["parents"])
+
+
+@pytest.mark.slow
+@NAMES
+def test_offloaded_pipeline_gives_the_same_result(name):
+    pipe, call = build(name)
+    contract.check_offload(pipe, lambda: run(pipe, call)[0], denoiser_name(pipe))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in BUILDERS if name not in WITHOUT_LORA])
+def test_lora_is_used(name, tmp_path):
+    pipe, call = build(name)
+    config = configured(
+        eta=0.5
+    )  # with more, little is left of the first steps, the only ones of Wan 2.2's `transformer`
+    contract.check_lora(pipe, lambda: run(pipe, call, config)[0], denoiser_name(pipe), tmp_path)
 
 
 @NAMES

@@ -2,6 +2,7 @@
 """What every trainer of a diffusion pipeline keeps to. A new trainer is a new row in `ROWS`."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,13 @@ CLASSES = ROWS[:3]
 LORA = LoraConfig(r=2, lora_alpha=4)
 
 every_row = pytest.mark.parametrize("row", ROWS, ids=str)
+# On Stable Diffusion all of them, on other families Diffusion-DPO.
+FAMILIES = [name for name in PIPELINES if name != "sd"]
+every_pair = pytest.mark.parametrize(
+    ("row", "pipe"),
+    [pytest.param(row, sd, id=str(row)) for row in ROWS]
+    + [pytest.param(ROWS[0], PIPELINES[k], id=f"{ROWS[0]}-{k}", marks=pytest.mark.slow) for k in FAMILIES],
+)
 every_class = pytest.mark.parametrize("row", CLASSES, ids=str)
 with_and_without_lora = pytest.mark.parametrize("peft_config", [None, LORA], ids=["full", "lora"])
 
@@ -105,12 +113,13 @@ def test_lora_trains_the_adapter_and_nothing_else(row: Row, tmp_path: Path) -> N
     assert trainer.ref_denoiser is None
 
 
-@every_row
-def test_accumulating_is_a_larger_batch(row: Row, tmp_path: Path) -> None:
+@every_pair
+def test_accumulating_is_a_larger_batch(row: Row, pipe: Callable[[], DiffusionPipeline], tmp_path: Path) -> None:
     runs = []
     for size, accumulated in ((4, 1), (1, 4)):
         trainer = row.start(
             tmp_path,
+            pipe=pipe,
             max_steps=2,
             per_device_train_batch_size=size,
             gradient_accumulation_steps=accumulated,
@@ -207,10 +216,12 @@ def test_the_usage_lines_run(tmp_path: Path) -> None:
         assert (folder / "model_index.json").exists() == bool(settings)
 
 
-@every_row
+@every_pair
 @with_and_without_lora
-def test_resumed_run_is_the_uninterrupted_one(row: Row, tmp_path: Path, peft_config: LoraConfig | None) -> None:
-    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "peft_config": peft_config}
+def test_resumed_run_is_the_uninterrupted_one(
+    row: Row, pipe: Callable[[], DiffusionPipeline], tmp_path: Path, peft_config: LoraConfig | None
+) -> None:
+    settings = {"pipe": pipe, "max_steps": 4, "save_strategy": "steps", "save_steps": 2, "peft_config": peft_config}
     settings["random_flip"] = True
     whole = row.start(tmp_path, **settings)
     whole.train()
