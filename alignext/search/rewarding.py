@@ -16,12 +16,25 @@ logger = logging.get_logger(__name__)
 
 
 def call(function: Callable[..., Any], *args: Any, **optional: Any) -> Any:
-    """Call with those of the optional keyword arguments that the function takes and `args` do not fill already."""
-    parameters = inspect.signature(function).parameters
+    """
+    Call with those of the optional keyword arguments that the function takes and `args` do not fill already.
+
+    Raises:
+        ValueError: If the function cannot be called so.
+    """
+    signature = inspect.signature(function)
+    parameters = signature.parameters
     filled = [name for name, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD][: len(args)]
     optional = {name: value for name, value in optional.items() if name not in filled}
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         optional = {name: value for name, value in optional.items() if name in parameters}
+    try:
+        signature.bind(*args, **optional)
+    except TypeError as error:
+        raise ValueError(
+            f"`reward` takes {signature} and is called with {len(args)} argument(s), `reward(images, prompts)` with "
+            f"pictures: {error}."
+        ) from error
     return function(*args, **optional)
 
 
@@ -30,11 +43,10 @@ def as_rewards(values: Any, count: int) -> torch.Tensor:
     What a reward returned, as a float tensor of shape `(count,)`; NaN and `-inf` become `-inf`, which ranks last.
 
     Raises:
-        TypeError: If it returned None.
-        ValueError: If these are not `count` real numbers, or one is `+inf`.
+        ValueError: If it returned None, if these are not `count` real numbers, or one is `+inf`.
     """
     if values is None:
-        raise TypeError("`reward` returned None: it must return one number per sample.")
+        raise ValueError("`reward` returned None: it must return one number per sample.")
     try:
         values = torch.as_tensor(values).detach()
     except (TypeError, ValueError, RuntimeError) as error:

@@ -484,7 +484,8 @@ def test_random_draws_are_the_generators(monkeypatch):
 @pytest.mark.parametrize(
     "bad, error, text",
     [
-        (lambda x: None, TypeError, "returned None"),
+        (lambda x: None, ValueError, "returned None"),
+        (lambda x, y: x, ValueError, "takes .x, y. and is called with 1 argument"),
         (lambda x: torch.zeros(len(x) + 1), ValueError, "must return 4 real numbers"),
         (lambda x: torch.zeros(len(x), dtype=torch.complex64), ValueError, "real numbers"),
         (lambda x: ["a"] * len(x), ValueError, "must return numbers"),

@@ -470,7 +470,7 @@ def test_bad_rewards_and_pipelines_are_named():
     pipe, call = build("sd")
     with pytest.raises(ValueError, match="`reward` must be callable"):
         LatentSearch(pipe, "brightness")
-    with pytest.raises(TypeError, match="returned None"):
+    with pytest.raises(ValueError, match="returned None"):
         run(pipe, call, reward=lambda images, prompts: None)
     with pytest.raises(TypeError, match="must be a diffusers pipeline"):
         run(torch.nn.Linear(1, 1), call)
