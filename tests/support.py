@@ -200,6 +200,11 @@ def language(trainer: str) -> dict[str, Cell]:
     }
 
 
+def both(test: str) -> dict[str, Cell]:
+    """A test with and without LoRA."""
+    return {"trains": tested(f"{test}[full]"), "LoRA": tested(f"{test}[lora]")}
+
+
 _DIFFUSION = "tests/trainers/diffusion_preference/test_contract.py"
 
 
@@ -265,12 +270,12 @@ TRAINERS = [
     Row(
         "BCO",
         "Mixtral",
-        {"trains": tested(f"{_TRAINERS}/bco/test_bco_trainer.py::test_mixture_of_experts_adds_its_auxiliary_loss")},
+        both(f"{_TRAINERS}/bco/test_bco_trainer.py::test_mixture_of_experts_adds_its_auxiliary_loss"),
     ),
     Row(
         "BCO",
         "LLaVA",
-        {"trains": tested(f"{_TRAINERS}/bco/test_vision.py::test_trains_on_pictures_and_weights_reach_the_loss")},
+        both(f"{_TRAINERS}/bco/test_vision.py::test_trains_on_pictures_and_weights_reach_the_loss"),
     ),
     Row(
         "f-DPG",
@@ -285,8 +290,8 @@ TRAINERS = [
         )
         | sharded("f-dpg"),
     ),
-    Row("f-DPG", "Mixtral", {"trains": tested(f"{_TRAINERS}/f_dpg/test_models.py::test_experts_are_balanced")}),
-    Row("f-DPG", "LLaVA", {"trains": tested(f"{_TRAINERS}/f_dpg/test_models.py::test_pictures")}),
+    Row("f-DPG", "Mixtral", both(f"{_TRAINERS}/f_dpg/test_models.py::test_experts_are_balanced")),
+    Row("f-DPG", "LLaVA", both(f"{_TRAINERS}/f_dpg/test_models.py::test_pictures")),
     Row(
         "MAH-DPO",
         "Llama",
@@ -303,7 +308,7 @@ TRAINERS = [
     Row(
         "MAH-DPO",
         "Mixtral",
-        {"trains": tested(f"{_TRAINERS}/mah_dpo/test_mah_dpo_trainer.py::test_experts_are_balanced_as_by_dpo")},
+        both(f"{_TRAINERS}/mah_dpo/test_mah_dpo_trainer.py::test_experts_are_balanced_as_by_dpo"),
     ),
     *(
         Row(
@@ -347,7 +352,8 @@ TRAINERS = [
             Row(method, "FLUX.1", family(method, trainer, "flux")),
         )
     ),
-    Row("InPO", "Stable Diffusion 1, 2", diffusion("InPO")),
+    # settings of `SmPOTrainer`
+    Row("InPO", "Stable Diffusion 1, 2", diffusion("InPO") | distributed("inpo") | unsharded("SmPO")),
 ]
 
 TABLES = {"Without training": (WITHOUT, PIPELINES), "Training": (TRAINING, TRAINERS)}

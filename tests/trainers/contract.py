@@ -12,6 +12,7 @@ import pytest
 import torch
 from datasets import Dataset
 from huggingface_hub import HfApi, constants
+from peft import LoraConfig
 from transformers import (
     AutoModelForCausalLM,
     PreTrainedModel,
@@ -101,6 +102,11 @@ def count_vowels(completions: list, **kwargs: object) -> list[float]:
 
 
 # Three steps of four rows on the CPU, each of them logged, nothing written.
+LORA = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"])  # `Row.start` says for what kind of model
+# For other architectures than the rows' own, on which the suite trains both.
+with_and_without_lora = pytest.mark.parametrize(
+    "peft_config", [pytest.param(None, id="full"), pytest.param(LORA, id="lora", marks=pytest.mark.slow)]
+)
 SHORT_RUN = {
     "max_steps": 3,
     "per_device_train_batch_size": 4,
@@ -188,6 +194,11 @@ def curve(trainer: Trainer) -> list[tuple[int, float, float]]:
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """A copy of every parameter by name."""
     return {name: weight.detach().clone() for name, weight in model.named_parameters()}
+
+
+def moved(before: dict[str, torch.Tensor], model: torch.nn.Module) -> set[str]:
+    """Names of the weights that are not what they were."""
+    return {name for name, weight in model.named_parameters() if not torch.equal(before[name], weight)}
 
 
 def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:

@@ -48,6 +48,7 @@ class Dictated(FDPGTrainer):
 
 _GROUPS = {"num_generations": 2, "beta": 2.0, "max_completion_length": 16}
 _INVERT = {"num_inversion_steps": 4, "beta": 20.0}
+_INPO = {"num_renoise_steps": 0, "label_sharpness": None, "inversion_eta": 0.1, "num_train_steps_per_pair": 2}
 # One prompt, so that processes with the same random numbers would write the same texts.
 _FREE = Row(
     FDPGTrainer,
@@ -77,6 +78,7 @@ ROWS: dict[str, Row | DiffusionRow] = {
         InversionDPOTrainer, InversionDPOConfig, _INVERT | {"target": "trajectory", "num_train_steps_per_pair": None}
     ),
     "smpo": DiffusionRow(SmPOTrainer, SmPOConfig, _INVERT),
+    "inpo": DiffusionRow(SmPOTrainer, SmPOConfig, _INVERT | _INPO),
 }
 STEPS = 20
 # SGD: Adam would blow rounding up to the size of a step wherever the gradient is about zero. All steps have one

@@ -15,7 +15,7 @@ from alignext.functional.bco import class_mean_shift, pooled_mean_shift, update_
 from alignext.trainers.bco import BCOConfig, BCOTrainer
 from alignext.trainers.bco.reward_shift import RewardShift
 
-from ..contract import MINI_LM, Row, curve, preference, unpaired, weights
+from ..contract import MINI_LM, Row, curve, moved, preference, unpaired, weights, with_and_without_lora
 
 
 BCO = Row(BCOTrainer, BCOConfig, unpaired, ours=True)
@@ -336,7 +336,8 @@ def test_prefix_tuning(tmp_path: Path) -> None:
     assert all(torch.tensor(curve(trainer)).isfinite().flatten())
 
 
-def test_mixture_of_experts_adds_its_auxiliary_loss(tmp_path: Path) -> None:
+@with_and_without_lora
+def test_mixture_of_experts_adds_its_auxiliary_loss(tmp_path: Path, peft_config: LoraConfig | None) -> None:
     config = MixtralConfig(
         vocab_size=4096,
         hidden_size=32,
@@ -352,10 +353,12 @@ def test_mixture_of_experts_adds_its_auxiliary_loss(tmp_path: Path) -> None:
     AutoTokenizer.from_pretrained(MINI_LM).save_pretrained(tmp_path / "moe")
     losses, aux = [], []
     for coefficient in (0.5, 0.0):
-        trainer = BCO.start(
-            tmp_path, model=str(tmp_path / "moe"), router_aux_loss_coef=coefficient, max_steps=1, learning_rate=0.0
-        )
+        settings = {"router_aux_loss_coef": coefficient, "max_steps": 1, "peft_config": peft_config}
+        trainer = BCO.start(tmp_path, model=str(tmp_path / "moe"), **settings)
+        before = weights(trainer.model)
         trainer.train()
+        names = moved(before, trainer.model)
+        assert names and all("lora_" in name for name in names) == (peft_config is not None)
         losses.append(curve(trainer)[0][1])
         aux += logged(trainer, "aux_loss")
     assert losses[0] == pytest.approx(losses[1] + 0.5 * aux[0], rel=1e-5)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from PIL import Image
 from transformers import (
     AutoTokenizer,
@@ -20,7 +21,7 @@ from transformers import (
 
 from alignext.trainers.bco import BCOConfig, BCOTrainer
 
-from ..contract import MINI_LM, Row, curve
+from ..contract import MINI_LM, Row, curve, moved, weights, with_and_without_lora
 from .test_bco_trainer import logged
 
 
@@ -78,12 +79,19 @@ def pictures(weighted: bool = False) -> Dataset:
     return Dataset.from_list(rows)
 
 
-def test_trains_on_pictures_and_weights_reach_the_loss(folder: Path, tmp_path: Path) -> None:
+@with_and_without_lora
+def test_trains_on_pictures_and_weights_reach_the_loss(
+    folder: Path, tmp_path: Path, peft_config: LoraConfig | None
+) -> None:
     losses = []
     for weighted in (False, True):
         row = Row(BCOTrainer, BCOConfig, lambda _, weighted=weighted: pictures(weighted))
-        trainer = row.start(tmp_path, model=str(folder), train_sampling_strategy="sequential", max_steps=2)
+        settings = {"train_sampling_strategy": "sequential", "max_steps": 2, "peft_config": peft_config}
+        trainer = row.start(tmp_path, model=str(folder), **settings)
+        before = weights(trainer.model)
         trainer.train()
+        names = moved(before, trainer.model)
+        assert names and all("lora_" in name for name in names) == (peft_config is not None)
         assert np.isfinite(curve(trainer)).all()
         losses.append(curve(trainer)[0][1])
     assert losses[1] == pytest.approx(2 * losses[0], rel=1e-5)  # (1 + 3) / (1 + 1), as all rewards are 0

@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from PIL import Image
 from transformers import AutoProcessor, AutoTokenizer, MixtralConfig, MixtralForCausalLM
 
 from alignext.trainers.f_dpg import FDPGConfig, FDPGTrainer
 
 from ..bco.test_vision import folder  # noqa: F401
-from ..contract import MINI_LM, Row, count_vowels, curve
+from ..contract import MINI_LM, Row, count_vowels, curve, moved, weights, with_and_without_lora
 
 
 SETTINGS = {"num_generations": 4, "max_completion_length": 6, "beta": 2.0}
@@ -23,7 +24,8 @@ pytestmark = [
 ]
 
 
-def test_pictures(folder: Path, tmp_path: Path) -> None:  # noqa: F811
+@with_and_without_lora
+def test_pictures(folder: Path, tmp_path: Path, peft_config: LoraConfig | None) -> None:  # noqa: F811
     template = "{% for message in messages %}{% for part in message['content'] %}{% if part['type'] == 'image' %}"
     template += "<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
     rows = [
@@ -43,8 +45,12 @@ def test_pictures(folder: Path, tmp_path: Path) -> None:  # noqa: F811
         SETTINGS,
         {"reward_funcs": count_vowels, "processing_class": processor},
     )
-    trainer = row.start(tmp_path, model=str(folder), per_device_train_batch_size=8, max_steps=2)
+    settings = {"per_device_train_batch_size": 8, "max_steps": 2, "peft_config": peft_config}
+    trainer = row.start(tmp_path, model=str(folder), **settings)
+    before = weights(trainer.model)
     trainer.train()
+    names = moved(before, trainer.model)
+    assert names and all("lora_" in name for name in names) == (peft_config is not None)
     assert all(norm > 0 for *_, norm in curve(trainer))
     assert len(trainer.target_state.z) == 2  # the same question about two pictures is two contexts
     out = trainer._generate_and_score_completions([dict(row) for row in rows for _ in range(4)])
@@ -52,7 +58,8 @@ def test_pictures(folder: Path, tmp_path: Path) -> None:  # noqa: F811
     assert (out["old_logps"] != out["ref_logps"]).all()
 
 
-def test_experts_are_balanced(tmp_path: Path) -> None:
+@with_and_without_lora
+def test_experts_are_balanced(tmp_path: Path, peft_config: LoraConfig | None) -> None:
     tokenizer = AutoTokenizer.from_pretrained(MINI_LM, padding_side="left")
     config = MixtralConfig(
         vocab_size=len(tokenizer),
@@ -67,8 +74,11 @@ def test_experts_are_balanced(tmp_path: Path) -> None:
     torch.manual_seed(0)
     arguments = {"reward_funcs": count_vowels, "processing_class": tokenizer}
     row = Row(FDPGTrainer, FDPGConfig, lambda _: Dataset.from_list([{"prompt": "One day"}]), SETTINGS, arguments)
-    trainer = row.start(tmp_path, model=MixtralForCausalLM(config), max_steps=1)
+    trainer = row.start(tmp_path, model=MixtralForCausalLM(config), max_steps=1, peft_config=peft_config)
+    before = weights(trainer.model)
     trainer.train()
+    names = moved(before, trainer.model)
+    assert names and all("lora_" in name for name in names) == (peft_config is not None)
     first = trainer.state.log_history[0]
     assert first["aux_loss"] > 0.5
     out = trainer._buffered_inputs[0]

@@ -18,7 +18,7 @@ from alignext.models.objective_heads import AutoModelForCausalLMWithObjectiveHea
 from alignext.trainers.mah_dpo import MAHDPOConfig, MAHDPOTrainer
 from alignext.trainers.mah_dpo.sampling import ObjectiveSampler
 
-from ..contract import MINI_LM, Row, curve, preference, weights
+from ..contract import MINI_LM, Row, curve, preference, weights, with_and_without_lora
 
 
 LORA = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"])
@@ -391,14 +391,18 @@ def test_metrics_by_objective(tiny: str, tmp_path: Path) -> None:
     assert "eval_y/loss" in metrics and "eval_y/loss" not in alone
 
 
-def test_experts_are_balanced_as_by_dpo(tmp_path: Path) -> None:
+@with_and_without_lora
+def test_experts_are_balanced_as_by_dpo(tmp_path: Path, peft_config: LoraConfig | None) -> None:
     torch.manual_seed(0)
     config = MixtralConfig(**SIZE, num_local_experts=4, num_experts_per_tok=2, output_router_logits=True)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(MINI_LM).save_pretrained(tmp_path)
-    theirs = run(DPO, tmp_path / "a", str(tmp_path))
+    theirs = run(DPO, tmp_path / "a", str(tmp_path), peft_config=peft_config)
     for head_type in ("full", "low_rank"):
-        ours = run(MAH, tmp_path / "b", str(tmp_path), dataset=pairs(["x"] * 8), head_type=head_type)
+        settings = {"dataset": pairs(["x"] * 8), "head_type": head_type, "peft_config": peft_config}
+        ours = run(MAH, tmp_path / "b", str(tmp_path), **settings)
+        trained = {name for name, weight in ours.model.named_parameters() if weight.requires_grad}
+        assert any("experts" in name for name in trained) == (peft_config is None)
         assert logged(ours, "aux_loss")[0] == pytest.approx(logged(theirs, "aux_loss")[0], rel=1e-6)
         assert losses(ours)[0] == pytest.approx(losses(theirs)[0], rel=1e-6)
 
