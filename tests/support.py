@@ -50,6 +50,9 @@ class Row:
 WITHOUT = ("works", "LoRA", "half precision", "CPU offload", "torch.compile", "quantized", "2 processes", "CUDA")
 
 
+_COMPILED = ("model", "in place", "blocks")
+
+
 def contract(row: str) -> dict[str, Cell]:
     """What the contract suite of the pipelines holds for its row."""
     file = "tests/pipelines/test_contract.py"
@@ -60,6 +63,10 @@ def contract(row: str) -> dict[str, Cell]:
             *(f"{file}::test_half_precision_runs_and_stays[dtype{k}-active-{row}]" for k in (0, 1))
         ),
         "CPU offload": tested(f"{file}::test_offloaded_pipeline_gives_the_same_result[active-{row}]"),
+        "torch.compile": tested(
+            *(f"{file}::test_compiled_pipeline_gives_the_same_result[{way}-{row}]" for way in _COMPILED),
+            word="tested without code generation",
+        ),
     }
 
 
@@ -86,19 +93,13 @@ def aligned(name: str, works: str) -> dict[str, Cell]:
 
 
 _ALIGNED = "tests/pipelines/alignedgen"
-_COMPILED = f"{_ALIGNED}/test_transformer.py::test_compiled_layers_are_compiled_once_for_all_layers_and_noise_levels"
 _DECODING = "tests/models/test_guided_decoding.py"
 PIPELINES = [
     Row("RIVAL", "Stable Diffusion 1, 2", contract("rival-sd")),
     Row("RIVAL", "Stable Diffusion XL", contract("rival-sdxl")),
     Row("RIVAL", "ControlNet, Stable Diffusion 1, 2", contract("rival-sd-controlnet")),
     Row("RIVAL", "ControlNet, XL", contract("rival-sdxl-controlnet")),
-    Row(
-        "AlignedGen",
-        "FLUX.1",
-        contract("alignedgen")
-        | {"torch.compile": tested(f"{_COMPILED}[None]", f"{_COMPILED}[1]", word="tested without code generation")},
-    ),
+    Row("AlignedGen", "FLUX.1", contract("alignedgen")),
     Row("AlignedGen", "FLUX.1 Kontext", aligned("kontext", "test_kontext.py::test_forward_is_the_slow_reference")),
     Row("AlignedGen", "FLUX.2", aligned("flux2", "test_flux2.py::test_pipeline[AlignedGenFlux2Pipeline]")),
     Row(
@@ -229,8 +230,7 @@ def family(method: str, trainer: str, name: str) -> dict[str, Cell]:
     """All families train a LoRA."""
     file = "tests/trainers/diffusion_preference/test_trainers.py"
     cell = tested(f"{file}::test_every_family_trains[{trainer}-{name}]")
-    found = {"trains": cell, "LoRA": cell} | unsharded(method)
-    return found | steps(f"{trainer}-{name}") if method == "Diffusion-DPO" else found
+    return {"trains": cell, "LoRA": cell} | steps(f"{trainer}-{name}") | unsharded(method)
 
 
 def unsharded(method: str) -> dict[str, Cell]:

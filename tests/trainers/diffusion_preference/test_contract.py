@@ -4,6 +4,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -49,12 +50,22 @@ CLASSES = ROWS[:3]
 LORA = LoraConfig(r=2, lora_alpha=4)
 
 every_row = pytest.mark.parametrize("row", ROWS, ids=str)
-# On Stable Diffusion all of them, on other families Diffusion-DPO.
-FAMILIES = [name for name in PIPELINES if name != "sd"]
+FLUX_GUIDES_ITSELF = {InversionDPOTrainer: {"guidance_scale": 1.0}}
 every_pair = pytest.mark.parametrize(
-    ("row", "pipe"),
-    [pytest.param(row, sd, id=str(row)) for row in ROWS]
-    + [pytest.param(ROWS[0], PIPELINES[k], id=f"{ROWS[0]}-{k}", marks=pytest.mark.slow) for k in FAMILIES],
+    ("row", "pipe", "settings"),
+    [pytest.param(row, sd, {}, id=str(row)) for row in ROWS]
+    + [
+        pytest.param(
+            row,
+            PIPELINES[family],
+            FLUX_GUIDES_ITSELF.get(row.trainer, {}) if family == "flux" else {},
+            id=f"{row}-{family}",
+            marks=pytest.mark.slow,
+        )
+        for row in CLASSES
+        for family in PIPELINES
+        if family != "sd"
+    ],
 )
 every_class = pytest.mark.parametrize("row", CLASSES, ids=str)
 with_and_without_lora = pytest.mark.parametrize("peft_config", [None, LORA], ids=["full", "lora"])
@@ -114,17 +125,20 @@ def test_lora_trains_the_adapter_and_nothing_else(row: Row, tmp_path: Path) -> N
 
 
 @every_pair
-def test_accumulating_is_a_larger_batch(row: Row, pipe: Callable[[], DiffusionPipeline], tmp_path: Path) -> None:
+def test_accumulating_is_a_larger_batch(
+    row: Row, pipe: Callable[[], DiffusionPipeline], settings: dict[str, Any], tmp_path: Path
+) -> None:
     runs = []
     for size, accumulated in ((4, 1), (1, 4)):
         trainer = row.start(
             tmp_path,
             pipe=pipe,
+            **settings,
             max_steps=2,
             per_device_train_batch_size=size,
             gradient_accumulation_steps=accumulated,
             optim="sgd",  # Adam would blow rounding up to the size of a step wherever the gradient is about zero
-            learning_rate=1e-3,
+            learning_rate=1e-2,
             max_grad_norm=1.0,
         )
         before = weights(trainer)
@@ -219,10 +233,14 @@ def test_the_usage_lines_run(tmp_path: Path) -> None:
 @every_pair
 @with_and_without_lora
 def test_resumed_run_is_the_uninterrupted_one(
-    row: Row, pipe: Callable[[], DiffusionPipeline], tmp_path: Path, peft_config: LoraConfig | None
+    row: Row,
+    pipe: Callable[[], DiffusionPipeline],
+    settings: dict[str, Any],
+    tmp_path: Path,
+    peft_config: LoraConfig | None,
 ) -> None:
-    settings = {"pipe": pipe, "max_steps": 4, "save_strategy": "steps", "save_steps": 2, "peft_config": peft_config}
-    settings["random_flip"] = True
+    settings = settings | {"pipe": pipe, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    settings |= {"peft_config": peft_config, "random_flip": True}
     whole = row.start(tmp_path, **settings)
     whole.train()
     resumed, steps = row.start(tmp_path, **settings), Steps()
