@@ -53,6 +53,11 @@ WITHOUT = ("works", "LoRA", "half precision", "CPU offload", "torch.compile", "q
 _COMPILED = ("model", "in place", "blocks")
 
 
+def compiled(file: str, *names: str) -> Cell:
+    tests = (f"{file}::test_compiled_pipeline_gives_the_same_result[{name}]" for name in names)
+    return tested(*tests, word="tested without code generation")
+
+
 def contract(row: str) -> dict[str, Cell]:
     """What the contract suite of the pipelines holds for its row."""
     file = "tests/pipelines/test_contract.py"
@@ -63,10 +68,7 @@ def contract(row: str) -> dict[str, Cell]:
             *(f"{file}::test_half_precision_runs_and_stays[dtype{k}-active-{row}]" for k in (0, 1))
         ),
         "CPU offload": tested(f"{file}::test_offloaded_pipeline_gives_the_same_result[active-{row}]"),
-        "torch.compile": tested(
-            *(f"{file}::test_compiled_pipeline_gives_the_same_result[{way}-{row}]" for way in _COMPILED),
-            word="tested without code generation",
-        ),
+        "torch.compile": compiled(file, *(f"{way}-{row}" for way in _COMPILED)),
     }
 
 
@@ -77,9 +79,9 @@ def search(name: str) -> dict[str, Cell]:
         "works": tested(f"{file}::test_runs_end_to_end_and_returns_what_it_scored[{name}]"),
         "CPU offload": tested(f"{file}::test_offloaded_pipeline_gives_the_same_result[{name}]"),
     }
-    if name in ("latte", "text-to-video-sd"):
-        return cells
-    return cells | {"LoRA": tested(f"{file}::test_lora_is_used[{name}]")}
+    if name not in ("latte", "text-to-video-sd"):
+        cells["LoRA"] = tested(f"{file}::test_lora_is_used[{name}]")
+    return cells if name == "wan-2.2" else cells | {"torch.compile": compiled(file, name)}
 
 
 def aligned(name: str, works: str) -> dict[str, Cell]:
@@ -89,6 +91,7 @@ def aligned(name: str, works: str) -> dict[str, Cell]:
         "works": tested(f"{_ALIGNED}/{works}"),
         "LoRA": tested(f"{file}::test_lora_is_used[{name}]"),
         "CPU offload": tested(f"{file}::test_offloaded_pipeline_gives_the_same_result[{name}]"),
+        "torch.compile": compiled(file, *(f"{name}-{way}" for way in _COMPILED)),
     }
 
 

@@ -30,6 +30,7 @@ from diffusers.callbacks import (
 )
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
+from torch._dynamo.testing import CompileCounter
 
 from alignext import (
     AlignedGenPipeline,
@@ -287,6 +288,31 @@ def load_lora(pipe: DiffusionPipeline, folder: str | os.PathLike, denoiser: str)
         donor.add_adapter(LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
     pipe.save_lora_weights(folder, **{f"{denoiser}_lora_layers": get_peft_model_state_dict(donor)})
     pipe.load_lora_weights(folder, adapter_name="toy")
+
+
+# The denoiser as a whole, in place, and block by block.
+COMPILED = {
+    "model": lambda pipe, denoiser, **how: setattr(pipe, denoiser, torch.compile(getattr(pipe, denoiser), **how)),
+    "in place": lambda pipe, denoiser, **how: getattr(pipe, denoiser).compile(**how),
+    "blocks": lambda pipe, denoiser, **how: getattr(pipe, denoiser).compile_repeated_blocks(**how),
+}
+
+
+def check_compiled(pipe: DiffusionPipeline, draw: Callable[[], torch.Tensor], denoiser: str, way: str) -> None:
+    """
+    Compiled, it gives the same result: by a compiler that runs the graphs it is given, and counts them. They are whole
+    ones, and none is compiled again in the next call.
+    """
+    expected, counter = draw(), CompileCounter()
+    COMPILED[way](pipe, denoiser, backend=counter, fullgraph=True)
+    before = footprint(pipe)
+    try:
+        torch.testing.assert_close(draw(), expected, **CLOSE)
+        graphs = counter.frame_count
+        torch.testing.assert_close(draw(), expected, **CLOSE)
+    finally:
+        torch._dynamo.reset()
+    assert changes(before, footprint(pipe)) == [] and 0 < graphs == counter.frame_count
 
 
 def check_offload(pipe: DiffusionPipeline, draw: Callable[[], torch.Tensor], denoiser: str) -> None:

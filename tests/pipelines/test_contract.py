@@ -11,10 +11,21 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks
 from diffusers.utils import dynamic_modules_utils
-from torch._dynamo.testing import CompileCounter
 
 from . import tiny
-from .contract import CLOSE, ROWS, changes, check_lora, check_offload, footprint, load_lora, run, seeded
+from .contract import (
+    CLOSE,
+    COMPILED,
+    ROWS,
+    changes,
+    check_compiled,
+    check_lora,
+    check_offload,
+    footprint,
+    load_lora,
+    run,
+    seeded,
+)
 
 
 pytestmark = pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
@@ -524,28 +535,11 @@ def test_offloaded_pipeline_gives_the_same_result(row, pipe, mode):
     check_offload(pipe, lambda: run(pipe, row, mode, num_images_per_prompt=2), row.denoiser)
 
 
-COMPILED = {
-    "model": lambda pipe, row, **how: setattr(pipe, row.denoiser, torch.compile(getattr(pipe, row.denoiser), **how)),
-    "in place": lambda pipe, row, **how: getattr(pipe, row.denoiser).compile(**how),
-    "blocks": lambda pipe, row, **how: getattr(pipe, row.denoiser).compile_repeated_blocks(**how),
-}
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the compiler
 @pytest.mark.parametrize("way", COMPILED)
 def test_compiled_pipeline_gives_the_same_result(row, pipe, way):
-    """By a compiler that runs the graphs it is given, and counts them: whole ones, and none again in the next call."""
-    expected, counter = run(pipe, row, "active", num_images_per_prompt=2), CompileCounter()
-    COMPILED[way](pipe, row, backend=counter, fullgraph=True)
-    before = footprint(pipe)
-    try:
-        torch.testing.assert_close(run(pipe, row, "active", num_images_per_prompt=2), expected, **CLOSE)
-        graphs = counter.frame_count
-        torch.testing.assert_close(run(pipe, row, "active", num_images_per_prompt=2), expected, **CLOSE)
-    finally:
-        torch._dynamo.reset()
-    assert changes(before, footprint(pipe)) == [] and 0 < graphs == counter.frame_count
+    check_compiled(pipe, lambda: run(pipe, row, "active", num_images_per_prompt=2), row.denoiser, way)
 
 
 def test_lora_is_used(row, pipe, tmp_path):

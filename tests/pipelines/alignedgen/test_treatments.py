@@ -34,3 +34,10 @@ def test_offloaded_pipeline_gives_the_same_result(drawn):
 @pytest.mark.slow
 def test_lora_is_used(drawn, tmp_path):
     contract.check_lora(*drawn, "transformer", tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the compiler
+@pytest.mark.parametrize("way", contract.COMPILED)
+def test_compiled_pipeline_gives_the_same_result(drawn, way):
+    contract.check_compiled(*drawn, "transformer", way)

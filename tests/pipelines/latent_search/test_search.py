@@ -149,6 +149,14 @@ def test_lora_is_used(name, tmp_path):
     contract.check_lora(pipe, lambda: run(pipe, call, config)[0], denoiser_name(pipe), tmp_path)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the compiler
+@pytest.mark.parametrize("name", [name for name in BUILDERS if name not in ("sd", "flux", "wan-2.2")])
+def test_compiled_pipeline_gives_the_same_result(name):
+    pipe, call = build(name)
+    contract.check_compiled(pipe, lambda: run(pipe, call)[0], denoiser_name(pipe), "model")
+
+
 @NAMES
 def test_prompts_do_not_mix(name):
     pipe, call = build(name)
