@@ -144,3 +144,19 @@ def test_sampler_pairs_each_drawing_with_its_caption():
     for value, text in zip(z.flatten().int().tolist(), texts, strict=True):
         assert not text or text.startswith(f"a thing {value}")
     assert 100 < sum("style" in text for text in texts) < 200
+
+
+def test_pairs_are_of_one_style_and_the_caption_is_that_of_the_left_one():
+    styles = list("aabbb")
+    latents = torch.arange(5.0).view(1, 5, 1, 1, 1, 1) * torch.tensor([1.0, 0.0]).view(2, 1, 1, 1)
+    draw = train.pair_sampler(latents.half(), styles, without_caption=0.2, without_style=0.5)
+    z, ids = draw(400, torch.Generator().manual_seed(0))
+    assert z.shape == (400, 1, 1, 2)
+    left, right = z[:, 0, 0].long().unbind(1)
+    assert all(styles[a] == styles[b] for a, b in zip(left.tolist(), right.tolist(), strict=True))
+    assert {(a, b) for a, b in zip(left.tolist(), right.tolist(), strict=True)} == {
+        (a, b) for a in range(5) for b in range(5) if styles[a] == styles[b]
+    }
+    named = ids < 10
+    assert torch.equal(ids[named] % 5, left[named]) and (ids[~named] == 10).all()
+    assert 0.7 < named.float().mean() < 0.9 and 0.4 < (ids[named] >= 5).float().mean() < 0.6

@@ -256,6 +256,26 @@ def sampler(latents: torch.Tensor, loose: torch.Tensor, without_caption: float, 
     return draw
 
 
+def pair_sampler(latents: torch.Tensor, styles: list[str], without_caption: float, without_style: float) -> Sampler:
+    """Draws latents of two drawings of one style side by side; the caption is that of the left one.
+
+    As in a picture of several things of which the text names one: what else is there shares its style.
+    """
+    n, alike = latents.shape[1], torch.tensor([[a == b for b in styles] for a in styles]).float()
+
+    def draw(size: int, rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        left = torch.randint(n, (size,), generator=rng)
+        right = torch.multinomial(alike[left], 1, generator=rng)[:, 0]
+        both = [latents[torch.randint(len(latents), (size,), generator=rng), which].float() for which in (left, right)]
+        mean, std = torch.cat(both, dim=-1).unbind(1)
+        ids = left + n * (torch.rand(size, generator=rng) < without_style)
+        return mean + std * torch.randn(mean.shape, generator=rng), torch.where(
+            torch.rand(size, generator=rng) < without_caption, 2 * n, ids
+        )
+
+    return draw
+
+
 def train_sd(config: dict, folder: Path) -> None:
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel
@@ -373,9 +393,9 @@ def train_flux(config: dict, folder: Path) -> None:
         return both[0], both[1]
 
     odds, seed = config["without_caption"], config["seed"]
-    latents = encode(vae, images, config["versions"], seed)
+    drawings = encode(vae, images, config["versions"], seed)
     loose = encode(vae, torch.cat([images, others]), 2, seed + 1)
-    sources = [(sampler(latents, loose, odds, config["without_style"]), tokenized(captions_of(rows)))]
+    sources = [(sampler(drawings, loose, odds, config["without_style"]), tokenized(captions_of(rows)))]
     for turned in (False, True):  # wide, tall
         drawn, named = make_canvases(images, rows, config["canvases"], config["pairs"], seed + turned)
         if turned:  # the second drawing goes below the first
@@ -383,6 +403,8 @@ def train_flux(config: dict, folder: Path) -> None:
         latents = encode(vae, drawn, 1, seed + 2)
         draw = sampler(latents, latents, odds, config["canvas_without_style"])
         sources.append((draw, tokenized(captions_of(named))))
+    side_by_side = pair_sampler(drawings, [row["style"] for row in rows], odds, config["canvas_without_style"])
+    sources.append((side_by_side, sources[0][1]))
 
     compiled = torch.compile(model["transformer"], dynamic=False)
 
@@ -424,9 +446,11 @@ def train_flux(config: dict, folder: Path) -> None:
             load_in_float32(folder / "flux" / part)
 
     fit(model, loss_fn, config, folder, export)
-    if "then" in config:
-        config.update(config.pop("then"), start=folder / "checkpoint.pt")  # `loss_fn` reads it, too
-        fit(model, loss_fn, config, folder / "then", export)
+    last = folder
+    for number, stage in enumerate(config.pop("then"), 2):
+        config.update(stage, start=last / "checkpoint.pt")  # `loss_fn` reads it, too
+        last = folder / f"stage-{number}"
+        fit(model, loss_fn, config, last, export)
 
 
 def train_video(config: dict, folder: Path) -> None:
