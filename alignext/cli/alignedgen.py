@@ -24,7 +24,8 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         description="Draw several prompts in one consistent style: that of the first image, of a picture of yours, or "
         "of an earlier set. Needs no training. Runs on the embedded model (64x64 drawings) unless --model names a "
         "Flux checkpoint.",
-        epilog="Example: alignext alignedgen 'a red fox' 'an owl' 'a house' 'a rocket' --out set --compare",
+        epilog="Example: alignext alignedgen 'a red fox' 'an owl' 'a house' 'a rocket' --share-blocks all --compare "
+        "--out set",
     )
     parser.add_argument("prompt", nargs="+", help="what to draw, one image each; the first one sets the style")
     parser.add_argument(
@@ -211,7 +212,7 @@ def demo(*, seed: int, steps: int | None) -> list["Section"]:
     for k, prompts in enumerate(_SETS, start=1):
         print(f"AlignedGen {k}/{len(_SETS)}: {', '.join(prompts)}", flush=True)
         made["stock"].append(draw(prompts, k, share_end=0.0))
-        made["AlignedGen"].append(draw(prompts, k))
+        made["AlignedGen"].append(draw(prompts, k, share_blocks="all"))
     pairs = list(zip(made["stock"], made["AlignedGen"], strict=True))
     sheet = contact_sheet(
         [row for pair in pairs for row in pair], row_labels=["stock", "AlignedGen"] * len(pairs), cell=128
@@ -221,7 +222,8 @@ def demo(*, seed: int, steps: int | None) -> list["Section"]:
     looks = []
     for k, picture in enumerate(pictures, start=1):
         print(f"AlignedGen, picture {k}/{len(pictures)}: {picture.caption}", flush=True)
-        looks.append([picture.image, *draw(_SETS[0], k, style_image=picture.image, style_prompt=picture.caption)])
+        style = {"style_image": picture.image, "style_prompt": picture.caption, "share_blocks": "all"}
+        looks.append([picture.image, *draw(_SETS[0], k, **style)])
     shown = contact_sheet(looks, row_labels=[p.caption for p in pictures], col_labels=["picture", *_SETS[0]], cell=128)
 
     table = Table(
@@ -237,8 +239,8 @@ def demo(*, seed: int, steps: int | None) -> list["Section"]:
             "AlignedGen: a set in one style",
             "None of these prompts names a style, so the stock pipeline draws each image in any of the five that the "
             "model knows. With AlignedGen the first image of a row is the same, and the others take over its style: "
-            "they also attend to its tokens, which seem to lie to their right. Three sets flatter: over 24, which the "
-            "documentation measures, textures and colours come closer and the judge of style sees no difference.",
+            "they also attend to its tokens, which seem to lie to their right, in all layers of this small model. "
+            "Three sets are few: the documentation measures 24.",
             figures=[
                 Figure(
                     "alignedgen-sets",
