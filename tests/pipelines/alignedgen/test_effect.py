@@ -1,5 +1,5 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""What AlignedGen does on the embedded model: a set is more alike, most images keep their subject, the anchor stays."""
+"""What AlignedGen does on the embedded model: a set is more alike, most images keep their subject, anchors stay."""
 
 from itertools import combinations
 
