@@ -509,7 +509,7 @@ def test_doubtful_settings_are_said(tiny: str, tmp_path: Path, monkeypatch: pyte
     assert "3 rows" in said[0] and "[31, 2]" in said[1] and "half precision" in said[2]
 
 
-@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")  # PEFT before 0.20 says it first
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")  # PEFT 0.19 says it first
 def test_adapter_on_the_output_head_is_refused(tiny: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="lm_head"):
         MAH.start(tmp_path, model=tiny, peft_config=LoraConfig(task_type="CAUSAL_LM", target_modules=["lm_head"]))
