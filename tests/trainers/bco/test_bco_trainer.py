@@ -330,6 +330,7 @@ def test_compute_metrics_gets_logits(tmp_path: Path) -> None:
 # Models
 
 
+@pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated")  # PEFT 0.21 on transformers 5.24
 def test_prefix_tuning(tmp_path: Path) -> None:
     trainer = BCO.start(tmp_path, peft_config=PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
     trainer.train()
