@@ -86,9 +86,8 @@ def load_rows(script: "ScriptArguments", mixture: "DatasetMixtureConfig", *, exa
             return load_dataset(kind, data_files=str(path), streaming=script.dataset_streaming)
         # StopIteration where it is empty; a ValueError by older versions of datasets
         except (DatasetGenerationError, StopIteration, ValueError) as error:
-            why = (
-                "it holds no rows" if isinstance(error.__cause__ or error, StopIteration) else error.__cause__ or error
-            )
+            cause = error.__cause__ or error
+            why = "it holds no rows" if isinstance(cause, StopIteration) else cause
             raise ValueError(f"--dataset_name {path} cannot be read as {kind}: {why}") from error
     if path.is_file():
         raise ValueError(f"--dataset_name {path} is none of {', '.join(_READERS)}. Write its rows into one of these.")

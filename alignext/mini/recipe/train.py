@@ -447,7 +447,7 @@ def train_flux(config: dict, folder: Path) -> None:
 
     fit(model, loss_fn, config, folder, export)
     last = folder
-    for number, stage in enumerate(config.pop("then"), 2):
+    for number, stage in enumerate(config.pop("then", []), 2):
         config.update(stage, start=last / "checkpoint.pt")  # `loss_fn` reads it, too
         last = folder / f"stage-{number}"
         fit(model, loss_fn, config, last, export)
