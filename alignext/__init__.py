@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
-    from alignext.models.guided_decoding import guided_generate
-    from alignext.models.objective_heads import AutoModelForCausalLMWithObjectiveHeads
+    from alignext.decoding.guided import guided_generate
+    from alignext.heads.objective_heads import AutoModelForCausalLMWithObjectiveHeads
     from alignext.pipelines.alignedgen import (
         AlignedAttention,
         AlignedGenFlux2KleinPipeline,
@@ -72,7 +72,7 @@ _MODULES = {
     "AlignedGenPipelineOutput": "alignext.pipelines.alignedgen",
     "AlignedGenQwenImagePipeline": "alignext.pipelines.alignedgen",
     "AnimateDiffSearchPipeline": "alignext.pipelines.latent_search",
-    "AutoModelForCausalLMWithObjectiveHeads": "alignext.models.objective_heads",
+    "AutoModelForCausalLMWithObjectiveHeads": "alignext.heads.objective_heads",
     "BCOConfig": "alignext.trainers.bco",
     "BCOTrainer": "alignext.trainers.bco",
     "CogVideoXSearchPipeline": "alignext.pipelines.latent_search",
@@ -109,7 +109,7 @@ _MODULES = {
     "WeightedReward": "alignext.rewards",
     "aligned_attention": "alignext.pipelines.alignedgen",
     "calibrate_weights": "alignext.rewards",
-    "guided_generate": "alignext.models.guided_decoding",
+    "guided_generate": "alignext.decoding.guided",
 }
 
 __all__ = [

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from alignext import AlignedGenPipeline, mini
-from alignext.cli.gallery import contact_sheet
+from alignext.diffusion.sheets import contact_sheet
 from alignext.mini.judges import Judge, likeness, palette_overlap
 from alignext.mini.recipe import render
 from common import RESULTS, about, interval, parser, shown, table, write

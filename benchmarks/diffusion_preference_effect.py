@@ -29,7 +29,7 @@ from peft import LoraConfig
 
 import alignext
 from alignext import mini
-from alignext.cli.gallery import contact_sheet
+from alignext.diffusion.sheets import contact_sheet
 from alignext.mini.judges import Judge
 from alignext.mini.recipe import render
 from common import RESULTS, about, interval, parser, table, write

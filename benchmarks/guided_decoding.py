@@ -25,8 +25,8 @@ from transformers import (
 )
 
 from alignext import guided_generate, mini
-from alignext.models.boundaries import sentence_boundary
-from alignext.models.process_reward import ProcessReward
+from alignext.decoding.boundaries import sentence_boundary
+from alignext.rewards.process import ProcessReward
 from common import (
     RESULTS,
     about,

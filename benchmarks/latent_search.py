@@ -23,7 +23,7 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from alignext import LatentSearch, SearchConfig, mini
-from alignext.cli.gallery import contact_sheet
+from alignext.diffusion.sheets import contact_sheet
 from alignext.rewards import JudgeReward, compressibility
 from common import (
     RESULTS,

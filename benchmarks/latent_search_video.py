@@ -16,7 +16,7 @@ from diffusers import LattePipeline
 from PIL import Image
 
 from alignext import LatentSearch, SearchConfig, mini
-from alignext.cli.gallery import contact_sheet
+from alignext.diffusion.sheets import contact_sheet
 from alignext.mini.judges import motion
 from alignext.mini.recipe.measure import some_clips, told
 from alignext.rewards import JudgeReward

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 from trl import DPOConfig, DPOTrainer
 
 from alignext import AutoModelForCausalLMWithObjectiveHeads, MAHDPOConfig, MAHDPOTrainer, mini
-from alignext.models.objective_heads import ObjectiveHeads
+from alignext.heads.objective_heads import ObjectiveHeads
 from common import about, clock_of, compared, parser, table_of, timed, write
 
 

@@ -22,7 +22,7 @@ from diffusers.models.attention_processor import Attention
 
 import alignext
 from alignext import RIVALPipeline, RIVALXLPipeline, hub, mini
-from alignext.cli.gallery import contact_sheet
+from alignext.diffusion.sheets import contact_sheet
 from alignext.mini.judges import Judge, palette_overlap
 from common import RESULTS, about, clock_of, interval, median, parser, ratios, shown, table, timed, write
 from shapes import random_pipeline

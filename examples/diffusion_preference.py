@@ -31,7 +31,7 @@ from alignext import (
     SmPOTrainer,
     mini,
 )
-from alignext.cli.gallery import contact_sheet
+from alignext.diffusion.sheets import contact_sheet
 from alignext.mini.judges import Judge
 
 

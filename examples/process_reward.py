@@ -18,8 +18,8 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from alignext import ProcessRewardConfig, ProcessRewardTrainer, guided_generate, mini
-from alignext.models.boundaries import sentence_boundary
-from alignext.models.process_reward import ProcessReward
+from alignext.decoding.boundaries import sentence_boundary
+from alignext.rewards.process import ProcessReward
 
 
 HAPPENINGS = [
@@ -175,7 +175,7 @@ def main() -> None:
         others = sum(balance(story, OTHERS) for story in stories) / len(stories)
         print(f"{name}: {pleasant:.0%} of new stories are pleasant; other pleasant words per story: {others:+.2f}")
     print(f"{prompts[0]}{output.texts[0]}")
-    print(f"Load it: alignext.models.process_reward.ProcessReward.from_pretrained({args.out!r})")
+    print(f"Load it: alignext.rewards.process.ProcessReward.from_pretrained({args.out!r})")
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def aligned(name: str, works: str) -> dict[str, Cell]:
 
 
 _ALIGNED = "tests/pipelines/alignedgen"
-_DECODING = "tests/models/test_guided_decoding.py"
+_DECODING = "tests/decoding/test_guided.py"
 PIPELINES = [
     Row("RIVAL", "Stable Diffusion 1, 2", contract("rival-sd")),
     Row("RIVAL", "Stable Diffusion XL", contract("rival-sdxl")),
@@ -260,7 +260,7 @@ def sharded(name: str) -> dict[str, Cell]:
 
 
 _TRAINERS = "tests/trainers"
-_HEADS = "tests/models/test_objective_heads.py::test_routed_log_probs_are_those_that_generation_uses"
+_HEADS = "tests/heads/test_objective_heads.py::test_routed_log_probs_are_those_that_generation_uses"
 _TWO = "test_launch.py::test_two_processes_are_one_larger_batch"
 TRAINERS = [
     Row(

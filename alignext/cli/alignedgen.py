@@ -78,7 +78,8 @@ def run(args: argparse.Namespace) -> None:
         raise FileNotFoundError(f"--style-reference {args.style_reference} is no file that --save-style wrote.")
     if args.save_style is not None and args.save_style.is_dir():
         raise ValueError(f"--save-style {args.save_style} is a folder: pass the path of a file.")
-    from alignext.cli.gallery import Figure, Section, claim_folder, contact_sheet, write_gallery
+    from alignext.cli.gallery import Figure, Section, claim_folder, write_gallery
+    from alignext.diffusion.sheets import contact_sheet
     from alignext.files import check_output
 
     out = claim_folder(args.out, overwrite=args.overwrite)
@@ -198,7 +199,8 @@ def demo(*, seed: int, steps: int | None) -> list["Section"]:
     import torch
 
     from alignext import mini
-    from alignext.cli.gallery import Figure, Section, Table, contact_sheet, print_table
+    from alignext.cli.gallery import Figure, Section, Table, print_table
+    from alignext.diffusion.sheets import contact_sheet
 
     pipe = _load(None, device="cpu")
     pipe.set_progress_bar_config(desc="AlignedGenPipeline", leave=False)

@@ -151,7 +151,8 @@ def demo(*, seed: int, steps: int | None) -> list["Section"]:
 
     from alignext import DiffusionDPOConfig, DiffusionDPOTrainer, mini
     from alignext.cli.charts import Chart
-    from alignext.cli.gallery import Figure, Section, Table, contact_sheet, print_table
+    from alignext.cli.gallery import Figure, Section, Table, print_table
+    from alignext.diffusion.sheets import contact_sheet
     from alignext.mini.judges import Judge
 
     steps = steps or 20

@@ -1,7 +1,6 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """Contact sheets and galleries: one HTML page beside its pictures, which opens from disk and needs no script."""
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from io import BytesIO
 from pathlib import Path
 from urllib.parse import quote
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from alignext.cli.charts import Chart, draw
 from alignext.files import check_output, replacing
@@ -193,86 +192,6 @@ def print_table(table: Table) -> None:
         cells = zip(line, widths, numeric, strict=True)
         print("  ".join(cell.rjust(width) if number else cell.ljust(width) for cell, width, number in cells).rstrip())
     print(flush=True)
-
-
-def contact_sheet(
-    rows: Sequence[Sequence[Image.Image | None]],
-    *,
-    row_labels: Sequence[str] = (),
-    col_labels: Sequence[str] = (),
-    cell: int = 160,
-) -> Image.Image:
-    """Lay pictures out on a labelled grid.
-
-    Args:
-        rows (`Sequence[Sequence[PIL.Image.Image | None]]`):
-            The pictures, row by row. `None` leaves a cell empty, and a row may be shorter than others.
-        row_labels (`Sequence[str]`, *optional*, defaults to `()`): One label per row, on its left.
-        col_labels (`Sequence[str]`, *optional*, defaults to `()`): One label per column, above it.
-        cell (`int`, *optional*, defaults to 160): Side of a cell in pixels. Pictures keep their aspect ratio.
-
-    Returns:
-        `PIL.Image.Image`: The sheet, RGB on white.
-
-    Raises:
-        ValueError: If there is no picture, or the labels do not match the grid.
-    """
-    columns = max((len(row) for row in rows), default=0)
-    if columns == 0:
-        raise ValueError("contact_sheet needs at least one picture.")
-    for name, labels, count in (("row_labels", row_labels, len(rows)), ("col_labels", col_labels, columns)):
-        if labels and len(labels) != count:
-            raise ValueError(f"{name} has {len(labels)} labels for {count} rows or columns: give one each, or none.")
-
-    gap = max(4, cell // 20)
-    font = ImageFont.load_default(size=max(12, cell // 11))
-    line = _line_height(font)
-    above = [_wrap(label, font, cell) for label in col_labels]
-    beside = [_wrap(label, font, cell) for label in row_labels]
-    left = max((math.ceil(font.getlength(label)) for lines in beside for label in lines), default=-gap) + gap
-    top = max((len(lines) for lines in above), default=0) * line + (gap if above else 0)
-    size = (left + columns * (cell + gap) + gap, top + len(rows) * (cell + gap) + gap)
-    sheet = Image.new("RGB", size, "white")
-    draw = ImageDraw.Draw(sheet)
-    for column, lines in enumerate(above):
-        x = left + gap + column * (cell + gap)
-        draw.multiline_text((x, gap), "\n".join(lines), fill="#333333", font=font, spacing=4)
-    for index, row in enumerate(rows):
-        y = top + gap + index * (cell + gap)
-        if beside:
-            draw.multiline_text((gap, y), "\n".join(beside[index]), fill="#333333", font=font, spacing=4)
-        for column, image in enumerate(row):
-            if image is not None:
-                fitted = _fit(image, cell)
-                x = left + gap + column * (cell + gap)
-                sheet.paste(fitted, (x + (cell - fitted.width) // 2, y + (cell - fitted.height) // 2))
-    return sheet
-
-
-def _fit(image: Image.Image, cell: int) -> Image.Image:
-    """Scale to the cell, keeping the aspect ratio, transparent parts on white."""
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    scale = cell / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-
-
-def _wrap(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """Break at spaces so that each line fits the width; a word that is too long stays whole."""
-    lines: list[str] = []
-    for word in text.split():
-        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
-            lines[-1] += f" {word}"
-        else:
-            lines.append(word)
-    return lines
-
-
-def _line_height(font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> int:
-    """Pixels that one line of text takes, with a letter that goes below the line."""
-    return round(font.getbbox("Ég")[3]) + 2
 
 
 def _encode(image: Image.Image | Sequence[Image.Image]) -> bytes:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from trl import TrlParser
 
     from alignext.cli.gallery import Section
-    from alignext.models.guided_decoding import GuidedStep
+    from alignext.decoding.guided import GuidedStep
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
     data = splits(load_rows(script, mixture, example="stories.jsonl"), script, config)
     model.lora_task_type = "TOKEN_CLS"  # TRL's default is a task without head
     trainer = ProcessRewardTrainer(args=config, **data, **model_arguments(model, config))
-    loading = "  from alignext.models.process_reward import ProcessReward\n"
+    loading = "  from alignext.rewards.process import ProcessReward\n"
     train_and_save(trainer, script, model, loading + f"  ProcessReward.from_pretrained({config.output_dir!r})")
 
 

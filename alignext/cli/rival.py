@@ -74,7 +74,8 @@ def run(args: argparse.Namespace) -> None:
     control = picture_in(args.control_image, name="--control-image") if args.control_image else None
     if (args.controlnet is None) != (args.control_image is None):
         raise ValueError("--controlnet and --control-image belong together: pass both, or none.")
-    from alignext.cli.gallery import Figure, Section, claim_folder, contact_sheet, write_gallery
+    from alignext.cli.gallery import Figure, Section, claim_folder, write_gallery
+    from alignext.diffusion.sheets import contact_sheet
 
     out = claim_folder(args.out, overwrite=args.overwrite)
     import torch
@@ -156,7 +157,8 @@ def demo(*, seed: int, steps: int | None) -> list["Section"]:
     """RIVAL on held-out drawings, against what stock diffusers makes of the same prompt and picture."""
     from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 
-    from alignext.cli.gallery import Figure, Section, Table, contact_sheet, print_table
+    from alignext.cli.gallery import Figure, Section, Table, print_table
+    from alignext.diffusion.sheets import contact_sheet
 
     steps = steps or 50
     pictures = _exemplars()

@@ -110,7 +110,7 @@ def _search(pipe: Any, reward: Callable[..., Any], config: Any, prompt: str, see
     import torch
 
     from alignext import LatentSearch
-    from alignext.search.rewarding import call as call_reward
+    from alignext.rewards.protocol import call as call_reward
 
     seen: list[list[Image]] = []
 
@@ -153,7 +153,8 @@ def _picture(image: Any) -> "Image":
 def _write(args: argparse.Namespace, config: Any, found: list[dict[str, Any]]) -> None:
     from dataclasses import asdict
 
-    from alignext.cli.gallery import Figure, Section, Table, contact_sheet, write_gallery
+    from alignext.cli.gallery import Figure, Section, Table, write_gallery
+    from alignext.diffusion.sheets import contact_sheet
     from alignext.files import replacing
 
     sections = []
@@ -264,7 +265,8 @@ _CLIPS = ("a rocket, ink style, moving up", "a fish, glossy style, moving left")
 def demo(*, seed: int, steps: int | None) -> list["Section"]:
     """The style that a caption asks for: one sample, the best of 8, and a beam search at as many evaluations."""
     from alignext import mini
-    from alignext.cli.gallery import Figure, Section, contact_sheet
+    from alignext.cli.gallery import Figure, Section
+    from alignext.diffusion.sheets import contact_sheet
     from alignext.rewards import JudgeReward
 
     call = {"num_inference_steps": steps or 12, "guidance_scale": 5.0}
@@ -289,7 +291,8 @@ def demo(*, seed: int, steps: int | None) -> list["Section"]:
 def _video_section(seed: int, steps: int | None) -> "Section":
     """The same for clips, by how much moves in them."""
     from alignext import mini
-    from alignext.cli.gallery import Figure, Section, contact_sheet
+    from alignext.cli.gallery import Figure, Section
+    from alignext.diffusion.sheets import contact_sheet
     from alignext.rewards import JudgeReward, dynamics
 
     concept = JudgeReward("concept")

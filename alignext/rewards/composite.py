@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from alignext.search.rewarding import as_rewards, call
+from alignext.rewards.protocol import as_rewards, call
 
 
 class WeightedReward:

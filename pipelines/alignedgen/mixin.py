@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from diffusers.pipelines.flux.pipeline_output import FluxPipelineOutput
 
+from alignext.diffusion.pictures import to_pil
 from alignext.hub import HubMixin
-from alignext.pictures import to_pil
 from alignext.pipelines.alignedgen.checks import check_call
 from alignext.pipelines.alignedgen.sharing import aligned_attention
 from alignext.pipelines.alignedgen.style import StyleReference

@@ -12,12 +12,13 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import logging
 from tqdm.auto import tqdm
 
+from alignext.diffusion.calls import check_call, number_of_prompts, take
+from alignext.diffusion.latents import decoder, only_decode
+from alignext.rewards.protocol import by_prompt
 from alignext.search.config import SearchConfig
-from alignext.search.decode import decoder, only_decode
 from alignext.search.hooks import in_chunks
-from alignext.search.inputs import check_call, number_of_prompts, take
 from alignext.search.noise_search import RandomNoiseSearch, ZeroOrderNoiseSearch, search_noise
-from alignext.search.rewarding import LatentReward, by_prompt
+from alignext.search.rewarding import LatentReward
 from alignext.search.scheduler import SearchScheduler
 
 

@@ -11,7 +11,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import retrieve_latents
 from diffusers.utils import logging
 
-from alignext.pictures import as_list, to_pil
+from alignext.diffusion.pictures import as_list, to_pil
 from alignext.pipelines.rival.checks import check_model
 from alignext.pipelines.rival.inputs import EMBEDDINGS
 from alignext.pipelines.rival.inversion import RIVALInversion, model_fingerprint, scheduler_settings

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
+from alignext.diffusion.pictures import as_list
 from alignext.functional.rival import match_gaussian, shuffle_hole, shuffle_latents
 from alignext.hub import HubMixin
-from alignext.pictures import as_list
 from alignext.pipelines.rival.alignment import Alignment
 from alignext.pipelines.rival.checks import PRESETS, check_call, check_draws, check_inversion, make_settings
 from alignext.pipelines.rival.inputs import (

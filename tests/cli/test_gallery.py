@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from alignext.cli.charts import Chart
-from alignext.cli.gallery import Figure, Section, Table, claim_folder, contact_sheet, print_table, write_gallery
+from alignext.cli.gallery import Figure, Section, Table, claim_folder, print_table, write_gallery
+from alignext.diffusion.sheets import contact_sheet
 
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from alignext import cli, mini
-from alignext.models.process_reward import ProcessReward
+from alignext.rewards.process import ProcessReward
 
 
 pytestmark = [

@@ -26,8 +26,8 @@ from trl import (
 )
 from trl.trainer.utils import add_fused_lm_head
 
-from alignext.models.guided_decoding import cache_name
-from alignext.models.objective_heads import logit_transform
+from alignext.decoding.guided import cache_name
+from alignext.heads.objective_heads import logit_transform
 
 from ..seams import parameters, resolve
 from .contract import MINI_LM, Row, count_vowels, preference, prompts, unpaired

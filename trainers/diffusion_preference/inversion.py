@@ -12,6 +12,9 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from alignext.diffusion.denoiser import get_denoiser
+from alignext.diffusion.encode import InversionCache, encode_unconditional, inversion_identity, weights_digest
+from alignext.diffusion.levels import inversion_levels
 from alignext.functional.diffusion_preference import (
     Denoiser,
     InversionPoints,
@@ -30,9 +33,6 @@ from alignext.functional.diffusion_preference import (
 from .config import InversionDPOConfig, SmPOConfig
 from .core import DiffusionPreferenceTrainer, Draws, PairBatch
 from .data import prepare_pairs
-from .denoiser import get_denoiser
-from .encode import InversionCache, encode_unconditional, inversion_identity, weights_digest
-from .schedule import inversion_levels
 
 
 logger = logging.get_logger(__name__)

@@ -18,7 +18,7 @@ from trl.trainer.utils import get_config_model_id
 
 from alignext.files import check_run, quick_start
 from alignext.functional.mah_dpo import multi_objective_loss, pair_losses
-from alignext.models.objective_heads import AutoModelForCausalLMWithObjectiveHeads, ObjectiveHeadsMixin
+from alignext.heads.objective_heads import AutoModelForCausalLMWithObjectiveHeads, ObjectiveHeadsMixin
 
 from .config import MAHDPOConfig
 from .sampling import ObjectiveSampler

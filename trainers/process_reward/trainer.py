@@ -16,7 +16,7 @@ from trl.trainer.utils import create_model_from_path, get_config_model_id, globa
 
 from alignext.files import check_run, quick_start
 from alignext.functional.process_reward import IGNORED, process_reward_loss
-from alignext.models.process_reward import ProcessReward, encode_steps
+from alignext.rewards.process import ProcessReward, encode_steps
 
 from .config import ProcessRewardConfig
 
@@ -27,7 +27,7 @@ _EXPECTED = (
 )
 _CARD = """
 ```python
-from alignext.models.process_reward import ProcessReward
+from alignext.rewards.process import ProcessReward
 
 reward = ProcessReward.from_pretrained("{name}")
 print(reward.scores(["What is 2 + 3 * 4?"], [["3 * 4 = 12.", "2 + 12 = 15."]]))  # one score after every step
@@ -73,7 +73,7 @@ class ProcessRewardTrainer(RewardTrainer):
     ```
 
     What it saves opens with stock [`~transformers.AutoModelForTokenClassification`], and with
-    [`ProcessReward`][alignext.models.process_reward.ProcessReward] as a function that scores texts.
+    [`ProcessReward`][alignext.rewards.process.ProcessReward] as a function that scores texts.
 
     Args:
         model (`str` or `PreTrainedModel` or `PeftModel`):

@@ -7,8 +7,9 @@ import pytest
 import torch
 from diffusers import FirstBlockCacheConfig, FlowMatchEulerDiscreteScheduler
 
+from alignext.diffusion import latents as decode
 from alignext.pipelines.latent_search import LatentSearch
-from alignext.search import RandomNoiseSearch, SearchConfig, ZeroOrderNoiseSearch, decode
+from alignext.search import RandomNoiseSearch, SearchConfig, ZeroOrderNoiseSearch
 
 from .. import contract
 from .tiny_models import BUILDERS, build

@@ -531,7 +531,7 @@ def test_any_pil_mode_and_shape(pipe, mode):
 def test_transparent_areas_are_white():
     import PIL.Image
 
-    from alignext.pictures import to_pil
+    from alignext.diffusion.pictures import to_pil
 
     assert to_pil(PIL.Image.new("RGBA", (4, 4), (0, 0, 0, 0))).getpixel((0, 0)) == (255, 255, 255)
 

@@ -11,17 +11,18 @@ from diffusers import DiffusionPipeline
 from peft import LoraConfig
 
 from alignext import mini
-from alignext.trainers.diffusion_preference import encode
-from alignext.trainers.diffusion_preference.data import PairCollator, prepare_pairs
-from alignext.trainers.diffusion_preference.encode import (
+from alignext.diffusion import encode
+from alignext.diffusion.encode import (
     InversionCache,
     PromptCache,
     encode_images,
     encode_prompts,
     encode_unconditional,
     inversion_identity,
-    precompute_latents,
 )
+from alignext.trainers.diffusion_preference import precompute
+from alignext.trainers.diffusion_preference.data import PairCollator, prepare_pairs
+from alignext.trainers.diffusion_preference.precompute import precompute_latents
 
 from .test_data import pairs
 from .tiny import PIPELINES, SIZE, flux, sd, sdxl
@@ -223,8 +224,8 @@ def test_latents_in_place_of_pictures():
 def test_latents_are_computed_once_for_data_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pairs(4).save_to_disk(str(tmp_path / "pairs"))
     passes = []
-    original = encode.encode_images
-    monkeypatch.setattr(encode, "encode_images", lambda *args: passes.append(1) or original(*args))
+    original = precompute.encode_images
+    monkeypatch.setattr(precompute, "encode_images", lambda *args: passes.append(1) or original(*args))
     runs = []
     for _ in range(2):
         dataset = prepare_pairs(Dataset.load_from_disk(str(tmp_path / "pairs")))
@@ -319,7 +320,7 @@ def test_half_a_file_is_never_met(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(encode, "save_file", interrupted)
+    monkeypatch.setattr(precompute, "save_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
         cache.save(keys[1], an_inversion())
     again = InversionCache(tmp_path, identity())

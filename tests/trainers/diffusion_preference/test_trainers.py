@@ -16,6 +16,7 @@ from peft import LoKrConfig, LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import Trainer
 
+from alignext.diffusion.draws import Draws
 from alignext.trainers.diffusion_preference import (
     DiffusionDPOConfig,
     DiffusionDPOTrainer,
@@ -24,8 +25,7 @@ from alignext.trainers.diffusion_preference import (
     SmPOConfig,
     SmPOTrainer,
 )
-from alignext.trainers.diffusion_preference.base import adapter_off
-from alignext.trainers.diffusion_preference.core import Draws
+from alignext.training.diffusion import adapter_off
 
 from ..contract import assert_same, curve
 from .contract import Row, latent_pairs, pairs, picture, weights

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from alignext.models.guided_decoding import guided_generate
+from alignext.decoding.guided import guided_generate
 from alignext.trainers.process_reward import ProcessRewardConfig, ProcessRewardTrainer
 
 from ..contract import MINI_LM, Row

@@ -12,9 +12,9 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
 from trl import RewardConfig
 
+from alignext.decoding.guided import guided_generate
 from alignext.functional.process_reward import process_reward_loss
-from alignext.models.guided_decoding import guided_generate
-from alignext.models.process_reward import ProcessReward, ValueHead, encode_steps
+from alignext.rewards.process import ProcessReward, ValueHead, encode_steps
 from alignext.trainers.process_reward import ProcessRewardConfig, ProcessRewardTrainer
 
 from ..contract import MINI_LM, Row, curve, solutions, weights

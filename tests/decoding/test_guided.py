@@ -26,10 +26,10 @@ from transformers import (
 )
 
 from alignext import mini
-from alignext.models import guided_decoding
-from alignext.models.guided_decoding import guided_generate
-from alignext.models.objective_heads import AutoModelForCausalLMWithObjectiveHeads
-from alignext.models.process_reward import ProcessReward
+from alignext.decoding import guided as guided_decoding
+from alignext.decoding.guided import guided_generate
+from alignext.heads.objective_heads import AutoModelForCausalLMWithObjectiveHeads
+from alignext.rewards.process import ProcessReward
 
 
 PROMPTS = ["One day, Lily went to the park.", "Tom was sad.", "There was a big dog in the small town. It was brown."]

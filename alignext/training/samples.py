@@ -13,11 +13,10 @@ import torch
 from diffusers import DiffusionPipeline
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from alignext.cli.gallery import contact_sheet
+from alignext.diffusion.denoiser import get_denoiser
+from alignext.diffusion.encode import TEXT_ENCODERS, encode_prompts, encode_unconditional
+from alignext.diffusion.sheets import contact_sheet
 from alignext.files import replacing
-
-from .denoiser import get_denoiser
-from .encode import TEXT_ENCODERS, encode_prompts, encode_unconditional
 
 
 class SampleGridCallback(TrainerCallback):

@@ -12,7 +12,7 @@ from transformers import (
 )
 
 from alignext import mini
-from alignext.models.process_reward import ProcessReward, SequenceReward, ValueHead, as_reward, encode_steps
+from alignext.rewards.process import ProcessReward, SequenceReward, ValueHead, as_reward, encode_steps
 
 
 PROMPTS = ["One day, Lily went to the park.", "Tom was sad."]

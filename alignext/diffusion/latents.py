@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
-from alignext.search.inputs import take
-from alignext.search.scheduler import NoStepsScheduler
+from alignext.diffusion.calls import take
+from alignext.diffusion.schedulers import NoStepsScheduler
 
 
 def _image(pipe: Any, latents: torch.Tensor, call: dict[str, Any]) -> torch.Tensor:

@@ -3,7 +3,7 @@
 
 import pytest
 
-from alignext.models.boundaries import no_boundary, paragraph_boundary, sentence_boundary
+from alignext.decoding.boundaries import no_boundary, paragraph_boundary, sentence_boundary
 
 
 ENDS = [

@@ -1,1 +1,2 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""Decoding methods for language models, run by the stock `generate`."""

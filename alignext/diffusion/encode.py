@@ -8,16 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
-from datasets import Dataset
 from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 from safetensors.torch import load_file, save_file
 
 from alignext.files import replacing
-
-from .data import IMAGES, LATENTS, PairCollator
 
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
@@ -134,50 +130,6 @@ def encode_images(
         ]
         latents = (latents - of_channels[0]) / of_channels[1]
     return (latents - (getattr(vae.config, "shift_factor", None) or 0)) * vae.config.scaling_factor
-
-
-def precompute_latents(
-    pipe: DiffusionPipeline, dataset: Dataset, collator: PairCollator, batch_size: int = 8, seed: int = 0
-) -> Dataset:
-    """
-    The dataset of [`prepare_pairs`] with `chosen_latents` and `rejected_latents` in place of its pictures. A second
-    run on the same data, VAE and settings finds what the first one wrote, where the dataset has files on disk.
-
-    Args:
-        pipe (`DiffusionPipeline`): Its VAE is used.
-        dataset (`Dataset`): The pairs.
-        collator (`PairCollator`): How pictures are cut.
-        batch_size (`int`, *optional*, defaults to 8): Pictures per pass.
-        seed (`int`, *optional*, defaults to 0): The sample of a picture depends on it and on the row alone.
-    """
-    vae = digest(weights_digest(pipe.vae), dict(pipe.vae.config))
-    # The hash of the closure below would be one of the whole pipeline.
-    fingerprint = digest(dataset._fingerprint, vae, collator.resolution, collator.vae_scale_factor, seed)
-
-    def encode(rows: dict[str, list]) -> dict[str, Any]:
-        count = len(rows["index"])
-        pixels = collator._pixels([{name: rows[name][i] for name in ("index", *IMAGES)} for i in range(count)])
-        # torch reads no more than 32 bits of a seed
-        seeds = [int(digest(seed, name, int(index))[:8], 16) for name in IMAGES for index in rows["index"]]
-        generators = [torch.Generator().manual_seed(number) for number in seeds]
-        chosen, rejected = encode_images(pipe, pixels, batch_size, generators).cpu().numpy().reshape(2, count, *shape)
-        return dict(zip(LATENTS, (chosen, rejected), strict=True))
-
-    side = collator.resolution // 2 ** (len(pipe.vae.config.block_out_channels) - 1)
-    shape = (pipe.vae.config.latent_channels, side, side)
-    features = {name: kind for name, kind in dataset.features.items() if name not in IMAGES}
-    latents = {name: datasets.Array3D(shape, "float32") for name in LATENTS}
-    encoded = dataset.map(
-        encode,
-        batched=True,
-        batch_size=max(1, batch_size // 2),
-        remove_columns=list(IMAGES),
-        features=datasets.Features(features | latents),
-        new_fingerprint=fingerprint[:32],
-        desc="Encoding pictures",
-    )
-    arrays = [*LATENTS, *(name for name in ("prompt_embeds", "pooled_prompt_embeds") if name in features)]
-    return encoded.with_format("numpy", columns=arrays, output_all_columns=True)
 
 
 class PromptCache:

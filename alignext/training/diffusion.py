@@ -19,10 +19,9 @@ from transformers.utils import logging
 from trl.trainer.utils import disable_dropout_in_model
 
 from alignext import hub
+from alignext.diffusion.denoiser import DenoiserForward, DenoiserModule, adapter_off, denoiser_name, get_denoiser
 from alignext.files import check_run, replacing
 from alignext.functional.diffusion_preference import Denoiser
-
-from .denoiser import DenoiserForward, DenoiserModule, adapter_off, denoiser_name, get_denoiser
 
 
 logger = logging.get_logger(__name__)

@@ -21,8 +21,8 @@ from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import Cache, DynamicLayer
 
-from .boundaries import no_boundary, paragraph_boundary, sentence_boundary
-from .process_reward import Prompt, as_reward, prompt_ids
+from alignext.decoding.boundaries import no_boundary, paragraph_boundary, sentence_boundary
+from alignext.rewards.process import Prompt, as_reward, prompt_ids
 
 
 @dataclass

@@ -21,10 +21,10 @@ from transformers import (
     T5Config,
 )
 
+from alignext.decoding.guided import cache_name
 from alignext.functional.mah_dpo import mix_logits
-from alignext.models.guided_decoding import cache_name
-from alignext.models.objective_heads import AutoModelForCausalLMWithObjectiveHeads as AutoHeads
-from alignext.models.objective_heads import objective_heads_class
+from alignext.heads.objective_heads import AutoModelForCausalLMWithObjectiveHeads as AutoHeads
+from alignext.heads.objective_heads import objective_heads_class
 
 
 OBJECTIVES = ["honest", "helpful", "short"]
@@ -374,7 +374,7 @@ def test_round_trip(checkpoint, tmp_path: Path, name: str, head_type: str) -> No
 
 
 def test_classes_are_made_once_and_found_by_name() -> None:
-    import alignext.models.objective_heads as module
+    import alignext.heads.objective_heads as module
 
     cls = objective_heads_class(LlamaForCausalLM)
     assert objective_heads_class(LlamaForCausalLM) is cls is module.MultiObjectiveLlamaForCausalLM

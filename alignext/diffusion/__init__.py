@@ -1,0 +1,2 @@
+# Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""What diffusion methods share and none owns."""
