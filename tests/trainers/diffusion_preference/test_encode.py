@@ -320,7 +320,7 @@ def test_half_a_file_is_never_met(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(precompute, "save_file", interrupted)
+    monkeypatch.setattr(encode, "save_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
         cache.save(keys[1], an_inversion())
     again = InversionCache(tmp_path, identity())
