@@ -8,6 +8,7 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
+from alignext.diffusion.schedulers import rebuild_scheduler
 from alignext.functional.diffusion_preference import PREDICTION_TYPES, Levels, ddim_levels, flow_levels
 
 
@@ -42,7 +43,7 @@ def training_levels(pipe: DiffusionPipeline, size: tuple[int, int]) -> Levels:
     if prediction_type(scheduler) == "flow_prediction":
         if scheduler.config.get("use_dynamic_shifting", False):
             return flow_levels(_flow_sigmas(pipe, T, size), T)
-        sigmas = type(scheduler).from_config(scheduler.config).sigmas.double()
+        sigmas = rebuild_scheduler(scheduler).sigmas.double()
         return flow_levels(torch.cat([sigmas, sigmas.new_zeros(int(sigmas[-1] > 0))]), T)
     abar = scheduler.alphas_cumprod.double().cpu()
     abar = torch.cat([torch.ones_like(abar[:1]), abar])
@@ -61,7 +62,7 @@ def inversion_levels(pipe: DiffusionPipeline, num_steps: int, size: tuple[int, i
 
 def _flow_sigmas(pipe: DiffusionPipeline, num_steps: int, size: tuple[int, int]) -> torch.Tensor:
     """As the pipeline sets them for sampling, 0 included."""
-    scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)  # the pipeline's own stays as it is
+    scheduler = rebuild_scheduler(pipe.scheduler)  # the pipeline's own stays as it is
     config, arguments = scheduler.config, {}
     if config.get("use_dynamic_shifting", False):
         patches = (size[0] // 2) * (size[1] // 2)
