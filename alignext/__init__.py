@@ -62,105 +62,38 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0.dev0"
 
-# Public name -> the module that defines it. The only place where alignext points at pipelines and trainers.
-_MODULES = {
-    "AlignedAttention": "alignext.pipelines.alignedgen",
-    "AlignedGenFlux2KleinPipeline": "alignext.pipelines.alignedgen",
-    "AlignedGenFlux2Pipeline": "alignext.pipelines.alignedgen",
-    "AlignedGenKontextPipeline": "alignext.pipelines.alignedgen",
-    "AlignedGenPipeline": "alignext.pipelines.alignedgen",
-    "AlignedGenPipelineOutput": "alignext.pipelines.alignedgen",
-    "AlignedGenQwenImagePipeline": "alignext.pipelines.alignedgen",
-    "AnimateDiffSearchPipeline": "alignext.pipelines.latent_search",
-    "AutoModelForCausalLMWithObjectiveHeads": "alignext.heads.objective_heads",
-    "BCOConfig": "alignext.trainers.bco",
-    "BCOTrainer": "alignext.trainers.bco",
-    "CogVideoXSearchPipeline": "alignext.pipelines.latent_search",
-    "DiffusionDPOConfig": "alignext.trainers.diffusion_preference",
-    "DiffusionDPOTrainer": "alignext.trainers.diffusion_preference",
-    "FDPGConfig": "alignext.trainers.f_dpg",
-    "FDPGTrainer": "alignext.trainers.f_dpg",
-    "FluxSearchPipeline": "alignext.pipelines.latent_search",
-    "HunyuanVideoSearchPipeline": "alignext.pipelines.latent_search",
-    "InversionDPOConfig": "alignext.trainers.diffusion_preference",
-    "InversionDPOTrainer": "alignext.trainers.diffusion_preference",
-    "LTXSearchPipeline": "alignext.pipelines.latent_search",
-    "LatentSearch": "alignext.pipelines.latent_search",
-    "LatteSearchPipeline": "alignext.pipelines.latent_search",
-    "MAHDPOConfig": "alignext.trainers.mah_dpo",
-    "MAHDPOTrainer": "alignext.trainers.mah_dpo",
-    "ProcessRewardConfig": "alignext.trainers.process_reward",
-    "ProcessRewardTrainer": "alignext.trainers.process_reward",
-    "RIVALControlNetPipeline": "alignext.pipelines.rival",
-    "RIVALInversion": "alignext.pipelines.rival",
-    "RIVALPipeline": "alignext.pipelines.rival",
-    "RIVALXLControlNetPipeline": "alignext.pipelines.rival",
-    "RIVALXLPipeline": "alignext.pipelines.rival",
-    "SampleGridCallback": "alignext.trainers.diffusion_preference",
-    "SearchConfig": "alignext.search",
-    "SearchScheduler": "alignext.search",
-    "SmPOConfig": "alignext.trainers.diffusion_preference",
-    "SmPOTrainer": "alignext.trainers.diffusion_preference",
-    "StableDiffusion3SearchPipeline": "alignext.pipelines.latent_search",
-    "StableDiffusionSearchPipeline": "alignext.pipelines.latent_search",
-    "StableDiffusionXLSearchPipeline": "alignext.pipelines.latent_search",
-    "StyleReference": "alignext.pipelines.alignedgen",
-    "WanSearchPipeline": "alignext.pipelines.latent_search",
-    "WeightedReward": "alignext.rewards",
-    "aligned_attention": "alignext.pipelines.alignedgen",
-    "calibrate_weights": "alignext.rewards",
-    "guided_generate": "alignext.decoding.guided",
+# Module -> the public names it defines. The only place where alignext points at pipelines and trainers. Type checkers
+# read the imports above, which a test holds against this.
+_NAMES = {
+    "alignext.decoding.guided": "guided_generate",
+    "alignext.heads.objective_heads": "AutoModelForCausalLMWithObjectiveHeads",
+    "alignext.pipelines.alignedgen": """
+        AlignedAttention AlignedGenFlux2KleinPipeline AlignedGenFlux2Pipeline AlignedGenKontextPipeline
+        AlignedGenPipeline AlignedGenPipelineOutput AlignedGenQwenImagePipeline StyleReference
+        aligned_attention
+    """,
+    "alignext.pipelines.latent_search": """
+        AnimateDiffSearchPipeline CogVideoXSearchPipeline FluxSearchPipeline HunyuanVideoSearchPipeline
+        LTXSearchPipeline LatentSearch LatteSearchPipeline StableDiffusion3SearchPipeline
+        StableDiffusionSearchPipeline StableDiffusionXLSearchPipeline WanSearchPipeline
+    """,
+    "alignext.pipelines.rival": """
+        RIVALControlNetPipeline RIVALInversion RIVALPipeline RIVALXLControlNetPipeline RIVALXLPipeline
+    """,
+    "alignext.rewards": "WeightedReward calibrate_weights",
+    "alignext.search": "SearchConfig SearchScheduler",
+    "alignext.trainers.bco": "BCOConfig BCOTrainer",
+    "alignext.trainers.diffusion_preference": """
+        DiffusionDPOConfig DiffusionDPOTrainer InversionDPOConfig InversionDPOTrainer SampleGridCallback
+        SmPOConfig SmPOTrainer
+    """,
+    "alignext.trainers.f_dpg": "FDPGConfig FDPGTrainer",
+    "alignext.trainers.mah_dpo": "MAHDPOConfig MAHDPOTrainer",
+    "alignext.trainers.process_reward": "ProcessRewardConfig ProcessRewardTrainer",
 }
+_MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
 
-__all__ = [
-    "AlignedAttention",
-    "AlignedGenFlux2KleinPipeline",
-    "AlignedGenFlux2Pipeline",
-    "AlignedGenKontextPipeline",
-    "AlignedGenPipeline",
-    "AlignedGenPipelineOutput",
-    "AlignedGenQwenImagePipeline",
-    "AnimateDiffSearchPipeline",
-    "AutoModelForCausalLMWithObjectiveHeads",
-    "BCOConfig",
-    "BCOTrainer",
-    "CogVideoXSearchPipeline",
-    "DiffusionDPOConfig",
-    "DiffusionDPOTrainer",
-    "FDPGConfig",
-    "FDPGTrainer",
-    "FluxSearchPipeline",
-    "HunyuanVideoSearchPipeline",
-    "InversionDPOConfig",
-    "InversionDPOTrainer",
-    "LTXSearchPipeline",
-    "LatentSearch",
-    "LatteSearchPipeline",
-    "MAHDPOConfig",
-    "MAHDPOTrainer",
-    "ProcessRewardConfig",
-    "ProcessRewardTrainer",
-    "RIVALControlNetPipeline",
-    "RIVALInversion",
-    "RIVALPipeline",
-    "RIVALXLControlNetPipeline",
-    "RIVALXLPipeline",
-    "SampleGridCallback",
-    "SearchConfig",
-    "SearchScheduler",
-    "SmPOConfig",
-    "SmPOTrainer",
-    "StableDiffusion3SearchPipeline",
-    "StableDiffusionSearchPipeline",
-    "StableDiffusionXLSearchPipeline",
-    "StyleReference",
-    "WanSearchPipeline",
-    "WeightedReward",
-    "__version__",
-    "aligned_attention",
-    "calibrate_weights",
-    "guided_generate",
-]
+__all__ = sorted([*_MODULES, "__version__"])
 
 
 def __getattr__(name: str) -> object:

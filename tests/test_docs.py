@@ -15,46 +15,13 @@ from pathlib import Path
 import pytest
 
 import alignext
-from alignext.cli.methods import METHODS, as_markdown
+from alignext.methods import METHODS
 
 from . import support
 
 
 ROOT = Path(__file__).parents[1]
 PUBLIC = sorted(alignext._MODULES)
-
-
-@pytest.mark.parametrize("page", ["README.md", "docs/methods.md"])
-def test_table_of_methods_is_the_one_of_the_command(page):
-    assert as_markdown() in (ROOT / page).read_text(), f"{page}: paste the output of `alignext methods --markdown`"
-
-
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-def test_method_is_available_exactly_if_its_classes_are(method):
-    for name in method.classes:
-        assert (name in alignext.__all__) == method.available
-
-
-@pytest.mark.parametrize("method", [m for m in METHODS if m.available], ids=lambda method: method.name)
-def test_available_method_is_what_the_table_says(method):
-    assert len(method.parents) in (1, len(method.classes))
-    parents = method.parents * (len(method.classes) // len(method.parents))
-    for name, parent in zip(method.classes, parents, strict=True):
-        value = getattr(alignext, name)
-        module, _, parent_name = parent.rpartition(".")
-        if module:  # else it is no subclass of one class: it takes any pipeline
-            assert issubclass(value, getattr(import_module(module), parent_name))
-        assert value._paper["id"] == method.arxiv
-        assert value._paper["title"] == method.paper
-        assert method.arxiv in (ROOT / "README.md").read_text()
-
-
-@pytest.mark.parametrize("name", sorted({name for m in METHODS if m.available for name in m.classes}))
-def test_paper_index_has_the_paper(name):
-    paper = getattr(alignext, name)._paper
-    (key,) = re.findall(r"@\w+\{(\w+),", paper["citation"])
-    start = f"| {paper['title']} | [{paper['id']}](https://arxiv.org/abs/{paper['id']}) | `{key}` |"
-    assert start in (ROOT / "docs" / "papers.md").read_text()
 
 
 def test_api_page_lists_everything_public():
@@ -189,7 +156,7 @@ def test_docs_build_without_a_warning(tmp_path):
     assert all(name in page for name in PUBLIC)
 
 
-METHOD_PAGES = "alignedgen bco diffusion_preference f_dpg latent_search mah_dpo process_reward rival".split()
+METHOD_PAGES = sorted({row.page for row in METHODS})
 # How the headings of a method's page begin, in their order; others may stand between.
 ORDER = [
     "Use",

@@ -35,11 +35,11 @@ COMMANDS = (
     rival,
     alignedgen,
     search,
+    diffusion_preference,
     bco,
     f_dpg,
-    diffusion_preference,
-    process_reward,
     mah_dpo,
+    process_reward,
     generate,
 )
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alignext.cli.arguments import at_least_one, device_of, picture_in, stock_class
+from alignext.methods import method
 
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     """Add `alignext alignedgen`."""
     parser = subparsers.add_parser(
         "alignedgen",
-        help="make a set of pictures in one style",
+        help=method("AlignedGen").task,
         description="Draw several prompts in one consistent style: that of the first image, of a picture of yours, or "
         "of an earlier set. Needs no training. Runs on the embedded model (64x64 drawings) unless --model names a "
         "Flux checkpoint.",

@@ -19,6 +19,7 @@ from alignext.cli.training import (
     tell,
     train_and_save,
 )
+from alignext.methods import method
 
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ _BATCH = 16  # of the demo
 
 def register(subparsers: argparse._SubParsersAction) -> None:
     """Add `alignext bco`."""
-    add_command(subparsers, "bco", "train a language model on thumbs up and thumbs down", run)
+    add_command(subparsers, "bco", method("BCO").task, run)
 
 
 def make_parser() -> "TrlParser":

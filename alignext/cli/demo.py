@@ -14,24 +14,17 @@ from typing import TYPE_CHECKING
 
 from alignext import __version__
 from alignext.cli.arguments import at_least_one
+from alignext.methods import METHODS
 
 
 if TYPE_CHECKING:
     from alignext.cli.gallery import Section
 
 
-# Name -> the command module of the method, in the order of the page: pictures first, then stories. Its
-# `demo(*, seed, steps)` returns the sections of its gallery and prints what it measured; `steps` is None where the
-# method's own default holds.
+# In the order of the page. The `demo(*, seed, steps)` of a module returns the sections of its gallery and prints what
+# it measured; `steps` is None where the method's own default holds.
 _DEMOS = {
-    "rival": "alignext.cli.rival",
-    "alignedgen": "alignext.cli.alignedgen",
-    "search": "alignext.cli.search",
-    "diffusion-dpo": "alignext.cli.diffusion_preference",
-    "bco": "alignext.cli.bco",
-    "f-dpg": "alignext.cli.f_dpg",
-    "mah-dpo": "alignext.cli.mah_dpo",
-    "process-reward": "alignext.cli.process_reward",
+    row.demo: f"alignext.cli.{row.page if row.page != 'latent_search' else 'search'}" for row in METHODS if row.demo
 }
 
 

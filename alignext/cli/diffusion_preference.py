@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from alignext.cli.arguments import stock_class
 from alignext.cli.training import add_command, command_parser, curve, demo_settings, load_rows, quieten, splits, train
+from alignext.methods import method
 
 
 if TYPE_CHECKING:
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
 
 # Command -> the trainer, whose config is named after it, and what it is for.
 _COMMANDS = {
-    "inversion-dpo": ("InversionDPOTrainer", "train a text-to-image pipeline on pairs of pictures, Inversion-DPO"),
-    "diffusion-dpo": ("DiffusionDPOTrainer", "train a text-to-image pipeline on pairs of pictures, Diffusion-DPO"),
-    "smpo": ("SmPOTrainer", "train a text-to-image pipeline on pairs of pictures with scores, SmPO and InPO"),
+    "diffusion-dpo": ("DiffusionDPOTrainer", method("Diffusion-DPO").task),
+    "inversion-dpo": ("InversionDPOTrainer", method("Inversion-DPO").task),
+    "smpo": ("SmPOTrainer", method("SmPO").task),
 }
 _PREFERRED = "glossy"  # of the demo
 _PICTURES = ("image_chosen", "image_rejected", "chosen", "rejected")

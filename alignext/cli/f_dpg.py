@@ -19,6 +19,7 @@ from alignext.cli.training import (
     splits,
     train_and_save,
 )
+from alignext.methods import method
 
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 def register(subparsers: argparse._SubParsersAction) -> None:
     """Add `alignext f-dpg`."""
-    add_command(subparsers, "f-dpg", "move a language model towards a target distribution", run)
+    add_command(subparsers, "f-dpg", method("f-DPG").task, run)
 
 
 def make_parser() -> "TrlParser":

@@ -20,6 +20,7 @@ from alignext.cli.training import (
     tell,
     train_and_save,
 )
+from alignext.methods import method
 
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ _HAPPY = set("happy smiled smile laughed fun love loved excited proud glad joy h
 
 def register(subparsers: argparse._SubParsersAction) -> None:
     """Add `alignext mah-dpo`."""
-    add_command(subparsers, "mah-dpo", "train a language model for several objectives", run)
+    add_command(subparsers, "mah-dpo", method("MAH-DPO").task, run)
 
 
 def make_parser() -> "TrlParser":

@@ -5,6 +5,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from alignext.cli.training import add_command, command_parser, load_rows, model_arguments, splits, train_and_save
+from alignext.methods import method
 
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 def register(subparsers: argparse._SubParsersAction) -> None:
     """Add `alignext process-reward`."""
-    add_command(subparsers, "process-reward", "train a model that scores a solution step by step", run)
+    add_command(subparsers, "process-reward", method("Process rewards").task, run)
 
 
 def make_parser() -> "TrlParser":

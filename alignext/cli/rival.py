@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alignext.cli.arguments import at_least_one, device_of, picture_in, stock_class
+from alignext.methods import method
 
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     """Add `alignext rival`."""
     parser = subparsers.add_parser(
         "rival",
-        help="make variations of a picture, or new pictures in its look",
+        help=method("RIVAL").task,
         description="Turn a picture into new ones: variations of it, something else in its look, an edit, or an "
         "inpainting. Needs no training. Runs on the embedded model (64x64 drawings) unless --model names a Stable "
         "Diffusion checkpoint.",

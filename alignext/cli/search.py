@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignext.cli.arguments import at_least_one, device_of, function_of, stock_class
+from alignext.methods import method
 
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     """Add `alignext search`."""
     parser = subparsers.add_parser(
         "search",
-        help="find the picture or video that a reward likes best",
+        help=method("Latent search").task,
         description="Search a pipeline for the sample that a reward likes best, while it is being generated. Needs no "
         "training. Runs on the embedded model (64x64 drawings) unless --model names a text-to-image or text-to-video "
         "checkpoint. Ctrl-C ends a search and writes the best so far. Under `accelerate launch -m alignext search` "

@@ -11,6 +11,7 @@ from diffusers.pipelines.flux.pipeline_output import FluxPipelineOutput
 
 from alignext.diffusion.pictures import to_pil
 from alignext.hub import HubMixin
+from alignext.methods import method
 from alignext.pipelines.alignedgen.checks import check_call
 from alignext.pipelines.alignedgen.sharing import aligned_attention
 from alignext.pipelines.alignedgen.style import StyleReference
@@ -45,16 +46,7 @@ class AlignedGenMixin(HubMixin):
 
     _name = "AlignedGen"
     _tag_names = ["alignext", "alignedgen"]
-    _paper = {
-        "title": "AlignedGen: Aligning Style Across Generated Images",
-        "id": "2509.17088",
-        "citation": "@inproceedings{zhang2025alignedgen,\n"
-        "    title     = {{AlignedGen: Aligning Style Across Generated Images}},\n"
-        "    author    = {Zhang, Jiexuan and Du, Yiheng and Wang, Qian and Gu, Yu and Li, Weiqi and Zhang, Jian},\n"
-        "    booktitle = {Advances in Neural Information Processing Systems},\n"
-        "    year      = {2025},\n"
-        "}",
-    }
+    _paper = method("AlignedGen").paper
     _noise_row: int | None = None
 
     def __init_subclass__(cls, **kwargs) -> None:

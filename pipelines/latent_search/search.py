@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from alignext.diffusion.calls import check_call, number_of_prompts, take
 from alignext.diffusion.latents import decoder, only_decode
+from alignext.methods import method
 from alignext.rewards.protocol import by_prompt
 from alignext.search.config import SearchConfig
 from alignext.search.hooks import in_chunks
@@ -25,16 +26,7 @@ from alignext.search.scheduler import SearchScheduler
 logger = logging.get_logger(__name__)
 
 _DENOISERS = ("unet", "transformer", "transformer_2")
-PAPER = {
-    "title": "Inference-Time Text-to-Video Alignment with Diffusion Latent Beam Search",
-    "id": "2501.19252",
-    "citation": "@inproceedings{oshima2025inference,\n"
-    "    title     = {{Inference-Time Text-to-Video Alignment with Diffusion Latent Beam Search}},\n"
-    "    author    = {Oshima, Yuta and others},\n"
-    "    booktitle = {Advances in Neural Information Processing Systems},\n"
-    "    year      = {2025},\n"
-    "}",
-}
+PAPER = method("Latent search").paper
 
 
 class LatentSearch:

@@ -10,6 +10,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from alignext.diffusion.pictures import as_list
 from alignext.functional.rival import match_gaussian, shuffle_hole, shuffle_latents
 from alignext.hub import HubMixin
+from alignext.methods import method
 from alignext.pipelines.rival.alignment import Alignment
 from alignext.pipelines.rival.checks import PRESETS, check_call, check_draws, check_inversion, make_settings
 from alignext.pipelines.rival.inputs import (
@@ -38,16 +39,7 @@ class RIVALMixin(InvertMixin, HubMixin):
     default_task = "variation"
     _name = "RIVAL"
     _tag_names = ["alignext", "rival"]
-    _paper = {
-        "title": "Real-World Image Variation by Aligning Diffusion Inversion Chain",
-        "id": "2305.18729",
-        "citation": "@inproceedings{zhang2023rival,\n"
-        "    title     = {{Real-World Image Variation by Aligning Diffusion Inversion Chain}},\n"
-        "    author    = {Zhang, Yuechen and Xing, Jinbo and Lo, Eric and Jia, Jiaya},\n"
-        "    booktitle = {Advances in Neural Information Processing Systems},\n"
-        "    year      = {2023},\n"
-        "}",
-    }
+    _paper = method("RIVAL").paper
 
     def __init_subclass__(cls, **kwargs) -> None:
         super().__init_subclass__(**kwargs)

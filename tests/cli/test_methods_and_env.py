@@ -10,19 +10,20 @@ import torch
 
 from alignext import cli
 from alignext.cli import env
-from alignext.cli.methods import METHODS
+from alignext.methods import METHODS
 
 
 def test_methods_lists_everything(capsys):
     assert cli.main(["methods"]) == 0
     text = capsys.readouterr().out
     for method in METHODS:
-        for value in (method.name, method.paper, method.arxiv, *method.classes, *method.parents, method.needs):
+        for value in (method.name, method.title, method.arxiv, *method.classes, *method.parents, method.needs):
             assert value in text
 
 
-def test_methods_as_markdown_is_a_table(capsys):
-    assert cli.main(["methods", "--markdown"]) == 0
+@pytest.mark.parametrize("page", ["readme", "docs"])
+def test_methods_as_markdown_is_a_table(page, capsys):
+    assert cli.main(["methods", "--markdown", page]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 + len(METHODS)
     assert len({line.count("|") for line in lines}) == 1

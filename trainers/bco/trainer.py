@@ -17,6 +17,7 @@ from trl.trainer.utils import get_config_model_id, use_adapter
 
 from alignext.files import check_run
 from alignext.functional.bco import bco_loss
+from alignext.methods import method
 
 from .config import BCOConfig
 from .matching import PromptWeights, embed_with_policy, prompt_text
@@ -100,17 +101,7 @@ class BCOTrainer(KTOTrainer):
     loss_is_scaled_for_ga = False
     _tag_names = ["trl", "alignext", "bco"]
     _name = "BCO"
-    _paper = {
-        "title": "Binary Classifier Optimization for Large Language Model Alignment",
-        "id": "2404.04656",
-        "citation": """\
-@inproceedings{jung2025binary,
-    title     = {{Binary Classifier Optimization for Large Language Model Alignment}},
-    author    = {Jung, Seungjae and Han, Gunsoo and Nam, Daniel Wontae and On, Kyoung-Woon},
-    booktitle = {Proceedings of the 63rd Annual Meeting of the Association for Computational Linguistics},
-    year      = {2025},
-}""",
-    }
+    _paper = method("BCO").paper
 
     def __init__(
         self,

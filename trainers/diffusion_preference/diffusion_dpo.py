@@ -4,6 +4,7 @@
 import torch
 
 from alignext.functional.diffusion_preference import PreferenceErrors, diffusion_dpo_errors
+from alignext.methods import method
 
 from .core import DiffusionPreferenceTrainer, PairBatch
 
@@ -57,17 +58,7 @@ class DiffusionDPOTrainer(DiffusionPreferenceTrainer):
 
     _tag_names = ["trl", "alignext", "diffusion-dpo"]
     _name = "Diffusion-DPO"
-    _paper = {
-        "title": "Diffusion Model Alignment Using Direct Preference Optimization",
-        "id": "2311.12908",
-        "citation": """\
-@inproceedings{wallace2024diffusion,
-    title     = {{Diffusion Model Alignment Using Direct Preference Optimization}},
-    author    = {Wallace, Bram and others},
-    booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition},
-    year      = {2024},
-}""",
-    }
+    _paper = method("Diffusion-DPO").paper
 
     def errors(self, model: torch.nn.Module, batch: PairBatch) -> PreferenceErrors:
         levels = self.levels(batch.x0)

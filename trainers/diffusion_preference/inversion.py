@@ -29,6 +29,7 @@ from alignext.functional.diffusion_preference import (
     preference_probability,
     two_pass_backward,
 )
+from alignext.methods import method
 
 from .config import InversionDPOConfig, SmPOConfig
 from .core import DiffusionPreferenceTrainer, Draws, PairBatch
@@ -282,18 +283,7 @@ class InversionDPOTrainer(_InversionTrainer):
     _config = InversionDPOConfig
     _tag_names = ["trl", "alignext", "inversion-dpo"]
     _name = "Inversion-DPO"
-    _paper = {
-        "title": "Inversion-DPO: Precise and Efficient Post-Training for Diffusion Models",
-        "id": "2507.11554",
-        "citation": """\
-@inproceedings{li2025inversion,
-    title     = {{Inversion-DPO: Precise and Efficient Post-Training for Diffusion Models}},
-    author    = {Li, Zejian and others},
-    booktitle = {Proceedings of the 33rd ACM International Conference on Multimedia},
-    year      = {2025},
-    note      = {arXiv:2507.11554},
-}""",
-    }
+    _paper = method("Inversion-DPO").paper
 
     def rewards(self, delta: torch.Tensor, batch: PairBatch) -> torch.Tensor:
         return implicit_rewards(delta, self.args.beta, batch.factor, self.args.reverse_sign)
@@ -332,19 +322,7 @@ class SmPOTrainer(_InversionTrainer):
     _config = SmPOConfig
     _tag_names = ["trl", "alignext", "smpo"]
     _name = "SmPO"
-    _paper = {
-        "title": "Smoothed Preference Optimization via ReNoise Inversion for Aligning Diffusion Models with Varied "
-        "Human Preferences",
-        "id": "2506.02698",
-        "citation": """\
-@inproceedings{lu2025smoothed,
-    title     = {{Smoothed Preference Optimization via ReNoise Inversion for Aligning Diffusion Models with Varied
-                 Human Preferences}},
-    author    = {Lu, Yunhong and others},
-    booktitle = {Proceedings of the 42nd International Conference on Machine Learning},
-    year      = {2025},
-}""",
-    }
+    _paper = method("SmPO").paper
 
     def _prepared(self, dataset: Any, args: Any) -> Any:
         if args.label_sharpness is None:

@@ -34,6 +34,7 @@ from alignext.functional.f_dpg import (
     fit_lambda,
     group_advantages,
 )
+from alignext.methods import method
 
 from .config import FDPGConfig
 from .diversity import distinct_n, self_bleu
@@ -107,18 +108,7 @@ class FDPGTrainer(RLOOTrainer):
     loss_is_scaled_for_ga = False
     _tag_names = ["trl", "alignext", "f-dpg"]
     _name = "f-DPG"
-    _paper = {
-        "title": "Aligning Language Models with Preferences through f-divergence Minimization",
-        "id": "2302.08215",
-        "citation": """\
-@inproceedings{go2023aligning,
-    title     = {{Aligning Language Models with Preferences through f-divergence Minimization}},
-    author    = {Go, Dongyoung and Korbak, Tomasz and Kruszewski, Germ{\\'a}n and Rozen, Jos and Ryu, Nahyeon and
-                 Dymetman, Marc},
-    booktitle = {Proceedings of the 40th International Conference on Machine Learning},
-    year      = {2023},
-}""",
-    }
+    _paper = method("f-DPG").paper
 
     def __init__(
         self,

@@ -19,6 +19,7 @@ from trl.trainer.utils import get_config_model_id
 from alignext.files import check_run, quick_start
 from alignext.functional.mah_dpo import multi_objective_loss, pair_losses
 from alignext.heads.objective_heads import AutoModelForCausalLMWithObjectiveHeads, ObjectiveHeadsMixin
+from alignext.methods import method
 
 from .config import MAHDPOConfig
 from .sampling import ObjectiveSampler
@@ -124,16 +125,7 @@ class MAHDPOTrainer(DPOTrainer):
     loss_is_scaled_for_ga = False
     _tag_names = ["trl", "alignext", "mah-dpo"]
     _name = "MAH-DPO"
-    _paper = {
-        "title": "Simultaneous Multi-objective Alignment Across Verifiable and Non-verifiable Rewards",
-        "id": "2510.01167",
-        "citation": """\
-@article{simultaneous2025alignment,
-    title   = {{Simultaneous Multi-objective Alignment Across Verifiable and Non-verifiable Rewards}},
-    journal = {arXiv preprint arXiv:2510.01167},
-    year    = {2025},
-}""",
-    }
+    _paper = method("MAH-DPO").paper
 
     def __init__(
         self,

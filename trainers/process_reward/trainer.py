@@ -16,6 +16,7 @@ from trl.trainer.utils import create_model_from_path, get_config_model_id, globa
 
 from alignext.files import check_run, quick_start
 from alignext.functional.process_reward import IGNORED, process_reward_loss
+from alignext.methods import method
 from alignext.rewards.process import ProcessReward, encode_steps
 
 from .config import ProcessRewardConfig
@@ -97,16 +98,7 @@ class ProcessRewardTrainer(RewardTrainer):
     loss_is_scaled_for_ga = False
     _tag_names = ["trl", "alignext", "process-reward"]
     _name = "Process Reward"
-    _paper = {
-        "title": "Simultaneous Multi-objective Alignment Across Verifiable and Non-verifiable Rewards",
-        "id": "2510.01167",
-        "citation": """\
-@article{simultaneous2025alignment,
-    title   = {{Simultaneous Multi-objective Alignment Across Verifiable and Non-verifiable Rewards}},
-    journal = {arXiv preprint arXiv:2510.01167},
-    year    = {2025},
-}""",
-    }
+    _paper = method("Process rewards").paper
 
     def __init__(
         self,

@@ -1,0 +1,283 @@
+# Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""The table of methods: one row for each, and the only place that says what there is.
+
+Commands, their help, the demo's order, the `_paper` of classes, and the tables of README and documentation are made
+from these rows, or `tests/test_methods.py` holds them against the rows. A new method begins with its row here.
+"""
+
+from typing import NamedTuple
+
+
+class Method(NamedTuple):
+    """
+    A row of the table.
+
+    Args:
+        name (`str`): As people say it.
+        title (`str`): Of its paper.
+        arxiv (`str`): Id of the paper.
+        citation (`str`): The paper in BibTeX.
+        task (`str`): What it is for, in a few words that follow the name.
+        classes (`tuple[str, ...]`): Its public classes, names of `alignext`.
+        parents (`tuple[str, ...]`): The stock class of each, or one for all.
+        needs (`str`): Data, and whether it trains.
+        commands (`tuple[str, ...]`): Of `alignext`, the one that uses it first.
+        demo (`str` or `None`): Name of its part of `alignext demo`; `None` where another method's part shows it.
+        page (`str`): Of the documentation, without its ending.
+    """
+
+    name: str
+    title: str
+    arxiv: str
+    citation: str
+    task: str
+    classes: tuple[str, ...]
+    parents: tuple[str, ...]
+    needs: str
+    commands: tuple[str, ...]
+    demo: str | None
+    page: str
+
+    @property
+    def paper(self) -> dict[str, str]:
+        """What pipelines and trainers carry as `_paper`, which the cards of models cite."""
+        return {"title": self.title, "id": self.arxiv, "citation": self.citation.strip()}
+
+
+METHODS = (
+    Method(
+        name="RIVAL",
+        title="Real-World Image Variation by Aligning Diffusion Inversion Chain",
+        arxiv="2305.18729",
+        citation=r"""
+@inproceedings{zhang2023rival,
+    title     = {{Real-World Image Variation by Aligning Diffusion Inversion Chain}},
+    author    = {Zhang, Yuechen and Xing, Jinbo and Lo, Eric and Jia, Jiaya},
+    booktitle = {Advances in Neural Information Processing Systems},
+    year      = {2023},
+}
+""",
+        task="variations of a real picture, or new pictures in its style",
+        classes=("RIVALPipeline", "RIVALXLPipeline", "RIVALControlNetPipeline", "RIVALXLControlNetPipeline"),
+        parents=(
+            "diffusers.StableDiffusionPipeline",
+            "diffusers.StableDiffusionXLPipeline",
+            "diffusers.StableDiffusionControlNetPipeline",
+            "diffusers.StableDiffusionXLControlNetPipeline",
+        ),
+        needs="one picture; no training",
+        commands=("rival",),
+        demo="rival",
+        page="rival",
+    ),
+    Method(
+        name="AlignedGen",
+        title="AlignedGen: Aligning Style Across Generated Images",
+        arxiv="2509.17088",
+        citation=r"""
+@inproceedings{zhang2025alignedgen,
+    title     = {{AlignedGen: Aligning Style Across Generated Images}},
+    author    = {Zhang, Jiexuan and Du, Yiheng and Wang, Qian and Gu, Yu and Li, Weiqi and Zhang, Jian},
+    booktitle = {Advances in Neural Information Processing Systems},
+    year      = {2025},
+}
+""",
+        task="a set of pictures in one consistent style",
+        classes=(
+            "AlignedGenPipeline",
+            "AlignedGenKontextPipeline",
+            "AlignedGenFlux2Pipeline",
+            "AlignedGenFlux2KleinPipeline",
+            "AlignedGenQwenImagePipeline",
+        ),
+        parents=(
+            "diffusers.FluxPipeline",
+            "diffusers.FluxKontextPipeline",
+            "diffusers.Flux2Pipeline",
+            "diffusers.Flux2KleinPipeline",
+            "diffusers.QwenImagePipeline",
+        ),
+        needs="prompts, or one style picture; no training",
+        commands=("alignedgen",),
+        demo="alignedgen",
+        page="alignedgen",
+    ),
+    Method(
+        name="Latent search",
+        title="Inference-Time Text-to-Video Alignment with Diffusion Latent Beam Search",
+        arxiv="2501.19252",
+        citation=r"""
+@inproceedings{oshima2025inference,
+    title     = {{Inference-Time Text-to-Video Alignment with Diffusion Latent Beam Search}},
+    author    = {Oshima, Yuta and others},
+    booktitle = {Advances in Neural Information Processing Systems},
+    year      = {2025},
+}
+""",
+        task="the best picture or video a reward can find, at inference time",
+        classes=("LatentSearch",),
+        parents=("any diffusers pipeline",),
+        needs="a reward; no training",
+        commands=("search",),
+        demo="search",
+        page="latent_search",
+    ),
+    Method(
+        name="Diffusion-DPO",
+        title="Diffusion Model Alignment Using Direct Preference Optimization",
+        arxiv="2311.12908",
+        citation=r"""
+@inproceedings{wallace2024diffusion,
+    title     = {{Diffusion Model Alignment Using Direct Preference Optimization}},
+    author    = {Wallace, Bram and others},
+    booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition},
+    year      = {2024},
+}
+""",
+        task="train a text-to-image model on preferred pictures",
+        classes=("DiffusionDPOTrainer",),
+        parents=("transformers.Trainer",),
+        needs="pairs of pictures with a preference",
+        commands=("diffusion-dpo",),
+        demo="diffusion-dpo",
+        page="diffusion_preference",
+    ),
+    Method(
+        name="Inversion-DPO",
+        title="Inversion-DPO: Precise and Efficient Post-Training for Diffusion Models",
+        arxiv="2507.11554",
+        citation=r"""
+@inproceedings{li2025inversion,
+    title     = {{Inversion-DPO: Precise and Efficient Post-Training for Diffusion Models}},
+    author    = {Li, Zejian and others},
+    booktitle = {Proceedings of the 33rd ACM International Conference on Multimedia},
+    year      = {2025},
+    note      = {arXiv:2507.11554},
+}
+""",
+        task="train a text-to-image model on preferred pictures, with the noise of each from its inversion",
+        classes=("InversionDPOTrainer",),
+        parents=("transformers.Trainer",),
+        needs="pairs of pictures with a preference",
+        commands=("inversion-dpo",),
+        demo=None,
+        page="diffusion_preference",
+    ),
+    Method(
+        name="SmPO",
+        title="Smoothed Preference Optimization via ReNoise Inversion for Aligning Diffusion Models with Varied Human "
+        "Preferences",
+        arxiv="2506.02698",
+        citation=r"""
+@inproceedings{lu2025smoothed,
+    title     = {{Smoothed Preference Optimization via ReNoise Inversion for Aligning Diffusion Models with Varied
+                 Human Preferences}},
+    author    = {Lu, Yunhong and others},
+    booktitle = {Proceedings of the 42nd International Conference on Machine Learning},
+    year      = {2025},
+}
+""",
+        task="train a text-to-image model on pairs of pictures with soft labels; InPO as a setting",
+        classes=("SmPOTrainer",),
+        parents=("transformers.Trainer",),
+        needs="pairs of pictures with scores",
+        commands=("smpo",),
+        demo=None,
+        page="diffusion_preference",
+    ),
+    Method(
+        name="BCO",
+        title="Binary Classifier Optimization for Large Language Model Alignment",
+        arxiv="2404.04656",
+        citation=r"""
+@inproceedings{jung2025binary,
+    title     = {{Binary Classifier Optimization for Large Language Model Alignment}},
+    author    = {Jung, Seungjae and Han, Gunsoo and Nam, Daniel Wontae and On, Kyoung-Woon},
+    booktitle = {Proceedings of the 63rd Annual Meeting of the Association for Computational Linguistics},
+    year      = {2025},
+}
+""",
+        task="train a language model on thumbs up and thumbs down",
+        classes=("BCOTrainer",),
+        parents=("trl.KTOTrainer",),
+        needs="single completions with a label",
+        commands=("bco",),
+        demo="bco",
+        page="bco",
+    ),
+    Method(
+        name="f-DPG",
+        title="Aligning Language Models with Preferences through f-divergence Minimization",
+        arxiv="2302.08215",
+        citation=r"""
+@inproceedings{go2023aligning,
+    title     = {{Aligning Language Models with Preferences through f-divergence Minimization}},
+    author    = {Go, Dongyoung and Korbak, Tomasz and Kruszewski, Germ{\'a}n and Rozen, Jos and Ryu, Nahyeon and
+                 Dymetman, Marc},
+    booktitle = {Proceedings of the 40th International Conference on Machine Learning},
+    year      = {2023},
+}
+""",
+        task="move a language model towards a target distribution",
+        classes=("FDPGTrainer",),
+        parents=("trl.RLOOTrainer",),
+        needs="prompts and a reward or constraint",
+        commands=("f-dpg",),
+        demo="f-dpg",
+        page="f_dpg",
+    ),
+    Method(
+        name="MAH-DPO",
+        title="Simultaneous Multi-objective Alignment Across Verifiable and Non-verifiable Rewards",
+        arxiv="2510.01167",
+        citation=r"""
+@article{simultaneous2025alignment,
+    title   = {{Simultaneous Multi-objective Alignment Across Verifiable and Non-verifiable Rewards}},
+    journal = {arXiv preprint arXiv:2510.01167},
+    year    = {2025},
+}
+""",
+        task="train a language model for several objectives at once",
+        classes=("MAHDPOTrainer",),
+        parents=("trl.DPOTrainer",),
+        needs="preference pairs, each with its objective",
+        commands=("mah-dpo", "generate"),
+        demo="mah-dpo",
+        page="mah_dpo",
+    ),
+    Method(
+        name="Process rewards",
+        title="Simultaneous Multi-objective Alignment Across Verifiable and Non-verifiable Rewards",
+        arxiv="2510.01167",
+        citation=r"""
+@article{simultaneous2025alignment,
+    title   = {{Simultaneous Multi-objective Alignment Across Verifiable and Non-verifiable Rewards}},
+    journal = {arXiv preprint arXiv:2510.01167},
+    year    = {2025},
+}
+""",
+        task="score a text step by step, and decode guided by it",
+        classes=("ProcessRewardTrainer",),
+        parents=("trl.RewardTrainer",),
+        needs="texts in steps, each with a label",
+        commands=("process-reward", "generate"),
+        demo="process-reward",
+        page="process_reward",
+    ),
+)
+
+
+def method(name: str) -> Method:
+    """
+    The row of a name.
+
+    Args:
+        name (`str`): A method's name, such as `"RIVAL"`.
+
+    Raises:
+        KeyError: If no method has it.
+    """
+    rows = {row.name: row for row in METHODS}
+    if name not in rows:
+        raise KeyError(f"`name` must be one of {', '.join(rows)}, received {name!r}.")
+    return rows[name]
