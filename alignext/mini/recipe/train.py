@@ -130,6 +130,14 @@ def load_in_float32(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n")
 
 
+def forget_origin(folder: Path) -> None:
+    """Take out of all configurations in a folder where their models were loaded from on this machine."""
+    for file in folder.rglob("*config.json"):
+        config = json.loads(file.read_text())
+        if config.pop("_name_or_path", None) is not None:
+            file.write_text(json.dumps(config, indent=2) + "\n")
+
+
 def train_vae(config: dict, folder: Path) -> None:
     from diffusers import AutoencoderKL
 
@@ -614,6 +622,7 @@ def main(names: list[str]) -> None:
         kinds = {"vae": train_vae, "sd": train_sd, "flux": train_flux, "video": train_video, "judge": train_judge}
         kinds[config["kind"]](config, folder)
         if file.stem in mini.NAMES:
+            forget_origin(folder / file.stem)
             shutil.copytree(folder / file.stem, Path(__file__).parents[1] / file.stem, dirs_exist_ok=True)
 
 
