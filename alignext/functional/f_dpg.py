@@ -424,6 +424,8 @@ def f_dpg_loss(
 
 # Distributional targets
 
+_LARGEST_STEP = 2.0  # nats
+
 
 def fit_lambda(
     log_w: torch.Tensor,
@@ -437,7 +439,7 @@ def fit_lambda(
 ) -> torch.Tensor:
     r"""
     The coefficients `lambda` of the target `p(x|c) = a(x|c) exp(lambda . phi(x)) / Z(c)` that has the given moments,
-    by Newton's method with a halving line search on the convex dual:
+    by Newton's method with a halving line search on the convex dual, in steps that move the weights by at most 2 nats:
 
         L(lambda) = mean_c log sum_i w_ci exp(lambda . phi_ci) - lambda . mu
         gradient  = mean_c mu_c(lambda) - mu,  Hessian = mean_c Cov_c(phi)
@@ -497,7 +499,10 @@ def fit_lambda(
             trial = value - size * step
             dual_there, gradient_there, hessian_there = state(trial)
             # The last steps change the dual by less than its rounding.
-            if dual_there <= dual - 1e-4 * size * (gradient @ step) + 1e-13 * (1 + dual.abs()):
+            falls = dual_there <= dual - 1e-4 * size * (gradient @ step) + 1e-13 * (1 + dual.abs())
+            # KL(weights, weights there), by which rare features do not take a step to where all weight is on them:
+            # the Hessian is 0 there, and nothing leads back.
+            if falls and dual_there - dual + size * (gradient @ step) <= _LARGEST_STEP:
                 break
             size /= 2
         else:

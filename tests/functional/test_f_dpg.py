@@ -502,6 +502,30 @@ def test_lambda_of_one_binary_feature_is_a_difference_of_logits(share, wanted):
     assert found.item() == pytest.approx(logit(wanted) - logit(share), abs=1e-8)
 
 
+@pytest.mark.parametrize("wanted", [0.5, 0.7, 0.9, 0.95, 0.99])
+@pytest.mark.parametrize("share", [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1])
+def test_lambda_of_a_rare_feature_is_the_closed_form(share, wanted):
+    met = round(4096 * share)
+    phi = torch.zeros(4096, 1, dtype=torch.float64)
+    phi[:met] = 1.0
+    expected = math.log(wanted / (1 - wanted)) - math.log(met / (4096 - met))
+    for scale in (1.0, 0.5, 40.0):  # a feature may be on any scale
+        found = fit_lambda(torch.zeros(4096), scale * phi, [scale * wanted]).item()
+        assert found == pytest.approx(expected / scale, rel=1e-9)
+
+
+def test_lambda_of_two_rare_features_and_of_a_moment_at_the_top():
+    # Independent features: each has the coefficient that it would have alone.
+    first, second = torch.arange(4096) % 64 == 0, torch.arange(4096) // 64 == 7
+    phi = torch.stack([first, second], 1).double()
+    expected = [math.log(wanted / (1 - wanted)) + math.log(63) for wanted in (0.95, 0.2)]
+    assert fit_lambda(torch.zeros(4096), phi, [0.95, 0.2]).tolist() == pytest.approx(expected, rel=1e-9)
+    # Weights of thousands of nats: on a grid, exp(-20 y) has a mean of d / (exp(20 d) - 1) below the top.
+    x = torch.linspace(0, 100, 100_001, dtype=torch.float64)[:, None]
+    moment = 100 - 1e-3 / math.expm1(20e-3)
+    assert fit_lambda(torch.zeros(len(x)), x, [moment]).item() == pytest.approx(20, rel=1e-6)
+
+
 def test_lambda_gives_the_moments_and_the_nearest_distribution():
     log_p = LOG_A + SCORES["distributional"]
     p = (log_p - log_p.logsumexp(0)).exp()
