@@ -19,15 +19,25 @@ _REFUSED = {
 
 
 def number_of_prompts(call: dict[str, Any]) -> int:
-    """P, from `prompt`, or from the rows of `prompt_embeds` without one."""
+    """
+    P, from `prompt`, or from the rows of `prompt_embeds` without one.
+
+    Raises:
+        ValueError: If the call has neither.
+    """
     prompt = call.get("prompt")
     if isinstance(prompt, str):
         return 1
     if isinstance(prompt, (list, tuple)):
         return len(prompt)
-    if isinstance(call.get("prompt_embeds"), torch.Tensor):
+    if isinstance(call.get("prompt_embeds"), (torch.Tensor, list, tuple)):
         return len(call["prompt_embeds"])
     raise ValueError(f"`prompt` must be a string or a list, or `prompt_embeds` be given, received {prompt!r}.")
+
+
+def number_of_outputs(call: dict[str, Any]) -> int:
+    """How many images or videos the stock call makes: for each prompt as many as its own argument says."""
+    return number_of_prompts(call) * (call.get("num_images_per_prompt") or call.get("num_videos_per_prompt") or 1)
 
 
 def take(call: dict[str, Any], rows: Sequence[int]) -> dict[str, Any]:

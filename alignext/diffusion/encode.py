@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.utils.torch_utils import randn_tensor
 from safetensors.torch import load_file, save_file
 
 from alignext.files import replacing
@@ -79,57 +78,6 @@ def _encode(
     embeds, negative, pooled, negative_pooled = found
     conditional = {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
     return conditional, {"prompt_embeds": negative, "pooled_prompt_embeds": negative_pooled}
-
-
-@torch.no_grad()
-def encode_images(
-    pipe: DiffusionPipeline,
-    pixel_values: torch.Tensor,
-    batch_size: int = 8,
-    generator: torch.Generator | list[torch.Generator] | None = None,
-) -> torch.Tensor:
-    """
-    Latents as the denoiser takes them: a sample of the VAE's posterior, shifted and scaled. A VAE with `force_upcast`,
-    such as those of Stable Diffusion 1 and XL, runs in float32 whatever it is stored in. The noise of the sample does
-    not depend on `batch_size`.
-
-    Args:
-        pipe (`DiffusionPipeline`): Of Stable Diffusion 1, 2, XL or 3, or Flux.
-        pixel_values (`torch.Tensor`): `(n, 3, H, W)` in [-1, 1].
-        batch_size (`int`, *optional*, defaults to 8): Pictures per pass.
-        generator (`torch.Generator` or `list[torch.Generator]`, *optional*): Of the sample; a list has one a picture.
-
-    Returns:
-        `torch.Tensor`: `(n, C, h, w)`, float32, on the device of the VAE.
-
-    Raises:
-        ValueError: if latents are not finite, as when a VAE overflows in float16.
-    """
-    vae, dtype = pipe.vae, pipe.vae.dtype
-    upcast = dtype != torch.float32 and getattr(vae.config, "force_upcast", False)
-    if upcast:
-        vae.to(torch.float32)
-    try:
-        means, deviations = [], []
-        with torch.autocast(vae.device.type, enabled=False):
-            for pixels in pixel_values.split(batch_size):
-                posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
-                means.append(posterior.mean.float())
-                deviations.append(posterior.std.float())
-    finally:
-        if upcast:
-            vae.to(dtype)
-    mean = torch.cat(means)
-    latents = mean + torch.cat(deviations) * randn_tensor(mean.shape, generator=generator, device=mean.device)
-    if not latents.isfinite().all():
-        raise ValueError(f"The VAE gives latents that are not finite: it overflows in {dtype}. Load it in float32.")
-    # Of some XL checkpoints the VAE has a mean and a deviation per channel, of SD3 and Flux a shift.
-    if getattr(vae.config, "latents_mean", None) is not None and getattr(vae.config, "latents_std", None) is not None:
-        of_channels = [
-            mean.new_tensor(values)[:, None, None] for values in (vae.config.latents_mean, vae.config.latents_std)
-        ]
-        latents = (latents - of_channels[0]) / of_channels[1]
-    return (latents - (getattr(vae.config, "shift_factor", None) or 0)) * vae.config.scaling_factor
 
 
 class PromptCache:

@@ -1,136 +1,145 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""From clean latents, as a pipeline's loop holds them, to images or videos in [0, 1]."""
+"""Pictures to latents and back through a VAE: one encode, one decode, one scaling and its inverse."""
 
-import copy
-from collections.abc import Callable
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
-from alignext.diffusion.calls import take
-from alignext.diffusion.schedulers import NoStepsScheduler
 
-
-def _image(pipe: Any, latents: torch.Tensor, call: dict[str, Any]) -> torch.Tensor:
-    vae, config = pipe.vae, pipe.vae.config
-    mean, std = config.get("latents_mean"), config.get("latents_std")
-    if mean is not None and std is not None:
-        mean, std = (torch.tensor(x).view(1, -1, 1, 1).to(latents) for x in (mean, std))
-        latents = latents * std / config.scaling_factor + mean
-    else:
-        latents = latents / config.scaling_factor + (config.get("shift_factor") or 0.0)
-    return pipe.image_processor.postprocess(vae.decode(latents.to(vae.dtype), return_dict=False)[0], output_type="pt")
-
-
-def _sdxl(pipe: Any, latents: torch.Tensor, call: dict[str, Any]) -> torch.Tensor:
-    dtype = pipe.vae.dtype
-    if dtype != torch.float16 or not pipe.vae.config.force_upcast:
-        return _image(pipe, latents, call)
-    try:  # it overflows in float16
-        return _image(pipe.vae.to(torch.float32) and pipe, latents, call)
-    finally:
-        pipe.vae.to(dtype)
-
-
-def _flux(pipe: Any, latents: torch.Tensor, call: dict[str, Any]) -> torch.Tensor:
-    size = [call[side] or pipe.default_sample_size * pipe.vae_scale_factor for side in ("height", "width")]
-    return _image(pipe, pipe._unpack_latents(latents, *size, pipe.vae_scale_factor), call)
-
-
-def _video(pipe: Any, video: torch.Tensor) -> torch.Tensor:
-    return pipe.video_processor.postprocess_video(video, output_type="pt")
-
-
-def _own(pipe: Any, latents: torch.Tensor, call: dict[str, Any]) -> torch.Tensor:
-    return _video(pipe, pipe.decode_latents(latents.to(pipe.vae.dtype)))
-
-
-def _latte(pipe: Any, latents: torch.Tensor, call: dict[str, Any]) -> torch.Tensor:
-    return _video(pipe, pipe.decode_latents(latents.to(pipe.vae.dtype), latents.shape[2]))
-
-
-def _cogvideox(pipe: Any, latents: torch.Tensor, call: dict[str, Any]) -> torch.Tensor:
-    frames = call["num_frames"] or pipe.transformer.config.sample_frames
-    padding = latents.shape[1] - ((frames - 1) // pipe.vae_scale_factor_temporal + 1)  # CogVideoX 1.5
-    return _own(pipe, latents[:, padding:], call)
-
-
-def _wan(pipe: Any, latents: torch.Tensor, call: dict[str, Any]) -> torch.Tensor:
-    vae, config = pipe.vae, pipe.vae.config
-    mean, std = (torch.tensor(x).view(1, -1, 1, 1, 1).to(latents) for x in (config.latents_mean, config.latents_std))
-    return _video(pipe, vae.decode((latents * std + mean).to(vae.dtype), return_dict=False)[0])
-
-
-def _hunyuan_video(pipe: Any, latents: torch.Tensor, call: dict[str, Any]) -> torch.Tensor:
-    vae = pipe.vae
-    return _video(pipe, vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0])
-
-
-def _ltx(pipe: Any, latents: torch.Tensor, call: dict[str, Any]) -> torch.Tensor:
-    vae, space = pipe.vae, pipe.vae_spatial_compression_ratio
-    frames = (call["num_frames"] - 1) // pipe.vae_temporal_compression_ratio + 1
-    patches = pipe.transformer_spatial_patch_size, pipe.transformer_temporal_patch_size
-    latents = pipe._unpack_latents(latents, frames, call["height"] // space, call["width"] // space, *patches)
-    latents = pipe._denormalize_latents(latents, vae.latents_mean, vae.latents_std, vae.config.scaling_factor)
-    timestep = None
-    if vae.config.timestep_conditioning:
-        level, scale = (call[k][0] if isinstance(call[k], list) else call[k] for k in _LTX_LEVELS)
-        scale = level if scale is None else scale
-        noise = randn_tensor(latents.shape, fixed_generator(), latents.device, latents.dtype)
-        latents = (1 - scale) * latents + scale * noise
-        timestep = torch.full((len(latents),), level, device=latents.device, dtype=latents.dtype)
-    return _video(pipe, vae.decode(latents.to(vae.dtype), timestep, return_dict=False)[0])
-
-
-_LTX_LEVELS = ("decode_timestep", "decode_noise_scale")
-_DECODERS: dict[str, Callable[[Any, torch.Tensor, dict[str, Any]], torch.Tensor]] = {
-    "StableDiffusionPipeline": _image,
-    "StableDiffusionXLPipeline": _sdxl,
-    "StableDiffusion3Pipeline": _image,
-    "FluxPipeline": _flux,
-    "AnimateDiffPipeline": _own,
-    "LattePipeline": _latte,
-    "CogVideoXPipeline": _cogvideox,
-    "WanPipeline": _wan,
-    "HunyuanVideoPipeline": _hunyuan_video,
-    "LTXPipeline": _ltx,
-    "TextToVideoSDPipeline": _own,
-}
-
-
-def decoder(pipe: Any, stock: Callable[..., Any], call: dict[str, Any]) -> Callable[[torch.Tensor], torch.Tensor]:
+def encode_images(
+    pipe: Any,
+    pixel_values: torch.Tensor,
+    batch_size: int = 8,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+    *,
+    sample: bool = True,
+) -> torch.Tensor:
     """
-    What turns clean latents of this call into images `(rows, 3, H, W)` or videos `(rows, F, 3, H, W)` in [0, 1],
-    without safety checker and watermark: a blacked-out image is not a bad image. Pipelines that are not known by
-    name run their own call without a step.
+    Latents as the denoiser takes them: a sample of the VAE's posterior, or its mean, shifted and scaled. A VAE with
+    `force_upcast`, such as those of Stable Diffusion 1 and XL, runs in float32 whatever it is stored in. The noise of
+    the sample does not depend on `batch_size`. No gradient passes.
 
     Args:
-        pipe (`DiffusionPipeline`): The pipeline.
-        stock (`Callable`): `stock(pipe, **call)`, the stock `__call__`.
-        call (`dict`): All arguments of the call.
+        pipe (`DiffusionPipeline` or `torch.nn.Module`): A pipeline with a `vae`, or a VAE.
+        pixel_values (`torch.Tensor`): `(n, 3, H, W)`, or `(n, 3, F, H, W)` for the VAE of a video, in [-1, 1].
+        batch_size (`int`, *optional*, defaults to 8): Pictures per pass.
+        generator (`torch.Generator` or `list[torch.Generator]`, *optional*): Of the sample; a list has one a picture.
+        sample (`bool`, *optional*, defaults to `True`): Draw from the posterior; otherwise take its mean.
+
+    Returns:
+        `torch.Tensor`: `(n, C, h, w)` or `(n, C, f, h, w)`, float32, on the device of the VAE.
+
+    Raises:
+        ValueError: If latents are not finite, as when a VAE overflows in float16.
     """
-    found = next((_DECODERS[c.__name__] for c in type(pipe).__mro__ if c.__name__ in _DECODERS), None)
-    if found is not None:
-        return lambda latents: found(pipe, latents, call)
-    return lambda latents: only_decode(pipe, stock, take(call, [0] * len(latents)), latents, "pt")[0]
+    vae = _vae(pipe)
+    stored, device = vae.dtype, _device(vae)
+    means, deviations = [], []
+    with torch.no_grad(), float32_if_forced(vae), torch.autocast(device.type, enabled=False):
+        used = vae.dtype
+        for pixels in pixel_values.split(batch_size):
+            encoded = vae.encode(pixels.to(device, used))
+            posterior = getattr(encoded, "latent_dist", None)  # tiny autoencoders have latents, and no distribution
+            means.append((encoded.latents if posterior is None else posterior.mean).float())
+            if sample and posterior is not None:
+                deviations.append(posterior.std.float())
+        latents = torch.cat(means)
+        if deviations:
+            noise = randn_tensor(latents.shape, generator=generator, device=latents.device)
+            latents = latents + torch.cat(deviations) * noise
+    if not latents.isfinite().all():
+        if used == torch.float32:
+            raise ValueError("The VAE gives latents that are not finite: neither are its weights, or the pictures.")
+        raise ValueError(f"The VAE gives latents that are not finite: it overflows in {stored}. Load it in float32.")
+    return scale_latents(vae, latents)
 
 
-def only_decode(
-    pipe: Any, stock: Callable[..., Any], call: dict[str, Any], latents: torch.Tensor | None, output_type: str
-) -> Any:
+def decode_latents(pipe: Any, latents: torch.Tensor, batch_size: int | None = None) -> torch.Tensor:
     """
-    The stock call without a step, on a copy of the pipeline that shares its models: decodes `latents` as the stock
-    call does, watermark and safety checker included. Without latents and with `output_type="latent"`, it returns the
-    initial latents that the call would draw.
+    What the VAE makes of latents as the denoiser has them, in the type that the VAE has; see [`float32_if_forced`] for
+    another. Gradients pass.
+
+    Args:
+        pipe (`DiffusionPipeline` or `torch.nn.Module`): A pipeline with a `vae`, or a VAE.
+        latents (`torch.Tensor`): `(n, C, h, w)` or `(n, C, f, h, w)`, scaled.
+        batch_size (`int`, *optional*): Pictures per pass; all at once if not given.
+
+    Returns:
+        `torch.Tensor`: `(n, 3, H, W)` or `(n, 3, F, H, W)`, about [-1, 1], not clamped.
     """
-    twin = copy.copy(pipe)
-    twin._progress_bar_config = {**getattr(pipe, "_progress_bar_config", {}), "disable": True}
-    twin.scheduler = NoStepsScheduler(pipe.scheduler)
-    generator = call["generator"] if latents is None else fixed_generator()  # some decoders draw noise
-    changes = {"latents": latents, "output_type": output_type, "generator": generator}
-    return stock(twin, **call | changes)
+    vae = _vae(pipe)
+    passes = unscale_latents(vae, latents).to(vae.dtype).split(batch_size or max(1, len(latents)))
+    return torch.cat([vae.decode(rows, return_dict=False)[0] for rows in passes])
 
 
-def fixed_generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
+def scale_latents(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
+    """
+    From what the VAE encodes, `(n, C, ...)`, to what the denoiser takes: `(z - mean) scale / std` with the mean and
+    deviation of each channel where the VAE has them (some checkpoints of XL, Wan, Qwen-Image), else
+    `(z - shift) scale`.
+    """
+    mean, std, scale = _scaling(pipe, latents)
+    latents = (latents - mean) * scale
+    return latents if std is None else latents / std
+
+
+def unscale_latents(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
+    """The inverse of [`scale_latents`]."""
+    mean, std, scale = _scaling(pipe, latents)
+    latents = latents if std is None else latents * std
+    return latents / scale + mean
+
+
+_SCALING = ("shift_factor", "scaling_factor", "latents_mean", "latents_std")
+
+
+def _scaling(pipe: Any, like: torch.Tensor) -> tuple[torch.Tensor | float, torch.Tensor | None, float]:
+    config = _vae(pipe).config
+    shift, scale, mean, std = (getattr(config, name, None) for name in _SCALING)
+    scale = 1.0 if scale is None else scale
+    if mean is None or std is None:
+        return shift or 0.0, None, scale
+    mean, std = (_of_channels(values, like) for values in (mean, std))
+    return mean, std, scale
+
+
+def _of_channels(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(values).view(1, -1, *(1,) * (like.ndim - 2)).to(like)
+
+
+@contextmanager
+def float32_if_forced(pipe: Any, stored: Sequence[torch.dtype] = (torch.float16, torch.bfloat16)) -> Generator[None]:
+    """
+    A VAE with `force_upcast` in its configuration runs in float32 within the block, and is put back whatever happens.
+
+    Args:
+        pipe (`DiffusionPipeline` or `torch.nn.Module`): A pipeline with a `vae`, or a VAE.
+        stored (`Sequence[torch.dtype]`, *optional*): Types that are not left as they are. Encoding leaves neither, as
+            the stock image-to-image pipelines; the stock decoding of XL leaves bfloat16, which does not overflow.
+    """
+    vae = _vae(pipe)
+    dtype = vae.dtype
+    upcast = dtype in stored and bool(getattr(vae.config, "force_upcast", False))
+    try:
+        if upcast:
+            vae.to(torch.float32)
+        yield
+    finally:
+        if upcast:
+            vae.to(dtype)
+
+
+def _vae(pipe: Any) -> Any:
+    vae = getattr(pipe, "vae", pipe)
+    if vae is None:
+        raise ValueError(f"{type(pipe).__name__} has no `vae` to encode or decode pictures with. Load one.")
+    return vae
+
+
+def _device(vae: Any) -> torch.device:
+    """Where the VAE runs, which is not where it lies while a pipeline is offloaded."""
+    device = getattr(getattr(vae, "_hf_hook", None), "execution_device", None)
+    return vae.device if device is None else torch.device(device)

@@ -13,7 +13,7 @@ from diffusers.utils import logging
 from tqdm.auto import tqdm
 
 from alignext.diffusion.calls import check_call, number_of_prompts, take
-from alignext.diffusion.latents import decoder, only_decode
+from alignext.diffusion.decoders import decoder, only_decode
 from alignext.methods import method
 from alignext.rewards.protocol import by_prompt
 from alignext.search.config import SearchConfig

@@ -16,7 +16,8 @@ from transformers import DataCollator, TrainerCallback
 
 from alignext.diffusion.denoiser import DenoiserForward, denoiser_name, get_denoiser
 from alignext.diffusion.draws import Draws
-from alignext.diffusion.encode import TEXT_ENCODERS, PromptCache, encode_images
+from alignext.diffusion.encode import TEXT_ENCODERS, PromptCache
+from alignext.diffusion.latents import encode_images
 from alignext.diffusion.levels import prediction_type, training_levels
 from alignext.files import check_run
 from alignext.functional.diffusion_preference import (

@@ -8,7 +8,8 @@ import torch
 from datasets import Dataset
 from diffusers import DiffusionPipeline
 
-from alignext.diffusion.encode import digest, encode_images, weights_digest
+from alignext.diffusion.encode import digest, weights_digest
+from alignext.diffusion.latents import encode_images
 
 from .data import IMAGES, LATENTS, PairCollator
 

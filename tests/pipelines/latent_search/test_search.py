@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import FirstBlockCacheConfig, FlowMatchEulerDiscreteScheduler
 
-from alignext.diffusion import latents as decode
+from alignext.diffusion import decoders as decode
 from alignext.pipelines.latent_search import LatentSearch
 from alignext.search import RandomNoiseSearch, SearchConfig, ZeroOrderNoiseSearch
 

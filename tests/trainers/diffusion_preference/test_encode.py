@@ -15,11 +15,11 @@ from alignext.diffusion import encode
 from alignext.diffusion.encode import (
     InversionCache,
     PromptCache,
-    encode_images,
     encode_prompts,
     encode_unconditional,
     inversion_identity,
 )
+from alignext.diffusion.latents import encode_images
 from alignext.trainers.diffusion_preference import precompute
 from alignext.trainers.diffusion_preference.data import PairCollator, prepare_pairs
 from alignext.trainers.diffusion_preference.precompute import precompute_latents
@@ -131,76 +131,6 @@ def test_a_prompt_is_encoded_once_and_alone(monkeypatch: pytest.MonkeyPatch):
 
 
 # Pictures
-
-
-def test_latents_are_what_the_pipeline_decodes(pipe: DiffusionPipeline):
-    vae, images = pipe.vae, pixels(3)
-    latents = encode_images(pipe, images, generator=torch.Generator().manual_seed(0))
-    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
-    posterior = vae.encode(images).latent_dist
-    shift = getattr(vae.config, "shift_factor", None) or 0.0
-    expected = (posterior.mean + posterior.std * noise - shift) * vae.config.scaling_factor
-    assert torch.allclose(latents, expected, atol=1e-6)
-    assert latents.dtype == torch.float32 and not latents.requires_grad
-
-
-def test_of_the_embedded_model_pictures_come_back(mini_sd: DiffusionPipeline):
-    drawings = [picture.image for picture in mini.pictures("unseen_concept")[:4]]
-    rows = pairs(4, image_chosen=drawings, image_rejected=drawings)
-    batch = PairCollator(64, 8)(list(prepare_pairs(rows)))
-    latents = encode_images(mini_sd, batch["pixel_values"])
-    assert latents.shape == (8, 16, 8, 8)
-    assert 0.5 < latents.std() < 2
-    decoded = mini_sd.vae.decode(latents / mini_sd.vae.config.scaling_factor).sample
-    assert (decoded - batch["pixel_values"]).square().mean() < 0.05
-
-
-def test_latents_do_not_depend_on_the_size_of_passes(pipe: DiffusionPipeline):
-    images = pixels(5)
-    whole, one = (encode_images(pipe, images, size, torch.Generator().manual_seed(0)) for size in (5, 1))
-    assert torch.allclose(whole, one, atol=1e-5)
-    alone = [encode_images(pipe, images[i : i + 1], 1, [torch.Generator().manual_seed(i)]) for i in range(5)]
-    listed = encode_images(pipe, images, 2, [torch.Generator().manual_seed(i) for i in range(5)])
-    assert torch.allclose(torch.cat(alone), listed, atol=1e-5)
-
-
-def test_channels_of_a_vae_are_standardised():
-    pipe = sdxl()
-    plain = encode_images(pipe, pixels(2), generator=torch.Generator().manual_seed(0))
-    mean, std = [0.1, 0.2, 0.3, 0.4], [1.0, 2.0, 3.0, 4.0]
-    pipe.vae.register_to_config(latents_mean=mean, latents_std=std)
-    latents = encode_images(pipe, pixels(2), generator=torch.Generator().manual_seed(0))
-    scale = pipe.vae.config.scaling_factor
-    expected = (plain / scale - torch.tensor(mean)[:, None, None]) * scale / torch.tensor(std)[:, None, None]
-    assert torch.allclose(latents, expected, atol=1e-6)
-
-
-def test_a_vae_that_overflows_in_float16():
-    pipe = sdxl()
-    # The outputs of the encoder's first layer are beyond float16, those of its last one are not.
-    with torch.no_grad():
-        pipe.vae.encoder.conv_in.weight.mul_(1e6)
-    expected = encode_images(pipe, pixels(2), generator=torch.Generator().manual_seed(0))
-    pipe.vae.to(torch.float16)
-    before = {name: tensor.clone() for name, tensor in pipe.vae.state_dict().items()}
-    with pytest.raises(ValueError, match=r"overflows in torch\.float16"):
-        pipe.vae.register_to_config(force_upcast=False)
-        encode_images(pipe, pixels(2))
-    pipe.vae.register_to_config(force_upcast=True)
-    with torch.no_grad():
-        pipe.vae.encoder.conv_in.weight.copy_(pipe.vae.encoder.conv_in.weight.clamp(-6e4, 6e4))
-    latents = encode_images(pipe, pixels(2), generator=torch.Generator().manual_seed(0))
-    assert latents.isfinite().all() and latents.shape == expected.shape
-    assert pipe.vae.dtype == torch.float16
-    after = pipe.vae.state_dict()
-    assert all(torch.equal(before[name].clamp(-6e4, 6e4), after[name].clamp(-6e4, 6e4)) for name in before)
-
-
-def test_encoding_is_not_autocast():
-    pipe, images = sd(), pixels(2)
-    expected = encode_images(pipe, images, generator=torch.Generator().manual_seed(0))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(encode_images(pipe, images, generator=torch.Generator().manual_seed(0)), expected)
 
 
 def test_latents_in_place_of_pictures():
