@@ -28,7 +28,6 @@ _COMMANDS = {
     "smpo": ("SmPOTrainer", method("SmPO").task),
 }
 _PREFERRED = "glossy"  # of the demo
-_PICTURES = ("image_chosen", "image_rejected", "chosen", "rejected")
 
 
 @dataclass
@@ -135,9 +134,11 @@ def load_pairs(script: "ScriptArguments", mixture: "DatasetMixtureConfig") -> "D
     dataset, path = load_rows(script, mixture, example="pairs.jsonl"), Path(script.dataset_name or "")
     if not path.is_file():
         return dataset
+    from alignext.trainers.diffusion_preference.data import PICTURES
 
     def absolute(row: dict) -> dict:
-        return {name: str(path.parent / row[name]) for name in _PICTURES if isinstance(row.get(name), str)}
+        paths = {name: row[name] for name in PICTURES if isinstance(row.get(name), str) and "://" not in row[name]}
+        return {name: str(path.parent / file) for name, file in paths.items()}
 
     return dataset.map(absolute)
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
+from alignext.diffusion.pictures import to_pil
+
 
 def contact_sheet(
     rows: Sequence[Sequence[Image.Image | None]],
@@ -21,7 +23,8 @@ def contact_sheet(
             The pictures, row by row. `None` leaves a cell empty, and a row may be shorter than others.
         row_labels (`Sequence[str]`, *optional*, defaults to `()`): One label per row, on its left.
         col_labels (`Sequence[str]`, *optional*, defaults to `()`): One label per column, above it.
-        cell (`int`, *optional*, defaults to 160): Side of a cell in pixels. Pictures keep their aspect ratio.
+        cell (`int`, *optional*, defaults to 160): Side of a cell in pixels. Pictures keep their aspect ratio; they are
+            turned as their EXIF says, and transparent parts are white.
 
     Returns:
         `PIL.Image.Image`: The sheet, RGB on white.
@@ -62,13 +65,11 @@ def contact_sheet(
 
 
 def _fit(image: Image.Image, cell: int) -> Image.Image:
-    """Scale to the cell, keeping the aspect ratio, transparent parts on white."""
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    """Scale to the cell, keeping the aspect ratio."""
+    image = to_pil(image)
     scale = cell / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    return image.resize(size, Image.Resampling.LANCZOS)
 
 
 def _wrap(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> list[str]:

@@ -120,4 +120,4 @@ def test_wrong_input_is_named(folder: Path, capsys: pytest.CaptureFixture, more:
 def test_a_missing_picture_is_named(folder: Path, capsys: pytest.CaptureFixture) -> None:
     (folder / "pictures" / "1.png").unlink()
     assert cli.main(words("diffusion-dpo", folder, "--precompute_latents", "--use_peft")) == 2
-    assert "`image_chosen` of row 0 cannot be read" in capsys.readouterr().err
+    assert "`chosen` of row 0: The picture" in capsys.readouterr().err

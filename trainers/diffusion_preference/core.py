@@ -92,11 +92,14 @@ class DiffusionPreferenceTrainer(DiffusionTrainer):
             multiple = scale * (2 if denoiser_name(pipe) == "transformer" else 1)
             data_collator = PairCollator(resolution, multiple)
         if train_dataset is not None:
-            train_dataset = self._prepared(train_dataset, args)
+            train_dataset = self._prepared(train_dataset, args, "train_dataset")
         if isinstance(eval_dataset, Mapping):
-            eval_dataset = {name: self._prepared(dataset, args) for name, dataset in eval_dataset.items()}
+            eval_dataset = {
+                name: self._prepared(dataset, args, f"eval_dataset[{name!r}]")
+                for name, dataset in eval_dataset.items()
+            }
         elif eval_dataset is not None:
-            eval_dataset = self._prepared(eval_dataset, args)
+            eval_dataset = self._prepared(eval_dataset, args, "eval_dataset")
         super().__init__(
             pipe,
             args,
@@ -127,8 +130,8 @@ class DiffusionPreferenceTrainer(DiffusionTrainer):
 
     # Data
 
-    def _prepared(self, dataset: Any, args: Any) -> Any:
-        return prepare_pairs(dataset, order_by_score=False)
+    def _prepared(self, dataset: Any, args: Any, name: str) -> Any:
+        return prepare_pairs(dataset, order_by_score=False, name=name)
 
     def _map_datasets(self, change: Callable[[Any], Any]) -> None:
         """Replace every dataset by what `change` makes of it."""
@@ -144,7 +147,10 @@ class DiffusionPreferenceTrainer(DiffusionTrainer):
         columns: set[str] = set()
 
         def note(dataset: Any) -> Any:
-            columns.update(next(iter(dataset)))
+            first = next(iter(dataset), None)
+            if first is None:
+                raise ValueError("A dataset has no rows. Look at how it was filtered or read.")
+            columns.update(first)
             return dataset
 
         self._map_datasets(note)
@@ -183,7 +189,7 @@ class DiffusionPreferenceTrainer(DiffusionTrainer):
         if eval_dataset is not None and not isinstance(eval_dataset, str):
             columns = set(next(iter(eval_dataset)))
             if "index" not in columns or not columns <= COLUMNS:  # it is none of those that are prepared already
-                eval_dataset = self._prepared(eval_dataset, self.args)
+                eval_dataset = self._prepared(eval_dataset, self.args, "eval_dataset")
                 eval_dataset = self._precompute(eval_dataset) if self._precomputes else eval_dataset
         return super().get_eval_dataloader(eval_dataset)
 

@@ -2,35 +2,39 @@
 """Pairs of pictures: one set of columns whatever a dataset calls them, and batches of them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-import PIL.Image
-import PIL.ImageOps
 import torch
 from datasets import Dataset, IterableDataset
 from diffusers.image_processor import VaeImageProcessor
 from transformers.utils import logging
 
+from alignext.diffusion.pictures import to_pil
+
 
 logger = logging.get_logger(__name__)
+
+to_rgb = to_pil  # the name that scripts know
 
 IMAGES = ("image_chosen", "image_rejected")
 LATENTS = ("chosen_latents", "rejected_latents")
 SCORES = ("score_chosen", "score_rejected")
 EMBEDS = ("prompt_embeds", "pooled_prompt_embeds")
-COLUMNS = {"index", "prompt", "preference_prob", *IMAGES, *LATENTS, *SCORES, *EMBEDS}
+COLUMNS = {"index", "columns", "prompt", "preference_prob", *IMAGES, *LATENTS, *SCORES, *EMBEDS}
 
 # What else the two pictures, and their scores, may be called. The first pair that is there counts.
 _IMAGES = (IMAGES, ("chosen", "rejected"), ("jpg_0", "jpg_1"))
+PICTURES = tuple(name for pair in _IMAGES for name in pair)
 _SCORES = (SCORES, ("ps_score_0", "ps_score_1"))
 
 
-def prepare_pairs(dataset: Dataset | IterableDataset, *, order_by_score: bool = True) -> Dataset | IterableDataset:
+def prepare_pairs(
+    dataset: Dataset | IterableDataset, *, order_by_score: bool = True, name: str = "dataset"
+) -> Dataset | IterableDataset:
     """
     Rename the columns of a preference dataset, put the preferred picture first and drop ties. No picture is decoded or
     copied.
@@ -38,6 +42,7 @@ def prepare_pairs(dataset: Dataset | IterableDataset, *, order_by_score: bool = 
     | column afterwards | also accepted | |
     |---|---|---|
     | `index` | | the row in `dataset` |
+    | `columns` | | where a row has other names than these, both of them, for messages |
     | `prompt` | `caption` | text, or a list of texts to draw from |
     | `image_chosen`, `image_rejected` | `chosen`, `rejected`; `jpg_0`, `jpg_1` with `label_0` | PIL, bytes or path |
     | `chosen_latents`, `rejected_latents` | | (C, h, w), scaled; they stand in for the pictures |
@@ -53,24 +58,28 @@ def prepare_pairs(dataset: Dataset | IterableDataset, *, order_by_score: bool = 
         order_by_score (`bool`, *optional*, defaults to `True`):
             Swap the pictures of a row whose rejected one has the higher score, as SmPO does, unless there is a
             `preference_prob`. Ties by label are dropped all the same. `False`: the label alone counts.
+        name (`str`, *optional*, defaults to `"dataset"`):
+            What messages call it.
 
     Returns:
         `Dataset` or `IterableDataset`: With those of the columns above that there are.
 
     Raises:
-        ValueError: if columns are missing, every row is a tie, or a label, score or probability is out of range. The
-            message names the column and the row.
+        ValueError: if it is no dataset or an empty one, columns are missing, a prompt or picture is null, every row is
+            a tie, or a label, score or probability is out of range. The message names the column and the row.
     """
+    _check(dataset, name)
     if isinstance(dataset, Dataset) and dataset.format["type"] == "custom":
         raise ValueError("The dataset has a transform, which would be lost. Apply it with `map` instead.")
     names = _find_columns(_column_names(dataset))
     if isinstance(dataset, IterableDataset):
         return _prepare_stream(dataset, names, order_by_score)
 
+    _check_nulls(dataset, names, name)
     scalars = [name for name in ("label_0", *SCORES, "preference_prob") if name in names]
     columns = dataset.select_columns([names[name] for name in scalars])[:] if scalars else {}
     swaps = [
-        _is_swapped({name: columns[names[name]][row] for name in scalars}, row, order_by_score)
+        _is_swapped({name: columns[names[name]][row] for name in scalars}, row, order_by_score, names)
         for row in range(len(dataset))
     ]
     ties = swaps.count(None)
@@ -87,6 +96,9 @@ def prepare_pairs(dataset: Dataset | IterableDataset, *, order_by_score: bool = 
     index[order] = np.arange(len(order))
     straight = _renamed(table, names).add_column("index", index)
     crossed = straight.rename_columns(_exchanged(names))
+    if _theirs(names) or any(swaps):
+        straight = straight.add_column("columns", [_theirs(names)] * len(table))
+        crossed = crossed.add_column("columns", [_theirs(names, swapped=True)] * len(table))
     both = datasets.concatenate_datasets([straight, crossed.select_columns(straight.column_names)])
     rows = [int(i) + len(table) * swap for i, swap in zip(order, swaps, strict=True) if swap is not None]
     pairs = both.select(rows)
@@ -96,10 +108,12 @@ def prepare_pairs(dataset: Dataset | IterableDataset, *, order_by_score: bool = 
 
 def _prepare_stream(dataset: IterableDataset, names: dict[str, str], order_by_score: bool) -> IterableDataset:
     exchanged = _exchanged(names)
+    named = bool(_theirs(names)) or "label_0" in names or (order_by_score and "score_chosen" in names)
 
     def canonical(row: dict[str, Any], index: int) -> dict[str, Any]:
-        swap = _is_swapped(row, index, order_by_score)
+        swap = _is_swapped(row, index, order_by_score, names)
         pair = {name: row[exchanged.get(name, name) if swap else name] for name in names if name != "label_0"}
+        pair |= {"columns": _theirs(names, swapped=bool(swap))} if named else {}
         return pair | {"index": index, "_tie": swap is None}
 
     dataset = dataset.select_columns(list(names.values())).rename_columns(
@@ -112,8 +126,55 @@ def _prepare_stream(dataset: IterableDataset, names: dict[str, str], order_by_sc
     return dataset.filter(lambda row: not row["_tie"]).remove_columns("_tie")
 
 
+def _check(dataset: Any, name: str) -> None:
+    if isinstance(dataset, Mapping):
+        raise ValueError(
+            f"`{name}` must be one dataset, received a {type(dataset).__name__} of {', '.join(map(repr, dataset))}. "
+            "Choose a split, as in `dataset['train']`."
+        )
+    if not isinstance(dataset, Dataset | IterableDataset):
+        raise ValueError(
+            f"`{name}` must be a `Dataset` or an `IterableDataset`, received a {type(dataset).__name__}. "
+            "`Dataset.from_list` makes one of a list of dictionaries, `load_dataset(...)['train']` reads one."
+        )
+    if isinstance(dataset, Dataset) and not len(dataset):
+        raise ValueError(f"`{name}` must have rows, received an empty dataset. Look at how it was filtered or read.")
+
+
+def _check_nulls(dataset: Dataset, names: dict[str, str], name: str) -> None:
+    """Look for cells without a prompt or picture, decoding none."""
+    for theirs in (names[ours] for ours in ("prompt", *IMAGES) if ours in names):
+        column = dataset.data.column(theirs)
+        if column.null_count == 0:
+            continue
+        nulls = column.is_null().to_numpy()
+        nulls = nulls if dataset._indices is None else nulls[dataset._indices.column(0).to_numpy()]
+        if nulls.any():
+            raise ValueError(
+                f"`{theirs}` of row {nulls.argmax()} is None in `{name}` (rows count from 0). Fill it in, or leave "
+                f"such rows out, as by `dataset.filter(lambda row: row[{theirs!r}] is not None)`."
+            )
+
+
+def _theirs(names: dict[str, str], swapped: bool = False) -> str:
+    """What the dataset calls each of our columns where it has another name, as a row carries it."""
+    other = _exchanged(names) if swapped else {}
+    of = {name: names[other.get(name, name)] for name in names}
+    return "\t".join(f"{name}={theirs}" for name, theirs in of.items() if theirs != name)
+
+
+def _named(row: Mapping[str, Any], name: str) -> str:
+    """What the user calls a column of this row."""
+    return dict(pair.split("=", 1) for pair in (row.get("columns") or "").split("\t") if pair).get(name, name)
+
+
 def _column_names(dataset: Dataset | IterableDataset) -> list[str]:
-    return list(dataset.column_names or next(iter(dataset)))
+    if dataset.column_names:
+        return list(dataset.column_names)
+    first = next(iter(dataset), None)
+    if first is None:
+        raise ValueError("The stream has no rows. Look at how it was filtered or read.")
+    return list(first)
 
 
 def _find_columns(found: Sequence[str]) -> dict[str, str]:
@@ -149,7 +210,7 @@ def _find_columns(found: Sequence[str]) -> dict[str, str]:
     )
 
 
-def _is_swapped(row: dict[str, Any], index: int, order_by_score: bool) -> bool | None:
+def _is_swapped(row: dict[str, Any], index: int, order_by_score: bool, names: dict[str, str]) -> bool | None:
     """Whether the second picture is the preferred one; `None` for a tie."""
     label = row.get("label_0", 1)
     if label not in (0, 0.5, 1):
@@ -161,7 +222,7 @@ def _is_swapped(row: dict[str, Any], index: int, order_by_score: bool) -> bool |
             continue
         value = row[name]
         if not isinstance(value, int | float) or not math.isfinite(value):
-            raise ValueError(f"`{name}` of row {index} is {value!r}, expected a finite number.")
+            raise ValueError(f"`{names[name]}` of row {index} is {value!r}, expected a finite number.")
         if name == "preference_prob" and not 0 <= value <= 1:
             raise ValueError(f"`preference_prob` of row {index} is {value}, expected a probability in [0, 1].")
     if label == 0.5:
@@ -185,19 +246,6 @@ def _renamed(dataset: Dataset, names: dict[str, str]) -> Dataset:
     for name in set(IMAGES) & set(kept):
         dataset = dataset.cast_column(name, datasets.Image(decode=False))
     return dataset
-
-
-def to_rgb(image: PIL.Image.Image | bytes | str | Path | dict[str, Any]) -> PIL.Image.Image:
-    """A picture as RGB and upright, given as PIL, as an encoded file, as a path or as `datasets` stores it."""
-    if isinstance(image, PIL.Image.Image):
-        image = PIL.ImageOps.exif_transpose(image)
-    elif isinstance(image, bytes | bytearray):
-        image = datasets.Image().decode_example({"bytes": bytes(image), "path": None})
-    elif isinstance(image, str | Path):
-        image = datasets.Image().decode_example({"bytes": None, "path": str(image)})
-    else:
-        image = datasets.Image().decode_example(image)
-    return image.convert("RGB")
 
 
 @dataclass
@@ -262,9 +310,9 @@ class PairCollator:
         for name in IMAGES:
             for row in rows:
                 try:
-                    images.append(to_rgb(row[name]))
-                except Exception as error:  # PIL has no common class of errors
-                    raise ValueError(f"`{name}` of row {row['index']} cannot be read as a picture: {error}") from error
+                    images.append(to_pil(row[name]))
+                except ValueError as error:
+                    raise ValueError(f"`{_named(row, name)}` of row {row['index']}: {error}") from error
         side = self.resolution
         return self._processor.preprocess(images, height=side, width=side, resize_mode="crop")
 
@@ -273,25 +321,28 @@ def _captions(row: dict[str, Any]) -> str | list[str]:
     prompt = row["prompt"]
     texts = prompt if isinstance(prompt, list) else [prompt]
     if not texts or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"`prompt` of row {row['index']} is {prompt!r}, expected a text or a list of texts.")
+        raise ValueError(
+            f"`{_named(row, 'prompt')}` of row {row['index']} is {prompt!r}, expected a text or a list of texts."
+        )
     return prompt
 
 
 def _stack(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> torch.Tensor:
     """One tensor of these columns, the first column's rows first; float32."""
     tensors = []
+    first = f"`{_named(rows[0], names[0])}` of row {rows[0]['index']}"
     for name in names:
         for row in rows:
-            tensor = torch.as_tensor(np.asarray(row[name], dtype=np.float32))
+            tensor, here = torch.as_tensor(np.asarray(row[name], dtype=np.float32)), _named(row, name)
             if not tensor.isfinite().all():
                 raise ValueError(
-                    f"`{name}` of row {row['index']} has values that are not finite. If a VAE in float16 overflowed, "
+                    f"`{here}` of row {row['index']} has values that are not finite. If a VAE in float16 overflowed, "
                     "encode again in float32."
                 )
             if tensors and tensor.shape != tensors[0].shape:
                 raise ValueError(
-                    f"`{name}` of row {row['index']} has shape {tuple(tensor.shape)}, but `{names[0]}` of row "
-                    f"{rows[0]['index']} has {tuple(tensors[0].shape)}. All rows of a batch must have one size."
+                    f"`{here}` of row {row['index']} has shape {tuple(tensor.shape)}, but {first} has "
+                    f"{tuple(tensors[0].shape)}. All rows of a batch must have one size."
                 )
             tensors.append(tensor)
     return torch.stack(tensors)

@@ -324,10 +324,10 @@ class SmPOTrainer(_InversionTrainer):
     _name = "SmPO"
     _paper = method("SmPO").paper
 
-    def _prepared(self, dataset: Any, args: Any) -> Any:
+    def _prepared(self, dataset: Any, args: Any, name: str) -> Any:
         if args.label_sharpness is None:
-            return super()._prepared(dataset, args)
-        dataset = prepare_pairs(dataset)
+            return super()._prepared(dataset, args, name)
+        dataset = prepare_pairs(dataset, name=name)
         columns = set(next(iter(dataset)))
         if not ({"score_chosen", "score_rejected"} <= columns or "preference_prob" in columns):
             raise ValueError(

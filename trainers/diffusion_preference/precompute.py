@@ -34,7 +34,7 @@ def precompute_latents(
 
     def encode(rows: dict[str, list]) -> dict[str, Any]:
         count = len(rows["index"])
-        pixels = collator._pixels([{name: rows[name][i] for name in ("index", *IMAGES)} for i in range(count)])
+        pixels = collator._pixels([{name: column[i] for name, column in rows.items()} for i in range(count)])
         # torch reads no more than 32 bits of a seed
         seeds = [int(digest(seed, name, int(index))[:8], 16) for name in IMAGES for index in rows["index"]]
         generators = [torch.Generator().manual_seed(number) for number in seeds]

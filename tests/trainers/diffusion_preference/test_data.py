@@ -9,7 +9,7 @@ import PIL.Image
 import pyarrow as pa
 import pytest
 import torch
-from datasets import Dataset, Features, Image, Value
+from datasets import Dataset, DatasetDict, Features, Image, Value
 from torch.utils.data import DataLoader
 
 from alignext.trainers.diffusion_preference.data import PairCollator, prepare_pairs, to_rgb
@@ -108,7 +108,9 @@ def test_modes_and_orientation_come_out_as_the_viewer_shows_them():
 def test_other_names_of_columns(names: tuple[str, str], prompt: str):
     renamed = {"image_chosen": names[0], "image_rejected": names[1], "prompt": prompt}
     dataset = prepare_pairs(pairs().rename_columns({a: b for a, b in renamed.items() if a != b}))
-    assert set(dataset.column_names) == {"prompt", "image_chosen", "image_rejected", "index"}
+    columns = {"prompt", "image_chosen", "image_rejected", "index"}
+    assert set(dataset.column_names) - {"columns"} == columns
+    assert ("columns" in dataset.column_names) == any(a != b for a, b in renamed.items())
     assert reds(dataset) == ([0, 10, 20], [1, 11, 21])
 
 
@@ -183,7 +185,7 @@ def test_a_stream():
     stream = pick_a_pic([1, 0.5, 0, 1]).to_iterable_dataset()
     rows = list(prepare_pairs(stream))
     assert [row["index"] for row in rows] == [0, 2, 3]
-    assert set(rows[0]) == {"prompt", "image_chosen", "image_rejected", "index"}
+    assert set(rows[0]) == {"prompt", "image_chosen", "image_rejected", "index", "columns"}
     batch = COLLATE(rows)
     assert torch.equal(batch["pixel_values"], COLLATE(list(prepare_pairs(pick_a_pic([1, 0.5, 0, 1]))))["pixel_values"])
     scored = prepare_pairs(pairs(score_chosen=[0.0] * 3, score_rejected=[0.0, 1.0, 0.0]).to_iterable_dataset())
@@ -279,13 +281,65 @@ def test_scores_that_are_no_numbers():
         prepare_pairs(pairs(score_chosen=[1.0] * 3, score_rejected=[float("nan"), 0.0, 0.0]))
 
 
-@pytest.mark.parametrize("bad", [b"no picture", None])
-def test_unreadable_pictures_name_the_row(bad: bytes | None):
+def test_unreadable_pictures_name_the_row():
     files = [encoded(picture(i)) for i in range(3)]
-    raw = pairs(image_chosen=files, image_rejected=[files[0], files[1], bad])
+    raw = pairs(image_chosen=files, image_rejected=[files[0], files[1], b"no picture"])
     dataset = prepare_pairs(raw.select([1, 2]))
-    with pytest.raises(ValueError, match="`image_rejected` of row 1 cannot be read as a picture"):
+    with pytest.raises(ValueError, match="`image_rejected` of row 1: The picture cannot be read"):
         COLLATE(list(dataset))
+
+
+@pytest.mark.parametrize("label", [1.0, 0.0])
+@pytest.mark.parametrize("stream", [False, True])
+def test_messages_have_the_names_of_the_dataset(label: float, stream: bool):
+    files = [encoded(picture(i)) for i in range(2)]
+    raw = pick_a_pic([label] * 2, jpg_1=[files[0], b"no picture"])
+    dataset = prepare_pairs(raw.to_iterable_dataset() if stream else raw)
+    with pytest.raises(ValueError, match="`jpg_1` of row 1: The picture cannot be read"):
+        COLLATE(list(dataset))
+    with pytest.raises(ValueError, match="`caption` of row 1 is None"):
+        nameless = pick_a_pic([label] * 2, caption=["a", None])
+        COLLATE(list(prepare_pairs(nameless.to_iterable_dataset() if stream else nameless)))
+    with pytest.raises(ValueError, match="`ps_score_1` of row 0 is nan"):
+        list(prepare_pairs(pick_a_pic([label], ps_score_0=[1.0], ps_score_1=[float("nan")])))
+
+
+def test_pictures_swapped_by_score_keep_their_names():
+    raw = pairs(
+        2, image_rejected=[encoded(picture(1)), b"no picture"], score_chosen=[0.0] * 2, score_rejected=[1.0] * 2
+    )
+    raw = raw.cast_column("image_chosen", Image(decode=False))
+    with pytest.raises(ValueError, match="`image_rejected` of row 1: The picture cannot be read"):
+        COLLATE(list(prepare_pairs(raw)))
+
+
+@pytest.mark.parametrize("column", ["caption", "jpg_0"])
+def test_null_cells_are_found_at_the_door(column: str):
+    raw = pick_a_pic([1.0] * 3)
+    values = [*raw[column][:2], None]
+    raw = pick_a_pic([1.0] * 3, **{column: values})
+    with pytest.raises(ValueError, match=f"`{column}` of row 2 is None in `train_dataset`.*filter"):
+        prepare_pairs(raw, name="train_dataset")
+    with pytest.raises(ValueError, match=f"`{column}` of row 0 is None"):
+        prepare_pairs(raw.select([2, 0]))
+    assert len(prepare_pairs(raw.select([1, 0]))) == 2
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            DatasetDict({"train": pairs(1), "test": pairs(1)}),
+            r"received a DatasetDict of 'train', 'test'.*\['train'\]",
+        ),
+        ([{"prompt": "a"}], r"received a list. `Dataset.from_list`"),
+        ("pairs.jsonl", "received a str"),
+        (pairs(2).select([]), "must have rows, received an empty dataset"),
+    ],
+)
+def test_what_is_no_dataset(data, message: str):
+    with pytest.raises(ValueError, match=message):
+        prepare_pairs(data, name="train_dataset")
 
 
 def test_truncated_pictures_name_the_row():
@@ -294,12 +348,12 @@ def test_truncated_pictures_name_the_row():
         {"prompt": ["a"], "chosen": [whole[: len(whole) // 2]], "rejected": [whole]},
         features=Features({"prompt": Value("string"), "chosen": Image(), "rejected": Image()}),
     )
-    with pytest.raises(ValueError, match="`image_chosen` of row 0 cannot be read"):
+    with pytest.raises(ValueError, match="`chosen` of row 0: The picture cannot be read"):
         COLLATE(list(prepare_pairs(rows)))
 
 
 def test_missing_files_and_prompts():
-    with pytest.raises(ValueError, match=r"`image_chosen` of row 0 cannot be read.*no-such\.png"):
+    with pytest.raises(ValueError, match=r"`image_chosen` of row 0: The picture no-such\.png cannot be read"):
         COLLATE(list(prepare_pairs(pairs(image_chosen=["no-such.png"] * 3))))
     with pytest.raises(ValueError, match="`prompt` of row 1 is None"):
         COLLATE(list(prepare_pairs(pairs(prompt=["a", None, "b"]))))
