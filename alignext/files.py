@@ -1,22 +1,17 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """Files that are written whole or not at all, and output folders that are tried out before work begins."""
 
-import json
 import os
-import re
 import shutil
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from errno import ENOSPC
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-# Transformers writes it after all else.
-_LAST_OF_CHECKPOINT = "trainer_state.json"
+    from torch import Tensor
 
 
 @contextmanager
@@ -54,21 +49,6 @@ def replacing(path: str | os.PathLike) -> Generator[Path]:
             part.unlink(missing_ok=True)
 
 
-def quick_start(folder: str | os.PathLike, start: str) -> None:
-    """
-    Say in the card that TRL wrote into a folder how to use what was trained, where TRL's own lines would not.
-
-    Args:
-        folder (`str` or `os.PathLike`): The trainer's `output_dir`.
-        start (`str`): Markdown below the heading, in place of TRL's.
-    """
-    path = Path(folder, "README.md")
-    text = f"## Quick start\n\n{start.strip()}\n\n"
-    card = re.sub(r"## Quick start\n.*?(?=## Training procedure)", lambda _: text, path.read_text("utf-8"), flags=re.S)
-    with replacing(path) as part:
-        part.write_text(card, encoding="utf-8")
-
-
 def check_output(folder: str | os.PathLike, *, name: str = "output_dir", weights: Iterable["Tensor"] = ()) -> None:
     """
     Find out before the work whether its result can be written: make the folder, and a file in it that goes again.
@@ -101,57 +81,3 @@ def check_output(folder: str | os.PathLike, *, name: str = "output_dir", weights
             f"`{name}` is {str(folder)!r}, where {free / 1e6:.0f} MB are free, and the weights alone take "
             f"{needed / 1e6:.0f} MB. Name another folder, or make room",
         )
-
-
-def check_run(args: Any, model: "nn.Module | None" = None) -> None:
-    """
-    What a trainer makes sure of before it loads a model, and again before it trains: that its processes know of each
-    other, and that the one that saves can write to `output_dir`, see [`check_output`].
-
-    Args:
-        args (`TrainingArguments`): Of the trainer.
-        model (`torch.nn.Module`, *optional*): There must be room for what is trained of it.
-
-    Raises:
-        ValueError: Several processes were started, and each believes to be alone.
-        OSError: As of [`check_output`].
-    """
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started > 1 and args.world_size == 1:
-        raise ValueError(
-            f"{started} processes were started, but they do not know of each other: there is no GPU to tell them. Set "
-            "`use_cpu` to train on the CPU."
-        )
-    if args.should_save:
-        trained = () if model is None else [x for x in model.parameters() if x.requires_grad]
-        check_output(args.output_dir, weights=trained)
-
-
-def last_checkpoint(folder: str | os.PathLike) -> str:
-    """
-    The newest checkpoint of a trainer that is complete; one that was being written when a run died is passed over.
-
-    Args:
-        folder (`str` or `os.PathLike`): The trainer's `output_dir`.
-
-    Raises:
-        FileNotFoundError: There is none.
-    """
-    states = Path(folder).glob(f"checkpoint-*/{_LAST_OF_CHECKPOINT}")
-    steps = {_number(path.parent): path.parent for path in states if _is_json(path)}
-    if max(steps, default=-1) < 0:
-        raise FileNotFoundError(f"There is no complete checkpoint in {str(folder)!r}. Do not resume, but start anew.")
-    return str(steps[max(steps)])
-
-
-def _number(checkpoint: Path) -> int:
-    number = checkpoint.name.removeprefix("checkpoint-")
-    return int(number) if number.isdecimal() else -1
-
-
-def _is_json(path: Path) -> bool:
-    try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return False
-    return True

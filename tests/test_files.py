@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from alignext import cli
-from alignext.files import check_output, last_checkpoint, replacing
+from alignext.files import check_output, replacing
+from alignext.training.runs import last_checkpoint
 
 
 ROOT = Path(__file__).parents[1]

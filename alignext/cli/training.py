@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignext.files import check_run, last_checkpoint
+from alignext.training.runs import check_run, last_checkpoint
 
 
 if TYPE_CHECKING:

@@ -20,8 +20,9 @@ from trl.trainer.utils import disable_dropout_in_model
 
 from alignext import hub
 from alignext.diffusion.denoiser import DenoiserForward, DenoiserModule, adapter_off, denoiser_name, get_denoiser
-from alignext.files import check_run, replacing
+from alignext.files import replacing
 from alignext.functional.diffusion_preference import Denoiser
+from alignext.training.runs import check_run
 
 
 logger = logging.get_logger(__name__)

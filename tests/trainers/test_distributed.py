@@ -13,7 +13,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
 from transformers import Trainer
 
-from alignext.files import check_run
+from alignext.training.runs import check_run
 
 from .invariant import ROWS
 

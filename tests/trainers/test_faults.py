@@ -18,7 +18,7 @@ import torch
 from transformers import Trainer, TrainerCallback
 
 from alignext.cli.training import checkpoint_of, train
-from alignext.files import last_checkpoint
+from alignext.training.runs import last_checkpoint
 
 from .contract import Row, assert_same, curve, weights
 from .diffusion_preference.contract import Row as DiffusionRow

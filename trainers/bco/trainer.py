@@ -15,9 +15,9 @@ from trl import KTOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import get_config_model_id, use_adapter
 
-from alignext.files import check_run
 from alignext.functional.bco import bco_loss
 from alignext.methods import method
+from alignext.training.runs import check_run
 
 from .config import BCOConfig
 from .matching import PromptWeights, embed_with_policy, prompt_text

@@ -19,7 +19,6 @@ from alignext.diffusion.draws import Draws
 from alignext.diffusion.encode import TEXT_ENCODERS, PromptCache
 from alignext.diffusion.latents import encode_images
 from alignext.diffusion.levels import prediction_type, training_levels
-from alignext.files import check_run
 from alignext.functional.diffusion_preference import (
     Levels,
     PreferenceErrors,
@@ -27,6 +26,7 @@ from alignext.functional.diffusion_preference import (
     preference_loss,
 )
 from alignext.training.diffusion import DiffusionTrainer
+from alignext.training.runs import check_run
 
 from .config import DiffusionDPOConfig
 from .data import COLUMNS, PairCollator, prepare_pairs

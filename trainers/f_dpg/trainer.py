@@ -24,7 +24,7 @@ from trl.models import prepare_deepspeed, prepare_fsdp
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model, get_config_model_id, use_adapter
 
-from alignext.files import check_run, replacing
+from alignext.files import replacing
 from alignext.functional.f_dpg import (
     divergence_estimates,
     effective_sample_size,
@@ -35,6 +35,7 @@ from alignext.functional.f_dpg import (
     group_advantages,
 )
 from alignext.methods import method
+from alignext.training.runs import check_run
 
 from .config import FDPGConfig
 from .diversity import distinct_n, self_bleu

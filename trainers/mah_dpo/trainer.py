@@ -16,10 +16,10 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import DPOTrainer
 from trl.trainer.utils import get_config_model_id
 
-from alignext.files import check_run, quick_start
 from alignext.functional.mah_dpo import multi_objective_loss, pair_losses
 from alignext.heads.objective_heads import AutoModelForCausalLMWithObjectiveHeads, ObjectiveHeadsMixin
 from alignext.methods import method
+from alignext.training.runs import check_run, quick_start
 
 from .config import MAHDPOConfig
 from .sampling import ObjectiveSampler

@@ -14,10 +14,10 @@ from trl import RewardTrainer
 from trl.data_utils import get_dataset_column_names
 from trl.trainer.utils import create_model_from_path, get_config_model_id, global_then_local_main_first, pad
 
-from alignext.files import check_run, quick_start
 from alignext.functional.process_reward import IGNORED, process_reward_loss
 from alignext.methods import method
 from alignext.rewards.process import ProcessReward, encode_steps
+from alignext.training.runs import check_run, quick_start
 
 from .config import ProcessRewardConfig
 

@@ -1,0 +1,241 @@
+# Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""The door of all trainers: which settings and data come in, checked before a model is loaded."""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import pyarrow as pa
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from trl.trainer.utils import get_config_model_id
+
+from alignext.training.runs import check_run
+
+
+Config = TypeVar("Config")
+
+
+def settings(args: Config | None, config: type[Config], name: str) -> Config:
+    """
+    The settings of a trainer, which is free to write into them: a copy, so that what the user holds stays as it is.
+
+    Args:
+        args (`TrainingArguments`, *optional*): What the user gave.
+        config (`type`): The trainer's config class; its defaults hold where nothing is given.
+        name (`str`): Output folder of the defaults, such as `"Qwen2.5-0.5B-BCO"`, see [`model_name`].
+
+    Raises:
+        ValueError: `args` is of another class, or the run cannot begin, see [`~alignext.training.runs.check_run`].
+        OSError: The output folder cannot be written to.
+    """
+    if args is None:
+        args = config(output_dir=name)
+    if not isinstance(args, config):
+        raise ValueError(f"`args` must be a `{config.__name__}`, received a {type(args).__name__}.")
+    check_run(args)
+    return with_args(args)
+
+
+def with_args(args: Config, **changes: Any) -> Config:
+    """
+    A copy of `args` with other values, which no check of the config class sees. Lists and dictionaries are copied as
+    well, since the trainers of TRL write into them.
+
+    Args:
+        args (`TrainingArguments`): They stay as they are.
+        **changes: Fields and their values.
+    """
+    unknown = [name for name in changes if not hasattr(args, name)]
+    if unknown:
+        raise ValueError(f"`changes` must be fields of {type(args).__name__}, received {unknown}.")
+    copied = copy.copy(args)
+    held = {name: copy.copy(value) for name, value in vars(args).items() if type(value) in (dict, list)}
+    for name, value in (held | changes).items():
+        setattr(copied, name, value)
+    return copied
+
+
+def model_name(model: Any) -> str:
+    """The last part of the name of a language model, or of the path it was loaded from; `"model"` without one."""
+    name = model if isinstance(model, str) else get_config_model_id(model.config)
+    return name.rstrip("/").split("/")[-1] or "model"
+
+
+def check_datasets(train_dataset: Any, eval_dataset: Any = None, **columns: Any) -> None:
+    """
+    Check what a trainer was given as its two datasets, see [`check_dataset`] for `columns`. A trainer without training
+    data is left to its parent, and evaluation data may be a dictionary.
+    """
+    if train_dataset is not None:
+        check_dataset(train_dataset, "train_dataset", **columns)
+    for name, dataset in _named(eval_dataset, "eval_dataset"):
+        check_dataset(dataset, name, **columns)
+
+
+def check_dataset(
+    dataset: Any,
+    name: str = "train_dataset",
+    *,
+    columns: Sequence[Sequence[str]],
+    example: Mapping[str, Any],
+    texts: Sequence[str] = (),
+    hint: str = "",
+) -> list[str]:
+    """
+    Name what is wrong with a dataset before anything is computed. The rows of a stream are not looked at, but for the
+    first one; [`checked_stream`] does that when they come.
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`): The data of training or of one evaluation.
+        name (`str`, *optional*, defaults to `"train_dataset"`): The argument, for the message.
+        columns (`Sequence[Sequence[str]]`): Sets of columns, of which one must be there, without null cells.
+        example (`Mapping[str, Any]`): A row as the first set has it.
+        texts (`Sequence[str]`, *optional*): Columns that hold texts, lists of texts or conversations where they exist.
+        hint (`str`, *optional*): What else the message about wrong columns should say.
+
+    Returns:
+        `list[str]`: The columns.
+
+    Raises:
+        ValueError: It is no dataset, is empty, has other columns, a null cell, or numbers for texts.
+    """
+    if isinstance(dataset, Mapping):
+        several = type(dataset).__name__
+        raise ValueError(
+            f"`{name}` must be one dataset, received a {several} of {', '.join(map(repr, dataset)) or 'nothing'}. "
+            "Choose a split, as in `dataset['train']`."
+        )
+    if dataset is None or isinstance(dataset, str | list | tuple):
+        raise ValueError(
+            f"`{name}` must be a `Dataset` or an `IterableDataset`, received a {type(dataset).__name__}. "
+            "`Dataset.from_list` makes one of a list of dictionaries, `load_dataset(...)['train']` reads one."
+        )
+    rows = iter(dataset)
+    first = next(rows, None)
+    if first is None:
+        raise ValueError(f"`{name}` must have rows, received an empty dataset. Look at how it was filtered or read.")
+    found = list(first)
+    present = next((of for of in columns if set(of) <= set(found)), None)
+    if present is None:
+        wanted = ", or ".join(", ".join(map(repr, of)) for of in columns)
+        raise ValueError(
+            f"`{name}` does not have the right columns: found {found}, expected {wanted} (example row: "
+            f"{dict(example)}).{' ' + hint if hint else ''}"
+        )
+    of_text = [column for column in texts if column in found]
+    if isinstance(dataset, Dataset):
+        for column in of_text:
+            _check_type(dataset, column, name)
+        for column in dict.fromkeys((*present, *of_text)):
+            for number, value in _nulls(dataset, column):
+                if (where := null_in(value, deep=column in of_text)) is not None:
+                    raise null_error(name, number, column + where)
+    return found
+
+
+def checked_stream(dataset: Any, name: str, columns: Sequence[str], texts: Sequence[str] = ()) -> Any:
+    """A stream that raises at its first row with a null cell in one of the columns; any other dataset as it is."""
+    if not isinstance(dataset, IterableDataset):
+        return dataset
+
+    def check(row: dict[str, Any], number: int) -> dict[str, Any]:
+        for column in columns:
+            if column in row and (where := null_in(row[column], deep=column in texts)) is not None:
+                raise null_error(name, number, column + where)
+        return row
+
+    return dataset.map(check, with_indices=True, features=dataset.features)
+
+
+def check_not_all_dropped(dataset: Any, name: str, max_length: int | None) -> None:
+    """
+    Name what has left nothing of a dataset.
+
+    Raises:
+        ValueError: No row is left, since the prompt of each fills `max_length`.
+    """
+    if isinstance(dataset, Dataset) and len(dataset) == 0:
+        raise ValueError(
+            f"Every prompt of the {name} data has `max_length`={max_length} tokens or more, so that nothing of the "
+            "completions is left to learn from. Raise `max_length`, or shorten the prompts."
+        )
+
+
+def distinct(dataset: Dataset, column: str) -> list[Any]:
+    """The distinct values of a column, also where JSON lines have mixed their types."""
+    try:
+        return dataset.unique(column)
+    except pa.ArrowNotImplementedError:
+        found: list[Any] = []
+        for value in dataset[column]:
+            if not any(value is seen or (type(value) is type(seen) and value == seen) for seen in found):
+                found.append(value)
+        return found
+
+
+def null_in(value: Any, *, deep: bool = True) -> str | None:
+    """
+    Where a cell has a null, as in `"[1]['content']"`; `None` where it has none. In a message that calls tools the
+    content may be null.
+
+    Args:
+        value: The cell: a text, a list of texts, or a conversation.
+        deep (`bool`, *optional*, defaults to `True`): Also look into lists.
+    """
+    if value is None:
+        return ""
+    if not deep or not isinstance(value, list):
+        return None
+    for i, item in enumerate(value):
+        if item is None:
+            return f"[{i}]"
+        if isinstance(item, Mapping):
+            for key in ("role", "content"):
+                if item.get(key, "") is None and not (key == "content" and item.get("tool_calls")):
+                    return f"[{i}]['{key}']"
+    return None
+
+
+def null_error(name: str, row: int, where: str) -> ValueError:
+    """The error of a null cell."""
+    way = "" if "[" in where else f", as by `dataset.filter(lambda row: row[{where!r}] is not None)`"
+    return ValueError(
+        f"`{name}` must have no null, received one at row {row}, column {where} (rows count from 0). A CSV cell that "
+        f"is empty or reads NA comes as null. Fill it in, or leave such rows out{way}."
+    )
+
+
+def _named(dataset: Any, name: str) -> list[tuple[str, Any]]:
+    if dataset is None:
+        return []
+    if isinstance(dataset, dict | DatasetDict | IterableDatasetDict):
+        return [(f"{name}[{key!r}]", value) for key, value in dataset.items()]
+    return [(name, dataset)]
+
+
+def _check_type(dataset: Dataset, column: str, name: str) -> None:
+    held = dataset.features[column]
+    dtype = getattr(held, "dtype", "")
+    numeric = dtype == "bool" or dtype.startswith(("int", "uint", "float", "double"))
+    if type(held).__name__ == "Value" and numeric:
+        raise ValueError(
+            f"`{name}` must have texts in the column {column!r}, received {dtype} values such as "
+            f"{dataset[0][column]!r}. Turn them into texts: `dataset.cast_column({column!r}, Value('string'))`."
+        )
+
+
+def _nulls(dataset: Dataset, column: str) -> Iterator[tuple[int, Any]]:
+    """Number and value of the rows, if there may be a null among them."""
+    if any(_may_be_null(chunk) for chunk in dataset.data.column(column).chunks):
+        yield from enumerate(dataset[column])
+
+
+def _may_be_null(array: pa.Array) -> bool:
+    if array.null_count or isinstance(array, pa.ExtensionArray):
+        return True
+    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+        return _may_be_null(array.flatten())
+    if pa.types.is_struct(array.type):
+        names = [array.type.field(i).name for i in range(array.type.num_fields)]
+        return any(_may_be_null(array.field(key)) for key in ("role", "content") if key in names)
+    return False
