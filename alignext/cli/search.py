@@ -111,13 +111,13 @@ def _search(pipe: Any, reward: Callable[..., Any], config: Any, prompt: str, see
     import torch
 
     from alignext import LatentSearch
-    from alignext.rewards.protocol import call as call_reward
+    from alignext.rewards.protocol import CheckedReward
 
     seen: list[list[Image]] = []
 
     def watched(images: torch.Tensor, prompts: list[str] | None, **kwargs: Any) -> Any:
         seen.append([_picture(image) for image in images])
-        return call_reward(reward, images, prompts, **kwargs)
+        return CheckedReward.of(reward)(images, prompts, **kwargs)
 
     watched.input_type = getattr(reward, "input_type", "image")  # ty: ignore[missing-attribute]
     search = LatentSearch(pipe, watched, config)

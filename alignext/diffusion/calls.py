@@ -7,17 +7,6 @@ from typing import Any
 import torch
 
 
-# Of a call, what the search would have to understand to be right.
-_REFUSED = {
-    "strength": "starts from a picture or video; only generation from noise can be searched",
-    "denoising_end": "stops early; the search needs the whole schedule",
-    "ip_adapter_image": "is not supported in a search",
-    "ip_adapter_image_embeds": "is not supported in a search",
-    "negative_ip_adapter_image": "is not supported in a search",
-    "negative_ip_adapter_image_embeds": "is not supported in a search",
-}
-
-
 def number_of_prompts(call: dict[str, Any]) -> int:
     """
     P, from `prompt`, or from the rows of `prompt_embeds` without one.
@@ -59,20 +48,3 @@ def take(call: dict[str, Any], rows: Sequence[int]) -> dict[str, Any]:
         if name in taken:
             taken[name] = 1
     return taken
-
-
-def check_call(call: dict[str, Any], lookahead_steps: int) -> None:
-    """
-    Raises:
-        ValueError: For arguments with which a search would go wrong.
-    """
-    for name, reason in _REFUSED.items():
-        if call.get(name) is not None:
-            raise ValueError(f"`{name}` {reason}. Leave it out.")
-    ends = [call.get("control_guidance_start", 0.0), call.get("control_guidance_end", 1.0)]
-    for value, neutral in zip(ends, (0.0, 1.0), strict=True):
-        if lookahead_steps > 1 and any(v != neutral for v in (value if isinstance(value, list) else [value])):
-            raise ValueError(
-                "ControlNet ranges count the evaluations of the lookahead, too: use `lookahead_steps=1`, or leave "
-                "`control_guidance_start` and `control_guidance_end` out."
-            )

@@ -1,7 +1,8 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""Rewards, all of one form: `reward(images, prompts) -> [n]`, larger is better.
+"""Rewards, all of one form: `reward_fn(images, prompts) -> [n]`, larger is better.
 
-`images` are `(n, 3, H, W)`, or videos `(n, F, 3, H, W)`, float in [0, 1]; `prompts` a list of n texts, or None. A
+`images` are `(n, 3, H, W)`, or videos `(n, F, 3, H, W)`, float in [0, 1]; `prompts` a list of n texts, or None; those
+here also take one text for all samples. A
 video counts as the mean over its frames where a reward is one of images. Each has a flag `differentiable`: whether
 gradients flow from the result to `images`. Any function of this form is a reward.
 """

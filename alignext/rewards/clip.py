@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, CLIPModel
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from alignext.rewards.pixels import over_frames
+from alignext.rewards.pixels import check_images, over_frames
+from alignext.rewards.protocol import as_prompts
 
 
 class CLIPReward:
@@ -67,7 +68,9 @@ class CLIPReward:
         )
         return F.normalize(features.pooler_output.float(), dim=-1)
 
-    def __call__(self, images: torch.Tensor, prompts: list[str] | None) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, prompts: str | list[str] | None) -> torch.Tensor:
+        check_images(images)
+        prompts = as_prompts(prompts, len(images))
         if prompts is None:
             raise ValueError(f"{type(self).__name__} compares with the prompts: pass `prompt`, not embeddings alone.")
         unique = sorted(set(prompts))
@@ -91,7 +94,7 @@ class PickScoreReward(CLIPReward):
     ) -> None:
         super().__init__(model, tokenizer, **kwargs)
 
-    def __call__(self, images: torch.Tensor, prompts: list[str] | None) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, prompts: str | list[str] | None) -> torch.Tensor:
         return self.model.logit_scale.exp().float() * super().__call__(images, prompts)
 
 
@@ -121,5 +124,5 @@ class AestheticReward:
             head.load_state_dict(state)
         self.head = head.to(self.clip.model.device, torch.float32).eval().requires_grad_(False)
 
-    def __call__(self, images: torch.Tensor, prompts: list[str] | None = None) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, prompts: str | list[str] | None = None) -> torch.Tensor:
         return over_frames(lambda frames: self.head(self.clip.embed_images(frames))[:, 0] / 10, images)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from alignext.rewards.protocol import as_rewards, call
+from alignext.rewards.protocol import CheckedReward, as_prompts
 
 
 class WeightedReward:
@@ -49,32 +49,33 @@ class WeightedReward:
         names = [name for name in self.members if any(w.get(name) for w in used)]
         return all(getattr(self.members[name], "differentiable", False) for name in names)
 
-    def scores(self, images: torch.Tensor, prompts: list[str] | None = None, **kwargs: Any) -> dict[str, torch.Tensor]:
+    def scores(
+        self, images: torch.Tensor, prompts: str | list[str] | None = None, **kwargs: Any
+    ) -> dict[str, torch.Tensor]:
         """Each member's own rewards, `(n,)` by name; NaN for samples in which it does not count."""
         return {name: values for name, (values, _) in self._members(images, prompts, kwargs).items()}
 
-    def __call__(self, images: torch.Tensor, prompts: list[str] | None = None, **kwargs: Any) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, prompts: str | list[str] | None = None, **kwargs: Any) -> torch.Tensor:
         total = torch.zeros(len(images), device=images.device)
         for values, weights in self._members(images, prompts, kwargs).values():
             total = total + torch.where(weights != 0, weights * values, torch.zeros_like(values))
         return total
 
-    def _members(self, images: torch.Tensor, prompts: list[str] | None, kwargs: dict[str, Any]):
-        found = {}
+    def _members(self, images: torch.Tensor, prompts: str | list[str] | None, kwargs: dict[str, Any]):
+        found, prompts = {}, as_prompts(prompts, len(images))
         for name, member in self.members.items():
+            reward = CheckedReward.of(member)
             weights = self._weights(name, len(images), prompts).to(images.device)
             rows = weights.nonzero()[:, 0]
             if len(rows):
                 given = images
-                if getattr(member, "input_type", "image") == "latent":
+                if reward.input_type == "latent":
                     if "latents" not in kwargs:
                         raise ValueError(f"Member {name!r} is a reward of latents: pass `latents`, as a search does.")
                     given = kwargs["latents"]
                 texts = prompts and [prompts[i] for i in rows.tolist()]
                 optional = {k: v[rows] if isinstance(v, torch.Tensor) else v for k, v in kwargs.items()}
-                values = call(member, given[rows], texts, **optional)
-                if not (isinstance(values, torch.Tensor) and values.requires_grad):
-                    values = as_rewards(values, len(rows))
+                values = reward(given[rows], texts, **optional)
                 full = torch.full((len(images),), torch.nan, device=images.device)
                 found[name] = full.index_put((rows,), values.to(full)), weights
         return found

@@ -4,7 +4,8 @@
 import torch
 
 from alignext.mini.judges import Judge
-from alignext.rewards.pixels import over_frames
+from alignext.rewards.pixels import check_images, over_frames
+from alignext.rewards.protocol import as_prompts
 
 
 class JudgeReward:
@@ -38,7 +39,9 @@ class JudgeReward:
             )
         return found
 
-    def __call__(self, images: torch.Tensor, prompts: list[str] | None) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, prompts: str | list[str] | None) -> torch.Tensor:
+        check_images(images)
+        prompts = as_prompts(prompts, len(images))
         if prompts is None:
             raise ValueError("JudgeReward compares with the prompts: pass `prompt`, not embeddings alone.")
         columns = torch.tensor([self.judge.labels.index(self.label(prompt)) for prompt in prompts])

@@ -25,7 +25,7 @@ def over_frames(score: Callable[[torch.Tensor], torch.Tensor], images: torch.Ten
     return score(images) if images.ndim == 4 else score(images.flatten(0, 1)).unflatten(0, images.shape[:2]).mean(1)
 
 
-def brightness(images: torch.Tensor, prompts: list[str] | None = None) -> torch.Tensor:
+def brightness(images: torch.Tensor, prompts: str | list[str] | None = None) -> torch.Tensor:
     """Mean pixel value, in [0, 1]. A toy: for trying things out. Differentiable."""
     return over_frames(lambda frames: frames.mean((1, 2, 3)), images)
 
@@ -33,7 +33,7 @@ def brightness(images: torch.Tensor, prompts: list[str] | None = None) -> torch.
 brightness.differentiable = True  # ty: ignore[missing-attribute]
 
 
-def compressibility(images: torch.Tensor, prompts: list[str] | None = None) -> torch.Tensor:
+def compressibility(images: torch.Tensor, prompts: str | list[str] | None = None) -> torch.Tensor:
     """Minus the size as a JPEG of quality 95, in kB (arXiv 2305.13301). A toy. Not differentiable."""
 
     def score(frames: torch.Tensor) -> torch.Tensor:
@@ -51,7 +51,7 @@ def compressibility(images: torch.Tensor, prompts: list[str] | None = None) -> t
 compressibility.differentiable = False  # ty: ignore[missing-attribute]
 
 
-def dynamics(images: torch.Tensor, prompts: list[str] | None = None) -> torch.Tensor:
+def dynamics(images: torch.Tensor, prompts: str | list[str] | None = None) -> torch.Tensor:
     """Mean absolute difference of consecutive frames, in [0, 1]: a light stand-in for optical flow. Differentiable."""
     check_images(images, video=True)
     return (images[:, 1:] - images[:, :-1]).abs().flatten(1).mean(1)

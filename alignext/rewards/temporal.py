@@ -23,7 +23,7 @@ class TemporalConsistency:
     def __init__(self, embed: Callable[[torch.Tensor], torch.Tensor], differentiable: bool = True) -> None:
         self.embed, self.differentiable = embed, differentiable
 
-    def __call__(self, images: torch.Tensor, prompts: list[str] | None = None) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, prompts: str | list[str] | None = None) -> torch.Tensor:
         check_images(images, video=True)
         features = F.normalize(self.embed(images.flatten(0, 1)).unflatten(0, images.shape[:2]), dim=-1)
         before, now, first = features[:, :-1], features[:, 1:], features[:, :1]

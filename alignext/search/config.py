@@ -33,8 +33,8 @@ class SearchConfig:
             How much noise a step adds, in [0, 1]; 0 adds none, so that all candidates would be equal. With
             `noise="flow_grpo"` it is that method's noise level `a` (0.7 there).
         noise (`str`, *optional*, defaults to `"ddpm"`):
-            The stochastic step, see [`~alignext.search.transitions.transition`]. `"rf_ancestral"` and `"flow_grpo"`
-            are for flow models only.
+            The stochastic step, see [`~alignext.functional.latent_search.transition`]. `"rf_ancestral"` and
+            `"flow_grpo"` are for flow models only.
         score_every (`int`, *optional*, defaults to 1):
             Score and select at nodes whose number is a multiple of it. The final samples are always scored.
         search_range (`tuple[float, float]`, *optional*, defaults to `(0.0, 1.0)`):
@@ -46,10 +46,11 @@ class SearchConfig:
         smc_lambda (`float`, *optional*, defaults to 10.0): `lambda`, the weight of the reward in the SMC target
             `p(x) exp(lambda r(x))`.
         smc_potential (`str`, *optional*, defaults to `"diff"`): `"diff"`, `"max"`, `"add"` or `"rt"`, see
-            [`~alignext.search.strategies.SMC`].
+            [`~alignext.functional.latent_search.smc_gain`].
         smc_threshold (`float`, *optional*, defaults to 0.5): Resample when the effective sample size is below this
             fraction of n, in [0, 1].
-        decode_batch_size (`int`, *optional*, defaults to 1): Samples decoded at once for scoring.
+        decode_batch_size (`int`, *optional*): Samples decoded at once for scoring; by default as many as make up a
+            picture of 1024 x 1024, frames of a video counted one by one, and at least one.
         reward_batch_size (`int`, *optional*): Samples given to the reward at once; all by default.
         model_batch_size (`int`, *optional*): Rows of one denoiser call; all at once by default.
         force_engine (`bool`, *optional*, defaults to `False`): Run the search's own stochastic sampler also where the
@@ -72,14 +73,14 @@ class SearchConfig:
     smc_lambda: float = 10.0
     smc_potential: str = "diff"
     smc_threshold: float = 0.5
-    decode_batch_size: int = 1
+    decode_batch_size: int | None = None
     reward_batch_size: int | None = None
     model_batch_size: int | None = None
     force_engine: bool = False
 
     def __post_init__(self) -> None:
-        optional = ("max_children_per_beam", "reward_batch_size", "model_batch_size")
-        counts = ("num_beams", "num_candidates", "lookahead_steps", "score_every", "decode_batch_size")
+        optional = ("max_children_per_beam", "decode_batch_size", "reward_batch_size", "model_batch_size")
+        counts = ("num_beams", "num_candidates", "lookahead_steps", "score_every")
         for name in (*counts, *optional):
             value = getattr(self, name)
             if not (value is None and name in optional) and (type(value) is not int or value < 1):

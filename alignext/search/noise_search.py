@@ -8,26 +8,7 @@ from typing import Any
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
-
-def neighbor(x: torch.Tensor, direction: torch.Tensor, cosine: float) -> torch.Tensor:
-    """
-    A point at the same norm and a given cosine from `x`: `|x| (c u + sqrt(1 - c^2) w)`, `u = x / |x|`, `w` the unit
-    vector along the part of `direction` that is orthogonal to `u`. Norms are per row, over all other dimensions.
-
-    Args:
-        x (`torch.Tensor`): Initial latents, a row each.
-        direction (`torch.Tensor`): Standard normal noise of the same shape.
-        cosine (`float`): `c` in [0, 1]: 1 is `x` itself, 0 any direction orthogonal to it.
-
-    Returns:
-        `torch.Tensor`: The neighbours.
-    """
-    flat, w = x.flatten(1), direction.to(x).flatten(1)
-    norm = flat.norm(dim=1, keepdim=True)
-    u = flat / norm
-    w = w - (w * u).sum(1, keepdim=True) * u
-    w = w / w.norm(dim=1, keepdim=True)
-    return (norm * (cosine * u + (1 - cosine**2) ** 0.5 * w)).view_as(x)
+from alignext.functional.latent_search import neighbor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +33,8 @@ class RandomNoiseSearch:
 @dataclass(frozen=True, kw_only=True)
 class ZeroOrderNoiseSearch:
     """
-    Hill climbing from one noise: each round tries neighbours of the best one so far (see [`neighbor`]) and starts
-    again from fresh noise when none improves.
+    Hill climbing from one noise: each round tries neighbours of the best one so far, see
+    [`~alignext.functional.latent_search.neighbor`], and starts again from fresh noise when none improves.
 
     Args:
         rounds (`int`, *optional*, defaults to 4): R.

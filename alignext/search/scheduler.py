@@ -1,47 +1,23 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """The search as a scheduler: a stock denoising loop that steps with it runs the whole search."""
 
-import inspect
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from diffusers import CogVideoXDDIMScheduler, DDIMScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
-from diffusers.utils import logging
-from diffusers.utils.torch_utils import randn_tensor
 
 from alignext.diffusion.schedulers import SchedulerShell
-from alignext.rewards.protocol import as_rewards, by_prompt, call
+from alignext.functional.latent_search import predict, transition
+from alignext.logs import pipeline_logger, warn_once
+from alignext.rewards.protocol import CheckedReward, by_prompt
 from alignext.search.config import SearchConfig
+from alignext.search.draws import SearchDraws
+from alignext.search.plan import Levels, Node, Point, make_plan
 from alignext.search.strategies import SMC, select
-from alignext.search.transitions import predict, transition
 
 
-logger = logging.get_logger(__name__)
-
-_FLOW = ("FlowMatchEulerDiscreteScheduler", "LTXEulerAncestralRFScheduler")
-_DISTILLED = ("LCMScheduler", "TCDScheduler")
-
-
-class Point(NamedTuple):
-    """A model evaluation: its node, timestep, levels, and whether it only looks ahead."""
-
-    node: int
-    timestep: float
-    alpha: float
-    sigma: float
-    is_lookahead: bool
-
-
-@dataclass
-class Node:
-    """A step of the schedule: the evaluation of its samples, then those that look ahead from there."""
-
-    points: list[Point]
-    scored: bool
+logger = pipeline_logger(__name__)
 
 
 class SearchScheduler(SchedulerShell):
@@ -53,7 +29,7 @@ class SearchScheduler(SchedulerShell):
     It needs no diffusers pipeline. On a plain denoiser function `out = f(x, t)` and any scheduler:
 
     ```python
-    scheduler = SearchScheduler(DDIMScheduler(...), reward=lambda x0: -x0.square().sum(1), config=SearchConfig(...))
+    scheduler = SearchScheduler(DDIMScheduler(...), reward_fn=lambda x0: -x0.square().sum(1))
     scheduler.set_timesteps(10)
     scheduler.run(f, torch.randn(scheduler.starts, 8))  # or the three lines of the loop above
     scheduler.rewards, scheduler.latents  # best first, [P, m] and [P, m, ...]; scheduler.history, scheduler.nfe
@@ -64,10 +40,11 @@ class SearchScheduler(SchedulerShell):
     `B + (T - 1) K B T'`.
 
     Args:
-        base (scheduler): Where timesteps and levels come from, see [`level_source`]. It is not changed or stepped.
-        reward (`Callable`): `reward(x0)` for clean latents `[rows, ...]`, prompt-major, the same number of rows for
-            every prompt; returns `rows` numbers, larger is better. Is also given `timestep_fraction` (timestep over
-            the number of training timesteps) and `is_final` if it takes them.
+        base (scheduler): Where timesteps and levels come from, see [`~alignext.search.plan.level_source`]. It is not
+            changed or stepped.
+        reward_fn (`Callable`): `reward_fn(x0)` for clean latents `[rows, ...]`, prompt-major, the same number of rows
+            for every prompt; returns `rows` numbers, larger is better. Is also given `timestep_fraction` (timestep
+            over the number of training timesteps) and `is_final` if it takes them.
         config ([`SearchConfig`], *optional*): The settings; `"best_of_n"` runs n samples of the search's own sampler.
         num_prompts (`int`, *optional*, defaults to 1): P; searches do not mix.
         generator (`torch.Generator` or list of P, *optional*): For the noise: one draw of `[P * n, ...]` per node, or
@@ -93,7 +70,7 @@ class SearchScheduler(SchedulerShell):
     def __init__(
         self,
         base: Any,
-        reward: Callable[..., Any],
+        reward_fn: Callable[..., Any],
         config: SearchConfig | None = None,
         *,
         num_prompts: int = 1,
@@ -102,15 +79,13 @@ class SearchScheduler(SchedulerShell):
         uniform_sampler: Callable[[int, tuple[int]], torch.Tensor] | None = None,
         on_step: Callable[["SearchScheduler"], Any] | None = None,
     ) -> None:
-        super().__init__(level_source(base))
-        self.search, self.reward, self.num_prompts = config or SearchConfig(), reward, num_prompts
-        if isinstance(generator, Sequence) and len(generator) != num_prompts:
-            raise ValueError(f"`generator` must be one or a list of {num_prompts}, received {len(generator)}.")
-        self.generator, self.noise_sampler, self.uniform_sampler = generator, noise_sampler, uniform_sampler
+        self.levels = Levels(base)
+        super().__init__(self.levels.source)
+        self.search, self.num_prompts = config or SearchConfig(), num_prompts
+        self.reward_fn = CheckedReward.of(reward_fn)
+        self.draws = SearchDraws(num_prompts, self.search.budget, generator, noise_sampler, uniform_sampler)
         self.on_step = on_step
-        self._distilled = type(self.base).__name__ in _DISTILLED
-        self.is_flow = not hasattr(self.base, "alphas_cumprod") or bool(self.config.get("use_flow_sigmas"))
-        self.inverted = self.is_flow and bool(self.config.get("invert_sigmas"))  # time runs the other way, as in Mochi
+        self.is_flow = self.levels.is_flow
         self.leading_starts = False
         if not self.is_flow and self.search.noise in ("rf_ancestral", "flow_grpo"):
             raise ValueError(f"`noise={self.search.noise!r}` is for flow models, not {type(self.base).__name__}.")
@@ -120,39 +95,21 @@ class SearchScheduler(SchedulerShell):
 
     def set_timesteps(self, num_inference_steps=None, device=None, sigmas=None, timesteps=None, mu=None) -> None:
         """As the base scheduler's, and plans the search."""
-        given = {"sigmas": sigmas, "timesteps": timesteps, "mu": mu}
-        given = {name: value for name, value in given.items() if value is not None}
-        if timesteps is not None and len(given) == 1 and not self.is_flow:
-            levels = [self._vp(int(t)) for t in timesteps]
-        else:
-            accepted = inspect.signature(self.base.set_timesteps).parameters
-            if not given.keys() <= accepted.keys():
-                missing = ", ".join(sorted(given.keys() - accepted.keys()))
-                raise ValueError(f"{type(self.base).__name__}.set_timesteps takes no `{missing}`.")
-            self.base.set_timesteps(num_inference_steps, device=device, **given)
-            steps = self.base.timesteps.tolist()
-            if self.is_flow:
-                sigmas = self.base.sigmas.double().tolist()[: len(steps)]
-                levels = [self._flow(t, sigma) for t, sigma in zip(steps, sigmas, strict=True)]
-            else:
-                levels = [self._vp(int(t)) for t in steps]
-        if not self.is_flow and levels[0][1] == 0 and self.prediction == "epsilon":
-            raise ValueError("A model that predicts epsilon says nothing at zero SNR; its schedule starts there.")
+        nodes = self.levels.nodes(num_inference_steps, device, sigmas=sigmas, timesteps=timesteps, mu=mu)
         self._reset()
-        self.num_inference_steps = len(levels)
-        self._make_plan(levels)
+        self.num_inference_steps = len(nodes)
+        self.nodes = make_plan(self.levels, nodes, self.search)
+        self.plan = [point for node in self.nodes for point in node.points]
         one_step = self.search.lookahead_steps == 1 or not self.is_flow
         dtype = self.base.timesteps.dtype if one_step else torch.float32
         self.timesteps = torch.tensor([p.timestep for p in self.plan], dtype=dtype, device=device)
         self.sigmas = torch.tensor([*(p.sigma for p in self.plan), 0.0], dtype=torch.float32, device=device)
-        if self.search.eta == 1 and self.search.noise == "ddpm" and 1 < len(levels) < 20 and not self._distilled:
-            logger.warning(f"eta=1 with {len(levels)} steps loses variance; a smaller eta loses less.")
-        if self._distilled and self.search.noise != "renoise":
-            logger.warning(f"Models for {type(self.base).__name__} are distilled to be noised anew: noise='renoise'.")
-
-    @property
-    def prediction(self) -> str:
-        return "flow" if self.is_flow else self.config.get("prediction_type", "epsilon")
+        distilled = self.levels.is_distilled
+        if self.search.eta == 1 and self.search.noise == "ddpm" and 1 < len(nodes) < 20 and not distilled:
+            warn_once(logger, "eta=1 with fewer than 20 steps loses variance; a smaller eta loses less.")
+        if distilled and self.search.noise != "renoise":
+            name = type(self.base).__name__
+            warn_once(logger, f"Models for {name} are distilled to be noised anew: noise='renoise'.")
 
     @property
     def starts(self) -> int:
@@ -160,36 +117,6 @@ class SearchScheduler(SchedulerShell):
         beams, candidates = self.search.shape
         single = self.search.init_selection or self.num_inference_steps == 1
         return beams * candidates if single else beams
-
-    def _vp(self, t: int) -> tuple[float, float, float]:
-        abar = float(self.base.alphas_cumprod[t])
-        return t, math.sqrt(abar), math.sqrt(1 - abar)
-
-    def _flow(self, t: float, sigma: float) -> tuple[float, float, float]:
-        return (t, sigma, 1 - sigma) if self.inverted else (t, 1 - sigma, sigma)
-
-    def _make_plan(self, levels: list[tuple[float, float, float]]) -> None:
-        T, (lo, hi), every = len(levels), self.search.search_range, self.search.score_every
-        smc, prunes = self.search.strategy == "smc", self.search.shape[1] > 1
-        for i, level in enumerate(levels):
-            scored = i % every == 0 and lo <= i / T < hi and (i > 0 or self.search.init_selection)
-            # SMC weighs the last node by the final sample itself.
-            scored = (scored and (prunes or smc)) or (smc and i == T - 1)
-            ahead = self.search.lookahead_steps if scored and not (smc and i == T - 1) and T > 1 else 1
-            grid = dict.fromkeys(self._lookahead(level, ahead))  # a repeated point would be evaluated for nothing
-            self.nodes.append(Node([Point(i, *p, is_lookahead=j > 0) for j, p in enumerate(grid)], scored))
-        self.plan = [point for node in self.nodes for point in node.points]
-
-    def _lookahead(self, level: tuple[float, float, float], steps: int) -> list[tuple[float, float, float]]:
-        """Points at `j / T'` of the way to the noisy end, j = T'..1: integers floor(t j / T') for VP models."""
-        t, _, sigma = level
-        if not self.is_flow:
-            return [self._vp(int(t) * j // steps) for j in range(steps, 0, -1)]
-        points = [level]
-        for j in range(steps - 1, 0, -1):
-            s = sigma * j / steps
-            points.append((self.config.num_train_timesteps * (1 - s) if self.inverted else t * j / steps, 1 - s, s))
-        return points
 
     def _reset(self) -> None:
         self.nodes: list[Node] = []
@@ -221,7 +148,8 @@ class SearchScheduler(SchedulerShell):
 
     @property
     def finished(self) -> bool:
-        return self._index == len(self.plan)
+        """Whether every evaluation of the plan is made; without a plan nothing is."""
+        return 0 < len(self.plan) == self._index
 
     @torch.no_grad()
     def step(self, model_output, timestep, sample, generator=None, return_dict=True, **ignored):
@@ -232,7 +160,7 @@ class SearchScheduler(SchedulerShell):
         Raises:
             ValueError: When it is not called once per timestep, in order, with `P * n` rows.
         """
-        if self.finished or float(timestep) != float(self.timesteps[self._index]):
+        if self._index >= len(self.plan) or float(timestep) != float(self.timesteps[self._index]):
             raise ValueError(
                 f"The search expects timestep number {self._index} of `scheduler.timesteps`, received {timestep}. "
                 "Pipelines that leave out timesteps or step more than once per timestep cannot be searched."
@@ -262,15 +190,20 @@ class SearchScheduler(SchedulerShell):
             self.on_step(self)
         return SchedulerOutput(prev_sample=latents) if return_dict else (latents,)
 
+    def __deepcopy__(self, memo: dict) -> Any:
+        raise NotImplementedError(
+            "The pipeline copies its scheduler, to step more than once per evaluation. It cannot be searched."
+        )
+
     def _predict(self, m: torch.Tensor, z: torch.Tensor, point: Point) -> tuple[torch.Tensor, torch.Tensor]:
         for dim, (ours, theirs) in enumerate(zip(z.shape, m.shape, strict=True)):
             if theirs == 2 * ours:  # the second half is a learned variance
                 m = m.narrow(dim, 0, ours)
         dtype = torch.promote_types(z.dtype, torch.float32)
         z, m = self._group(z.to(dtype)), self._group(m.to(dtype))
-        if self.inverted:
+        if self.levels.inverted:
             m = -m
-        x0, eps = predict(self.prediction, m, z, point.alpha, point.sigma)
+        x0, eps = predict(self.levels.prediction, m, z, point.alpha, point.sigma)
         if not self.is_flow and self.config.get("thresholding"):
             x0 = self.base._threshold_sample(x0)
         elif not self.is_flow and self.config.get("clip_sample"):
@@ -326,7 +259,7 @@ class SearchScheduler(SchedulerShell):
         """Rewards `[P, rows / P]` of clean latents."""
         fraction = float(self.nodes[node].points[0].timestep) / self.config.get("num_train_timesteps", 1000)
         kwargs = {"timestep_fraction": fraction, "is_final": is_final}
-        rewards = as_rewards(call(self.reward, x0, **kwargs), len(x0)).to(x0.device)
+        rewards = self.reward_fn(x0, **kwargs).to(x0.device)
         self.reward_evals += len(x0)
         return by_prompt(rewards, self.num_prompts)
 
@@ -334,7 +267,7 @@ class SearchScheduler(SchedulerShell):
         i = node.points[0].node
         rewards = self._score(x0, i, last)
         if self.search.strategy == "smc":
-            parents = self._smc.select(rewards, self._uniform(i).to(rewards.device), last)
+            parents = self._smc.select(rewards, self.draws.uniform(i).to(rewards.device), last)
         else:
             parents = select(self.search, rewards)
         entry = {"node": i, "timestep": node.points[0].timestep, "rewards": rewards.cpu(), "parents": parents.cpu()}
@@ -361,7 +294,7 @@ class SearchScheduler(SchedulerShell):
             x0, eps = self._take(x0, parents), self._take(eps, parents)
         here, there = self.nodes[i].points[0], self.nodes[i + 1].points[0]
         levels = here.alpha, here.sigma, there.alpha, there.sigma
-        return transition(self.search.noise, x0, eps, self._noise(i, x0), *levels, eta=self.search.eta)
+        return transition(self.search.noise, x0, eps, self.draws.noise(i, x0), *levels, eta=self.search.eta)
 
     def _finish(self, node: Node, x0: torch.Tensor) -> torch.Tensor:
         """Rank the last population by its clean samples, which are the model's, without a further step."""
@@ -383,47 +316,3 @@ class SearchScheduler(SchedulerShell):
     @property
     def log_weights(self) -> torch.Tensor:
         return self._smc.log_weights
-
-    # ----------------------------------------------------------------------------------------------- randomness
-
-    def _noise(self, i: int, like: torch.Tensor) -> torch.Tensor:
-        if self.noise_sampler is not None:
-            return self.noise_sampler(i, like.shape).to(like.device, like.dtype).reshape(like.shape)
-        if isinstance(self.generator, Sequence):
-            shape = (self.search.budget, *like.shape[1:])
-            noise = torch.cat([randn_tensor(shape, g, like.device, torch.float32) for g in self.generator])
-        else:
-            noise = randn_tensor(like.shape, self.generator, like.device, torch.float32)
-        return noise.to(like.dtype)
-
-    def _uniform(self, i: int) -> torch.Tensor:
-        P = self.num_prompts
-        if self.uniform_sampler is not None:
-            return torch.as_tensor(self.uniform_sampler(i, (P,))).reshape(P)
-        generators = self.generator if isinstance(self.generator, Sequence) else [self.generator] * P
-        return torch.cat([torch.rand(1, generator=g, device=g.device if g else "cpu").cpu() for g in generators])
-
-
-def level_source(scheduler: Any) -> Any:
-    """
-    A fresh scheduler of the same levels that the search can read: flow schedulers (`FlowMatchEulerDiscreteScheduler`,
-    `LTXEulerAncestralRFScheduler`, or any with `use_flow_sigmas=True`, such as UniPC), `CogVideoXDDIMScheduler`, LCM
-    and TCD as they are, and `DDIMScheduler` for all others that convert to it.
-
-    Raises:
-        ValueError: For any other scheduler.
-    """
-    name, config = type(scheduler).__name__, getattr(scheduler, "config", {})
-    compatible = getattr(scheduler, "_compatibles", [])
-    if name in (*_FLOW, *_DISTILLED) or config.get("use_flow_sigmas"):
-        return type(scheduler).from_config(config)
-    if name in ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"):
-        # It has the setting, on by default, and does not clip.
-        return CogVideoXDDIMScheduler.from_config(config, clip_sample=False)
-    if name == "DDIMScheduler" or "DDIMScheduler" in compatible:
-        # A config without the key would get a default that clips latents.
-        return DDIMScheduler.from_config(config, clip_sample=bool(config.get("clip_sample", False)))
-    raise ValueError(
-        f"The search cannot read the levels of {name}. Use DDIMScheduler or a scheduler that converts to it, "
-        f"CogVideoXDDIMScheduler, {', '.join((*_FLOW, *_DISTILLED))}, or one with `use_flow_sigmas=True`."
-    )

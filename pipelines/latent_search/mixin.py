@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from alignext.hub import HubMixin
-from alignext.pipelines.latent_search.search import PAPER, LatentSearch, stock_call
+from alignext.pipelines.latent_search.search import PAPER, LatentSearch
+from alignext.pipelines.latent_search.stock import stock_call
 from alignext.search.config import SearchConfig
 from alignext.signatures import show_stock_arguments
 

@@ -1,31 +1,36 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """Latent search on a pipeline: what is around the loop. The loop that runs is the stock one."""
 
-import inspect
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from diffusers.utils import logging
-from tqdm.auto import tqdm
 
-from alignext.diffusion.calls import check_call, number_of_prompts, take
+from alignext.diffusion.calls import number_of_prompts, take
 from alignext.diffusion.decoders import decoder, only_decode
+from alignext.diffusion.recording import DENOISERS
+from alignext.logs import pipeline_logger
 from alignext.methods import method
-from alignext.rewards.protocol import by_prompt
+from alignext.pipelines.latent_search.attach import attached
+from alignext.pipelines.latent_search.hooks import in_chunks
+from alignext.pipelines.latent_search.refusals import check_call, check_pipeline, check_stepping
+from alignext.pipelines.latent_search.reward import LatentReward
+from alignext.pipelines.latent_search.stock import (
+    as_unit_tensor,
+    bind,
+    count_of,
+    extended,
+    stock_call,
+    texts_of,
+)
+from alignext.rewards.protocol import CheckedReward, by_prompt
 from alignext.search.config import SearchConfig
-from alignext.search.hooks import in_chunks
 from alignext.search.noise_search import RandomNoiseSearch, ZeroOrderNoiseSearch, search_noise
-from alignext.search.rewarding import LatentReward
 from alignext.search.scheduler import SearchScheduler
 
 
-logger = logging.get_logger(__name__)
+logger = pipeline_logger(__name__)
 
-_DENOISERS = ("unet", "transformer", "transformer_2")
 PAPER = method("Latent search").paper
 
 
@@ -39,10 +44,11 @@ class LatentSearch:
 
     Args:
         pipe (`DiffusionPipeline`): Any text-to-image or text-to-video pipeline.
-        reward (`Callable`): `reward(images, prompts) -> n numbers`, larger is better; images `(n, 3, H, W)` or videos
-            `(n, F, 3, H, W)`, float32 in [0, 1]; prompts a list of n texts, or None where only embeddings were given.
-            It is also given `timestep_fraction`, `latents` (clean latents) and `is_final` if it takes them. With
-            `reward.input_type = "latent"` it is given clean latents in the place of images, and nothing is decoded.
+        reward_fn (`Callable`): `reward_fn(images, prompts) -> n numbers`, larger is better; images `(n, 3, H, W)`
+            or videos `(n, F, 3, H, W)`, float32 in [0, 1]; prompts a list of n texts, or None where only embeddings
+            were given. It is also given `timestep_fraction`, `latents` (clean latents) and `is_final` if it takes
+            them. With `reward_fn.input_type = "latent"` it is given clean latents in the place of images, and nothing
+            is decoded.
         config ([`SearchConfig`], [`RandomNoiseSearch`] or [`ZeroOrderNoiseSearch`], *optional*): The settings; the
             last two search over the initial noise of the unchanged sampler instead, prompt by prompt.
         decode_fn (`Callable`, *optional*): `decode_fn(latents, pipe)` in the place of the pipeline's own decoding, for
@@ -54,14 +60,12 @@ class LatentSearch:
     def __init__(
         self,
         pipe: Any,
-        reward: Callable[..., Any],
+        reward_fn: Callable[..., Any],
         config: SearchConfig | RandomNoiseSearch | ZeroOrderNoiseSearch | None = None,
         *,
         decode_fn: Callable[[torch.Tensor, Any], torch.Tensor] | None = None,
     ) -> None:
-        if not callable(reward):
-            raise ValueError(f"`reward` must be callable as `reward(images, prompts)`, received {reward!r}.")
-        self.pipe, self.reward = pipe, reward
+        self.pipe, self.reward_fn = pipe, CheckedReward(reward_fn).reward_fn
         self.outer = None if config is None or isinstance(config, SearchConfig) else config
         self.config = config if isinstance(config, SearchConfig) else SearchConfig()
         self.decode_fn = decode_fn
@@ -109,13 +113,13 @@ class LatentSearch:
         >>> out.images[0].save("dark-fox.png")
         ```
         """
-        call = self._bind(args, kwargs)
+        call = bind(self.pipe, args, kwargs)
         stock_only = self.config.strategy == "none" or self.config.budget == 1
         if stock_only and not self.config.force_engine:
             return self._stock(call)
         check_call(call, self.config.lookahead_steps)
-        self._check_pipeline()
-        P, m = number_of_prompts(call), _count(call)
+        check_pipeline(self.pipe)
+        P, m = number_of_prompts(call), count_of(call)
         survivors = self.config.shape[0] if self.outer is None else 1
         if m > survivors:
             raise ValueError(
@@ -135,7 +139,7 @@ class LatentSearch:
         latents = latents[:, :m].flatten(0, 1)
         final = take(call, [p for p in range(P) for _ in range(m)])
         output = only_decode(self.pipe, stock_call, final, latents, call["output_type"])
-        return _with(output, {"rewards": rewards, **extra})
+        return extended(output, {"rewards": rewards, **extra})
 
     # ------------------------------------------------------------------------------------------------------- the runs
 
@@ -147,17 +151,17 @@ class LatentSearch:
             samples, decode = as_unit_tensor(samples), lambda images: images
         P = number_of_prompts(call)
         m = len(samples) // P
-        rewards = LatentReward(self.reward, decode, _texts(call), self.config)(samples)
+        rewards = LatentReward(self.reward_fn, decode, texts_of(call), self.config)(samples)
         nfe = P * m * len(self.pipe.scheduler.timesteps)
         extra = {"history": [], "nfe": nfe, "reward_evals": P * m}
-        return _with(output, {"rewards": rewards.unflatten(0, (P, m)).float().cpu(), **extra})
+        return extended(output, {"rewards": rewards.unflatten(0, (P, m)).float().cpu(), **extra})
 
     def _best_of_n(self, call: dict[str, Any], P: int) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
         """n samples of the stock sampler, scored once."""
         inner = self._expand(call, P, self.config.budget)
         with in_chunks(self._denoisers(), self.config.model_batch_size):
             latents = stock_call(self.pipe, **inner)[0]
-        rewards = LatentReward(self.reward, self._decode(call), _texts(call), self.config)(latents)
+        rewards = LatentReward(self.reward_fn, self._decode(call), texts_of(call), self.config)(latents)
         rewards, order = by_prompt(rewards, P).sort(dim=1, descending=True, stable=True)
         latents = latents.unflatten(0, (P, -1))
         latents = torch.stack([row[i] for row, i in zip(latents, order, strict=True)])
@@ -177,7 +181,7 @@ class LatentSearch:
             generator = call["generator"][p] if isinstance(call.get("generator"), list) else call.get("generator")
             probe = one | {"return_dict": False, "generator": None}
             start = only_decode(self.pipe, stock_call, probe, None, "latent")[0]
-            score = LatentReward(self.reward, self._decode(call), _texts(one), self.config)
+            score = LatentReward(self.reward_fn, self._decode(call), texts_of(one), self.config)
 
             def evaluate(noise: torch.Tensor, p=p, like=start, score=score, generator=generator) -> tuple:
                 inner = take(call, [p] * len(noise)) | {"output_type": "latent", "return_dict": False}
@@ -197,14 +201,16 @@ class LatentSearch:
     def _search(
         self, call: dict[str, Any], P: int, noise_sampler: Any, uniform_sampler: Any
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
-        reward = LatentReward(self.reward, self._decode(call), _texts(call), self.config)
+        def prepared(x0: torch.Tensor) -> torch.Tensor:
+            return self._layout(x0).to(scheduler.sample_dtype)
 
-        def score(x0: torch.Tensor, timestep_fraction: float, is_final: bool) -> torch.Tensor:
-            return reward(self._layout(x0).to(scheduler.sample_dtype), timestep_fraction, is_final)
+        def rows(batch: int) -> torch.Tensor | None:
+            check_stepping(self.pipe, scheduler)
+            return scheduler.same_rows(batch)
 
         self.scheduler = scheduler = SearchScheduler(
             self.pipe.scheduler,
-            score,
+            LatentReward(self.reward_fn, self._decode(call), texts_of(call), self.config, prepared),
             self.config,
             num_prompts=P,
             generator=call.get("generator"),
@@ -216,8 +222,8 @@ class LatentSearch:
         inner = self._expand(call, P, self.config.budget)
         interrupted = False
         with (
-            self._attached(scheduler),
-            in_chunks(self._denoisers(), self.config.model_batch_size, scheduler.same_rows),
+            attached(self.pipe, scheduler),
+            in_chunks(self._denoisers(), self.config.model_batch_size, rows),
         ):
             try:
                 latents = stock_call(self.pipe, **inner)[0]
@@ -239,24 +245,8 @@ class LatentSearch:
 
     # ------------------------------------------------------------------------------------------------------ the pieces
 
-    def _bind(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-        bound = inspect.signature(_stock_method(self.pipe)).bind(self.pipe, *args, **kwargs)
-        bound.apply_defaults()
-        call = dict(bound.arguments)
-        call.pop("self")
-        return call | call.pop("kwargs", {})
-
-    def _check_pipeline(self) -> None:
-        for name in _DENOISERS:
-            if getattr(getattr(self.pipe, name, None), "is_cache_enabled", False):
-                raise ValueError(
-                    f"`pipe.{name}` has a cache that expects one smooth path. Call `pipe.{name}.disable_cache()`."
-                )
-        if getattr(self.pipe, "free_init_enabled", False):
-            raise ValueError("FreeInit runs the loop several times. Call `pipe.disable_free_init()`.")
-
     def _denoisers(self) -> list[torch.nn.Module]:
-        found = (getattr(self.pipe, name, None) for name in _DENOISERS)
+        found = (getattr(self.pipe, name, None) for name in DENOISERS)
         return [module for module in found if isinstance(module, torch.nn.Module)]
 
     def _decode(self, call: dict[str, Any]) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -286,72 +276,3 @@ class LatentSearch:
             rows = [p * each + min(slot, each - 1) for p in range(P) for slot in range(n)]
             inner["latents"] = given[torch.tensor(rows, device=given.device)]
         return inner
-
-    @contextmanager
-    def _attached(self, scheduler: SearchScheduler) -> Generator[None]:
-        """The search in the place of the pipeline's scheduler, and one progress bar in the place of the stock one."""
-        pipe, original = self.pipe, self.pipe.scheduler
-        settings = vars(pipe).get("_progress_bar_config")
-        bar = tqdm(**{"desc": "search", **(settings or {})})
-
-        def advance(scheduler: SearchScheduler) -> None:
-            bar.total = len(scheduler.plan)
-            best = "" if scheduler.rewards is None else f"{scheduler.rewards[:, 0].mean().item():.4g}"
-            bar.set_postfix(nfe=scheduler.nfe, best=best, refresh=False)
-            bar.update()
-
-        scheduler.on_step = advance
-        try:
-            pipe._progress_bar_config = {**(settings or {}), "disable": True}
-            pipe.scheduler = scheduler
-            yield
-        finally:
-            # Assigning it also puts the pipeline's config back, or `save_pretrained` would name the search.
-            pipe.scheduler = original
-            del pipe._progress_bar_config
-            if settings is not None:
-                pipe._progress_bar_config = settings
-            bar.close()
-
-
-def _stock_method(pipe: Any) -> Callable[..., Any]:
-    """The `__call__` below ours, if the pipeline is one of ours."""
-    for cls in type(pipe).__mro__:
-        if "__call__" in vars(cls) and issubclass(cls, DiffusionPipeline) and not hasattr(cls, "_is_search"):
-            return vars(cls)["__call__"]
-    raise TypeError(f"`pipe` must be a diffusers pipeline, received {type(pipe).__name__}.")
-
-
-def stock_call(pipe: Any, *args: Any, **kwargs: Any) -> Any:
-    """The call of the pipeline without ours."""
-    return _stock_method(pipe)(pipe, *args, **kwargs)
-
-
-def _count(call: dict[str, Any]) -> int:
-    return call.get("num_images_per_prompt") or call.get("num_videos_per_prompt") or 1
-
-
-def _texts(call: dict[str, Any]) -> list[str] | None:
-    prompt = call.get("prompt")
-    return [prompt] if isinstance(prompt, str) else None if prompt is None else list(prompt)
-
-
-def _with(output: Any, extra: dict[str, Any]) -> Any:
-    """The stock output, an ordered dictionary with attributes, with our fields after its own."""
-    if isinstance(output, tuple):
-        return (*output, *extra.values())
-    for name, value in extra.items():
-        output[name] = value
-    return output
-
-
-def as_unit_tensor(samples: Any) -> torch.Tensor:
-    """Images or videos as pipelines return them (PIL, NumPy, tensors) as `(n, [F,] 3, H, W)`, float32 in [0, 1]."""
-    if isinstance(samples, torch.Tensor):
-        return samples.float()
-    if isinstance(samples, np.ndarray):
-        return torch.from_numpy(samples).float().movedim(-1, -3)
-    if isinstance(samples[0], (list, torch.Tensor, np.ndarray)):
-        return torch.stack([as_unit_tensor(frames) for frames in samples])
-    arrays = [np.asarray(image.convert("RGB"), dtype=np.float32) / 255 for image in samples]
-    return torch.from_numpy(np.stack(arrays)).movedim(-1, -3)

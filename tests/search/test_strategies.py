@@ -1,63 +1,16 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""Who survives."""
+"""Steering by weights over several nodes."""
 
 import math
 
 import pytest
 import torch
 
-from alignext.search.strategies import SMC, beam_parents, local_parents, systematic_resample
+from alignext.search.strategies import SMC
 
 
 def rows(*values):
     return torch.tensor(values, dtype=torch.float64)
-
-
-def test_beam_pools_all_candidates_and_repeats_each_survivor():
-    assert beam_parents(rows([1, 9, 2, 8, 7, 3]), 2).tolist() == [[1, 1, 1, 3, 3, 3]]
-
-
-def test_one_parent_may_take_all_places():
-    assert beam_parents(rows([5, 6, 1, 2], [1, 2, 6, 5]), 2).tolist() == [[1, 1, 0, 0], [2, 2, 3, 3]]
-
-
-@pytest.mark.parametrize("n, beams", [(6, 2), (32, 4), (64, 32)])
-def test_ties_keep_the_lower_index(n, beams):
-    assert beam_parents(torch.zeros(2, n), beams)[:, :: n // beams].tolist() == [list(range(beams))] * 2
-    first = [b * (n // beams) for b in range(beams)]
-    assert local_parents(torch.zeros(2, n), beams)[:, :: n // beams].tolist() == [first] * 2
-
-
-def test_minus_infinity_ranks_last():
-    assert beam_parents(rows([-math.inf, 1, -math.inf, 0]), 2).tolist() == [[1, 1, 3, 3]]
-
-
-def test_cap_bounds_the_children_of_a_beam():
-    rewards = rows([9, 8, 7, 1, 2, 3])  # two beams of three candidates
-    assert beam_parents(rewards, 2, cap=1)[:, ::3].tolist() == [[0, 5]]
-    rewards = rows([9, 8, 7, 6, 1, 2, 3, 0, 4, 4, 4, 4])  # three beams of four
-    assert beam_parents(rewards, 3, cap=2)[:, ::4].tolist() == [[0, 1, 8]]
-    assert beam_parents(rewards, 3, cap=4).tolist() == beam_parents(rewards, 3).tolist()
-
-
-def test_local_has_no_competition_between_beams():
-    assert local_parents(rows([9, 8, 1, 2]), 2).tolist() == [[0, 0, 3, 3]]
-
-
-def test_systematic_resampling_gives_floor_or_ceil_of_the_expected_copies():
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(50):
-        W = torch.rand(4, 9, generator=generator, dtype=torch.float64).pow(4)
-        W = W / W.sum(1, keepdim=True)
-        parents = systematic_resample(W, torch.rand(4, generator=generator, dtype=torch.float64))
-        copies = torch.nn.functional.one_hot(parents, 9).sum(1)
-        assert ((copies - 9 * W).abs() < 1).all()
-
-
-def test_systematic_resampling_never_picks_what_has_no_weight():
-    W = rows([0, 1, 0, 0]) * (1 - 1e-12)
-    assert systematic_resample(W, torch.tensor([0.999999999999999], dtype=torch.float64)).tolist() == [[1, 1, 1, 1]]
-    assert systematic_resample(rows([0, 0.5, 0, 0.5]), torch.zeros(1)).tolist() == [[1, 1, 3, 3]]
 
 
 U = torch.tensor([0.5])

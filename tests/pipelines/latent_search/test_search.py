@@ -1,17 +1,23 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """Latent search inside the stock loops, on tiny random models: every pipeline it is promised for."""
 
+import copy
 import functools
+import math
 
 import pytest
 import torch
-from diffusers import FirstBlockCacheConfig, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, FirstBlockCacheConfig, FlowMatchEulerDiscreteScheduler, StableDiffusionPipeline
+from diffusers.utils import logging
+from PIL import Image
 
 from alignext.diffusion import decoders as decode
+from alignext.logs import warn_once
 from alignext.pipelines.latent_search import LatentSearch
+from alignext.pipelines.rival import RIVALPipeline
 from alignext.search import RandomNoiseSearch, SearchConfig, ZeroOrderNoiseSearch
 
-from .. import contract
+from .. import contract, tiny
 from .tiny_models import BUILDERS, build
 
 
@@ -342,6 +348,60 @@ def test_a_tiny_decoder_for_scoring():
     assert calls == [3, 1, 3, 1, 2] and out.images.shape == (1, 3, 16, 16)
 
 
+def test_as_many_are_decoded_at_once_as_make_up_a_picture_of_a_megapixel(monkeypatch):
+    """The default changes how often the decoder is called, and no bit of what comes out."""
+
+    def decoded(pixels, **settings):
+        pipe, call = build("sd")
+        monkeypatch.setattr("alignext.pipelines.latent_search.reward.DECODED_PIXELS", pixels)
+        decode, calls = pipe.vae.decode, []
+        pipe.vae.decode = lambda z, **kwargs: calls.append(len(z)) or decode(z, **kwargs)
+        return run(pipe, call, configured(num_beams=4, **settings)), calls[:-1]  # the last is of the winner
+
+    one, calls = decoded(1024 * 1024, decode_batch_size=1)
+    assert calls == [1] * 20
+    default, calls = decoded(1024 * 1024)
+    assert calls == [8, 8, 4]
+    assert torch.equal(one.images, default.images) and torch.equal(one.rewards, default.rewards)
+    # Before the first picture, sixteen pixels are expected of each of the 4 x 8 x 8 numbers; there is one of each.
+    assert decoded(16 * 16 * 8)[1] == [1, 7, 8, 4]
+    assert decoded(16)[1] == [1] * 20
+
+
+def test_sits_on_the_timesteps_that_stock_corrects(tmp_path):
+    """A scheduler's file without `steps_offset`: stock sets it to 1, and so does the search, also after saving."""
+    parts = tiny.sd_components()
+    config = {k: v for k, v in parts["scheduler"].config.items() if k not in ("steps_offset", "clip_sample")}
+    with pytest.warns(FutureWarning):
+        pipe = StableDiffusionPipeline(**parts | {"scheduler": DDIMScheduler.from_config(config)})
+    pipe.set_progress_bar_config(disable=True)
+    search = LatentSearch(pipe, contrast, configured(lookahead_steps=1))
+    arguments = {"num_inference_steps": 5, "output_type": "pt"}
+    found = search("a fox", generator=seeded(), **arguments)
+    pipe.scheduler.set_timesteps(5)
+    assert search.scheduler.timesteps.tolist() == pipe.scheduler.timesteps.tolist() == [801, 601, 401, 201, 1]
+    pipe.save_pretrained(tmp_path)
+    again = StableDiffusionPipeline.from_pretrained(tmp_path)
+    again.set_progress_bar_config(disable=True)
+    loaded = LatentSearch(again, contrast, configured(lookahead_steps=1))("a fox", generator=seeded(), **arguments)
+    assert torch.equal(found.images, loaded.images)
+
+
+def test_messages_follow_the_verbosity_of_diffusers(caplog):
+    pipe, call = build("sd")
+    for quiet in (False, True):
+        warn_once.cache_clear()
+        before = logging.get_verbosity()
+        logging.set_verbosity_error() if quiet else logging.set_verbosity_warning()
+        try:
+            run(pipe, call, reward=lambda images, prompts: [math.nan, *[1.0] * (len(images) - 1)])
+        finally:
+            logging.set_verbosity(before)
+        assert (caplog.text == "") if quiet else (caplog.text.count("loses variance") == 1)
+        assert (caplog.text == "") if quiet else (caplog.text.count("NaN or -inf") == 1)
+        caplog.clear()
+
+
 def test_an_unknown_pipeline_decodes_through_its_own_call(monkeypatch):
     pipe, call = build("sd")
 
@@ -454,7 +514,6 @@ def test_one_progress_bar_with_evaluations_and_the_best_reward(capsys):
         ({"num_images_per_prompt": 3}, "3 outputs per prompt were asked for and 2 survive"),
         ({"generator": [seeded(), seeded()]}, "one for each of 1 prompts, received 2"),
         ({"prompt": None}, "`prompt` must be a string or a list"),
-        ({"ip_adapter_image_embeds": [torch.zeros(1)]}, "`ip_adapter_image_embeds` is not supported"),
     ],
 )
 def test_bad_calls_are_named(arguments, text):
@@ -477,19 +536,65 @@ def test_a_prompt_without_a_finite_reward_has_no_best(config):
 
 def test_bad_rewards_and_pipelines_are_named():
     pipe, call = build("sd")
-    with pytest.raises(ValueError, match="`reward` must be callable"):
+    with pytest.raises(ValueError, match="`reward_fn` must be callable"):
         LatentSearch(pipe, "brightness")
     with pytest.raises(ValueError, match="returned None"):
         run(pipe, call, reward=lambda images, prompts: None)
     with pytest.raises(TypeError, match="must be a diffusers pipeline"):
         run(torch.nn.Linear(1, 1), call)
-    xl, call = build("sdxl")
-    with pytest.raises(ValueError, match="`denoising_end` stops early"):
-        run(xl, call, denoising_end=0.5)
     animated, call = build("animatediff")
     animated.enable_free_init()
     with pytest.raises(ValueError, match="FreeInit"):
         run(animated, call)
+
+
+@pytest.mark.parametrize(
+    "name, argument",
+    [("sd", {"ip_adapter_image_embeds": [torch.zeros(1)]}), ("sdxl", {"denoising_end": 0.5})],
+)
+def test_what_is_not_supported_is_not_implemented(name, argument):
+    pipe, call = build(name)
+    with pytest.raises(NotImplementedError, match=f"`{next(iter(argument))}` .* Leave it out"):
+        run(pipe, call, **argument)
+
+
+def test_a_pipeline_that_steps_a_scheduler_of_its_own_is_refused_before_an_evaluation():
+    pipe = RIVALPipeline(**tiny.sd_components())
+    pipe.set_progress_bar_config(disable=True)
+    rows, scheduler = Rows(pipe), pipe.scheduler
+    reference = Image.new("RGB", (16, 16), "red")
+    with pytest.raises(NotImplementedError, match="RIVALPipeline cannot be searched in this call: it steps DDIM"):
+        run(pipe, {}, reference_image=reference)
+    assert rows.total == 0 and pipe.scheduler is scheduler
+
+
+def test_a_loop_that_copies_the_scheduler_or_never_asks_for_timesteps_is_refused():
+    """As those do that denoise sound beside pictures, or make a scheduler inside the call."""
+
+    class Copies(StableDiffusionPipeline):
+        def prepare_extra_step_kwargs(self, *args):
+            copy.deepcopy(self.scheduler)
+
+    class Makes(StableDiffusionPipeline):
+        def __call__(self, prompt, generator=None, output_type="pil", return_dict=True, **kwargs):
+            other = DDIMScheduler.from_config(self.scheduler.config)
+            other.set_timesteps(2)
+            self.unet(torch.zeros(4, 4, 8, 8), other.timesteps[0], torch.zeros(4, 16, 16))
+
+    for cls, text in ((Copies, "copies its scheduler"), (Makes, "steps a scheduler of its own")):
+        pipe = cls(**tiny.sd_components())
+        pipe.set_progress_bar_config(disable=True)
+        rows = Rows(pipe)
+        with pytest.raises(NotImplementedError, match=text):
+            run(pipe, {})
+        assert rows.total == 0
+
+
+def test_a_pipeline_without_a_scheduler_is_refused():
+    pipe, call = build("sd")
+    pipe.scheduler = None
+    with pytest.raises(NotImplementedError, match="StableDiffusionPipeline has no `scheduler`"):
+        run(pipe, call)
 
 
 def test_a_cached_denoiser_is_refused():

@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from alignext.search.hooks import in_chunks, take_rows
+from alignext.pipelines.latent_search.hooks import in_chunks, take_rows
 
 
 class Denoiser(torch.nn.Module):

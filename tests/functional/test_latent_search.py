@@ -1,5 +1,5 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""Single steps: equal to the stock schedulers where they agree, and right where those are not."""
+"""Single steps, equal to the stock schedulers where they agree and right where those are not; who survives."""
 
 import math
 
@@ -12,7 +12,17 @@ from diffusers import (
     LTXEulerAncestralRFScheduler,
 )
 
-from alignext.search.transitions import noise_scale, predict, transition
+from alignext.functional.latent_search import (
+    beam_parents,
+    effective_sample_size,
+    local_parents,
+    neighbor,
+    noise_scale,
+    predict,
+    smc_gain,
+    systematic_resample,
+    transition,
+)
 
 
 X = torch.randn(3, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -109,9 +119,21 @@ def test_flow_grpo_by_hand():
     x0, eps = predict("flow", M, X, *flow(0.5))
     ours = transition("flow_grpo", x0, eps, N, *flow(0.5), *flow(0.25), eta=1.0)
     torch.testing.assert_close(ours, X * 0.75 - 0.375 * M + 0.5 * N)
-    # sigma 1 is replaced inside the root only: q^2 = a^2 0.75 / 0.25 = 3.
+    # sigma 1 is replaced in the denominator only: q^2 = a^2 1 / 0.25 = 4.
     ours = transition("flow_grpo", X, M, N, 0.0, 1.0, *flow(0.75), eta=1.0)
-    torch.testing.assert_close(ours, M * (1 - 1.5 * 0.25) - 0.25 * (M - X) + math.sqrt(3) * 0.5 * N)
+    torch.testing.assert_close(ours, M * (1 - 2 * 0.25) - 0.25 * (M - X) + 2 * 0.5 * N)
+
+
+@pytest.mark.parametrize("steps", [2, 4, 10, 50])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flow_grpo_starts_with_noise_of_its_level(steps, shift):
+    """q sqrt(-dt) = a sqrt(1 / (1 - sigma')) sqrt(1 - sigma') = a, whatever the schedule."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler.set_timesteps(steps)
+    sigma, after = scheduler.sigmas[:2].double().tolist()
+    zero = torch.zeros_like(N)
+    added = transition("flow_grpo", zero, zero, N, *flow(sigma), *flow(after), eta=0.7)
+    torch.testing.assert_close(added, 0.7 * N)
 
 
 @pytest.mark.parametrize("noise", KEEPING)
@@ -163,3 +185,84 @@ def test_names_are_checked():
         predict("nonsense", M, X, 1.0, 0.0)
     with pytest.raises(ValueError, match="received 'nonsense'"):
         transition("nonsense", X, X, X, 0.5, 0.5, 0.6, 0.4)
+
+
+# ---------------------------------------------------------------------------------------------- who survives
+
+
+def rows(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def test_beam_pools_all_candidates_and_repeats_each_survivor():
+    assert beam_parents(rows([1, 9, 2, 8, 7, 3]), 2).tolist() == [[1, 1, 1, 3, 3, 3]]
+
+
+def test_one_parent_may_take_all_places():
+    assert beam_parents(rows([5, 6, 1, 2], [1, 2, 6, 5]), 2).tolist() == [[1, 1, 0, 0], [2, 2, 3, 3]]
+
+
+@pytest.mark.parametrize("n, beams", [(6, 2), (32, 4), (64, 32)])
+def test_ties_keep_the_lower_index(n, beams):
+    assert beam_parents(torch.zeros(2, n), beams)[:, :: n // beams].tolist() == [list(range(beams))] * 2
+    first = [b * (n // beams) for b in range(beams)]
+    assert local_parents(torch.zeros(2, n), beams)[:, :: n // beams].tolist() == [first] * 2
+
+
+def test_minus_infinity_ranks_last():
+    assert beam_parents(rows([-math.inf, 1, -math.inf, 0]), 2).tolist() == [[1, 1, 3, 3]]
+
+
+def test_cap_bounds_the_children_of_a_beam():
+    rewards = rows([9, 8, 7, 1, 2, 3])  # two beams of three candidates
+    assert beam_parents(rewards, 2, cap=1)[:, ::3].tolist() == [[0, 5]]
+    rewards = rows([9, 8, 7, 6, 1, 2, 3, 0, 4, 4, 4, 4])  # three beams of four
+    assert beam_parents(rewards, 3, cap=2)[:, ::4].tolist() == [[0, 1, 8]]
+    assert beam_parents(rewards, 3, cap=4).tolist() == beam_parents(rewards, 3).tolist()
+
+
+def test_local_has_no_competition_between_beams():
+    assert local_parents(rows([9, 8, 1, 2]), 2).tolist() == [[0, 0, 3, 3]]
+
+
+def test_systematic_resampling_gives_floor_or_ceil_of_the_expected_copies():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        W = torch.rand(4, 9, generator=generator, dtype=torch.float64).pow(4)
+        W = W / W.sum(1, keepdim=True)
+        parents = systematic_resample(W, torch.rand(4, generator=generator, dtype=torch.float64))
+        copies = torch.nn.functional.one_hot(parents, 9).sum(1)
+        assert ((copies - 9 * W).abs() < 1).all()
+
+
+def test_systematic_resampling_never_picks_what_has_no_weight():
+    W = rows([0, 1, 0, 0]) * (1 - 1e-12)
+    assert systematic_resample(W, torch.tensor([0.999999999999999], dtype=torch.float64)).tolist() == [[1, 1, 1, 1]]
+    assert systematic_resample(rows([0, 0.5, 0, 0.5]), torch.zeros(1)).tolist() == [[1, 1, 3, 3]]
+
+
+@pytest.mark.parametrize("potential", ["diff", "max", "add", "rt"])
+def test_what_the_nodes_add_makes_up_the_exponent_of_the_reward(potential):
+    rewards = torch.randn(5, 1, 4, dtype=torch.float64)
+    previous = total = torch.zeros(1, 4, dtype=torch.float64)
+    for i, R in enumerate(rewards):
+        gain, previous = smc_gain(potential, R, previous, total, 3.0, last=i == 4)
+        total = total + gain
+    torch.testing.assert_close(total, 3 * rewards[-1])
+
+
+def test_effective_sample_size_by_hand():
+    G = rows([0, 0, 0, 0], [5, 5, -math.inf, -math.inf], [-math.inf] * 4)
+    torch.testing.assert_close(effective_sample_size(G)[:3], torch.tensor([4.0, 2, 4], dtype=torch.float64))
+
+
+# -------------------------------------------------------------------------------------- neighbours of a noise
+
+
+@pytest.mark.parametrize("cosine", [0.0, 0.5, 0.95])
+def test_neighbors_keep_the_norm_and_the_angle(cosine):
+    x, direction = torch.randn(5, 3, 4, dtype=torch.float64), torch.randn(5, 3, 4, dtype=torch.float64)
+    y = neighbor(x, direction, cosine)
+    torch.testing.assert_close(y.flatten(1).norm(dim=1), x.flatten(1).norm(dim=1))
+    found = torch.cosine_similarity(x.flatten(1), y.flatten(1))
+    torch.testing.assert_close(found, torch.full_like(found, cosine))
