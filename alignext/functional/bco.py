@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from alignext.functional.logistic import fit_logistic
+
 
 def bco_loss(
     rewards: torch.Tensor,  # (B,)
@@ -207,12 +209,12 @@ def fit_density_ratio(
         rest = fold != k
         w = None
         for row, c in zip(held_out, candidates, strict=True):
-            w, b = _fit_logistic(x[rest], y[rest], s[rest], c, start=w)
+            w, b = fit_logistic(x[rest], y[rest], c, s[rest], start=w)
             row[~rest] = x[~rest] @ w + b
     losses = s * F.binary_cross_entropy_with_logits(held_out, y.expand_as(held_out), reduction="none")
     excess = losses - losses[losses.mean(1).argmin()]
     chosen = int((excess.mean(1) <= excess.std(1) / n**0.5).nonzero()[0])  # the strongest penalty comes first
-    w, b = _fit_logistic(x, y, s, candidates[chosen])
+    w, b = fit_logistic(x, y, candidates[chosen], s)
     return DensityRatio(w, b, center, scale, candidates[chosen], _auc(held_out[chosen], y))
 
 
@@ -228,28 +230,6 @@ def _folds(
     fold = torch.empty_like(dealt)
     fold[dealt] = torch.arange(len(dealt)) % folds
     return fold[groups]
-
-
-def _fit_logistic(
-    x: torch.Tensor, y: torch.Tensor, s: torch.Tensor, c: float, start: torch.Tensor | None = None
-) -> tuple[torch.Tensor, float]:
-    """Weight and bias of the weighted, penalised logistic regression."""
-    w = (x.new_zeros(x.shape[1]) if start is None else start.clone()).requires_grad_()
-    b = x.new_zeros(()).requires_grad_()
-    optimizer = torch.optim.LBFGS(
-        [w, b], max_iter=1000, tolerance_grad=1e-9, tolerance_change=1e-16, line_search_fn="strong_wolfe"
-    )
-
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        bce = F.binary_cross_entropy_with_logits(x @ w + b, y, weight=s, reduction="sum")
-        loss = (bce + w.square().sum() / (2 * c)) / max(len(y), 1)
-        loss.backward()
-        return loss
-
-    with torch.enable_grad():
-        optimizer.step(closure)
-    return w.detach(), b.item()
 
 
 def _auc(scores: torch.Tensor, y: torch.Tensor) -> float:

@@ -1,0 +1,60 @@
+# Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""The decoder layers of a causal language model, and what one of them returns."""
+
+from typing import Any
+
+import torch
+
+
+def decoder_layers(model: torch.nn.Module) -> torch.nn.ModuleList:
+    """
+    The list of decoder layers: the one `ModuleList` with as many members as the model has hidden layers. Models inside
+    of PEFT's are found, too.
+
+    Raises:
+        ValueError: If there is none, or there are several, as in an encoder-decoder.
+    """
+    config = model.config.get_text_config(decoder=True)
+    found = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == config.num_hidden_layers]
+    # Lists inside of a layer, such as one expert per hidden layer, are not lists of layers.
+    found = [m for m in found if not any(m in list(other.modules())[1:] for other in found)]
+    if len(found) != 1:
+        raise ValueError(
+            f"`model` must have one list of {config.num_hidden_layers} decoder layers, but {type(model).__name__} has "
+            f"{len(found)}."
+        )
+    return found[0]
+
+
+def states_of(output: Any) -> torch.Tensor:
+    """The hidden states `(B, L, d)` in a layer's output: the output itself, or its first part."""
+    return output if isinstance(output, torch.Tensor) else output[0]
+
+
+def with_states(output: Any, states: torch.Tensor) -> Any:
+    """A layer's output with other hidden states."""
+    return states if isinstance(output, torch.Tensor) else (states, *output[1:])
+
+
+def parse_layers(layers: int | str | list[int], count: int) -> list[int]:
+    """
+    Indices of layers.
+
+    Args:
+        layers (`int`, `str` or `list[int]`): An index, indices, or a range of depth such as `"25%-60%"`.
+        count (`int`): Number of layers.
+
+    Raises:
+        ValueError: If an index is out of range, or the text is no such range.
+    """
+    if isinstance(layers, str):
+        try:
+            low, high = (float(part.strip().removesuffix("%")) / 100 for part in layers.split("-"))
+        except ValueError as error:
+            raise ValueError(f"`layers` must be a range such as '25%-60%', received {layers!r}.") from error
+        return [i for i in range(count) if low <= i / max(count - 1, 1) <= high] or [round(low * (count - 1))]
+    indices = [layers] if isinstance(layers, int) else list(layers)
+    wrong = [i for i in indices if not 0 <= i < count]
+    if wrong or not indices:
+        raise ValueError(f"`layers` must be within 0 and {count - 1}, received {layers!r}.")
+    return indices

@@ -1,0 +1,239 @@
+# Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""`SteeringVector`: one direction at one layer, and the hook that steers along it."""
+
+import math
+import os
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from json import dumps
+from typing import Any, ClassVar
+
+import torch
+from safetensors.torch import save_file
+
+from alignext.files import replacing
+from alignext.functional.steering import clamp_step, project, steer, stmp_step, sttp_step, swfc_step
+from alignext.hub import FileHubMixin
+from alignext.steering.layers import decoder_layers, states_of, with_states
+
+
+METHODS = ("swfc", "sttp", "stmp", "clamp")
+# What each method needs to know besides the direction.
+_NEEDS = {
+    "swfc": ("mu_positive", "mu_negative"),
+    "sttp": ("boundary", "mu_positive", "sigma_positive"),
+    "stmp": ("boundary",),
+    "clamp": (),
+}
+
+
+@dataclass(frozen=True)
+class SteeringVector(FileHubMixin):
+    """
+    A direction in the residual stream of a language model, at the output of one decoder layer.
+
+    Args:
+        direction (`torch.Tensor` of shape `(d,)`): Along the trait; it is scaled to length 1.
+        layer (`int`): Index of the decoder layer, from 0.
+        boundary (`float`, *optional*): `m`, the projection between negative and positive answers.
+        mu_positive, mu_negative (`float`, *optional*): Mean projections of positive and negative answers. For
+            `method="clamp"` these are the factors.
+        sigma_positive (`float`, *optional*): Standard deviation of the positive answers' projections.
+        model (`str`, *optional*): The model it belongs to, for people.
+
+    Raises:
+        ValueError: If the direction is not a vector, is zero or not finite, the layer is negative, or the standard
+            deviation is.
+    """
+
+    _file_name: ClassVar[str] = "steering.safetensors"
+    _method: ClassVar[str] = "alignext.steering.vector:SteeringVector"
+    _kind: ClassVar[str] = "Steering vector"
+    _use: ClassVar[str] = (
+        "A direction in the residual stream of a language model, for alignext: "
+        '`with found.apply(model, method="stmp", alpha=1.0): model.generate(...)`.'
+    )
+    _tag_names: ClassVar[list[str]] = ["alignext", "steering"]
+    _paper: ClassVar[dict[str, str]] = {
+        "title": "Activation Steering for Aligned Open-ended Generation without Sacrificing Coherence",
+        "id": "2604.08169",
+    }
+
+    direction: torch.Tensor
+    layer: int
+    boundary: float | None = None
+    mu_positive: float | None = None
+    mu_negative: float | None = None
+    sigma_positive: float | None = None
+    model: str | None = None
+
+    def __post_init__(self) -> None:
+        v = self.direction
+        if v.ndim != 1 or not v.isfinite().all() or not v.any():
+            raise ValueError(
+                f"`direction` must be a finite vector that is not zero, received shape {tuple(v.shape)} with norm "
+                f"{float(v.double().norm()):.4g}."
+            )
+        if self.layer < 0:
+            raise ValueError(f"`layer` must be 0 or more, received {self.layer}.")
+        if self.sigma_positive is not None and not self.sigma_positive >= 0:
+            raise ValueError(f"`sigma_positive` must be 0 or more, received {self.sigma_positive}.")
+        object.__setattr__(self, "direction", v.detach().double().cpu() / v.double().norm().cpu())
+
+    def step(self, rho: torch.Tensor, method: str, alpha: float) -> torch.Tensor:
+        """
+        How far each state goes along the direction.
+
+        Args:
+            rho (`torch.Tensor`): Projections of states.
+            method (`str`): `"swfc"` adds a constant, `"sttp"` lifts to a target what lies below the boundary, `"stmp"`
+                mirrors it, `"clamp"` sets all projections to `alpha` times `mu_positive`.
+            alpha (`float`): Strength, see [`alignext.functional.steering`].
+
+        Returns:
+            `torch.Tensor` of the shape of `rho`.
+        """
+        self.check(method, alpha)
+        if method == "swfc":
+            return swfc_step(rho, alpha, self.mu_positive - self.mu_negative)
+        if method == "sttp":
+            return sttp_step(rho, alpha, self.boundary, self.mu_positive, self.sigma_positive)
+        if method == "stmp":
+            return stmp_step(rho, alpha, self.boundary)
+        return clamp_step(rho, alpha * (1.0 if self.mu_positive is None else self.mu_positive))
+
+    def check(self, method: str, alpha: float) -> None:
+        """
+        Raises:
+            ValueError: If there is no such method, the vector lacks what it needs, or `alpha` is not finite.
+        """
+        if method not in METHODS:
+            raise ValueError(f"`method` must be one of {', '.join(METHODS)}, received {method!r}.")
+        missing = [name for name in _NEEDS[method] if getattr(self, name) is None]
+        if missing:
+            raise ValueError(
+                f"`method={method!r}` needs `{missing[0]}`, which this vector lacks: fit it with `fit_steering`."
+            )
+        if not math.isfinite(alpha):
+            raise ValueError(f"`alpha` must be finite, received {alpha}.")
+
+    def attach(
+        self,
+        model: torch.nn.Module,
+        method: str = "stmp",
+        alpha: float = 1.0,
+        *,
+        position: str = "all",
+        prompt_lengths: Sequence[int] | None = None,
+        exclude_first: int = 0,
+        allow_cache: bool = False,
+    ) -> torch.utils.hooks.RemovableHandle:
+        """
+        Steer the model from now on, until the returned handle's `remove()`. [`apply`] does both.
+
+        Args:
+            model (`PreTrainedModel` or `PeftModel`): A causal language model. Its weights stay as they are.
+            method (`str`, *optional*, defaults to `"stmp"`): See [`step`].
+            alpha (`float`, *optional*, defaults to 1.0): Strength; with `"swfc"` 0 changes nothing.
+            position (`str`, *optional*, defaults to `"all"`): `"all"` steers prompt and response, `"response"` only
+                tokens after the prompt.
+            prompt_lengths (`Sequence[int]`, *optional*): For `"response"`: number of tokens in each row's prompt,
+                padding left out.
+            exclude_first (`int`, *optional*, defaults to 0): Positions at the start of each row that are left alone;
+                1 for CDAS, as the first token's state is far larger than all others.
+            allow_cache (`bool`, *optional*, defaults to `False`): Continue from a cache of tokens that were not
+                steered. Its result differs from steering the whole text.
+
+        Returns:
+            `RemovableHandle`: `remove()` ends the steering.
+
+        Raises:
+            ValueError: If the vector does not fit the model, or an argument is out of range.
+            NotImplementedError: While running, if positions are needed and the model's layers are not told them.
+        """
+        self.check(method, alpha)
+        layers = decoder_layers(model)
+        size = model.config.get_text_config(decoder=True).hidden_size
+        if self.layer >= len(layers) or len(self.direction) != size:
+            raise ValueError(
+                f"The vector is for layer {self.layer} of a model with hidden size {len(self.direction)}, but `model` "
+                f"has {len(layers)} layers of size {size}."
+            )
+        if position not in ("all", "response"):
+            raise ValueError(f"`position` must be 'all' or 'response', received {position!r}.")
+        if (position == "response") != (prompt_lengths is not None):
+            raise ValueError("`prompt_lengths` must be given with `position='response'`, and only then.")
+        if exclude_first < 0:
+            raise ValueError(f"`exclude_first` must be 0 or more, received {exclude_first}.")
+        first = None if prompt_lengths is None else torch.as_tensor(prompt_lengths)
+        started = allow_cache or position != "all"
+
+        def hook(layer: torch.nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+            nonlocal started
+            h = states_of(output)
+            if not started and _cached(kwargs, h.shape[1], self.layer):
+                raise ValueError(
+                    "The cache holds tokens that were not steered. Make it while steering, or pass `allow_cache=True`."
+                )
+            started = True
+            v = self.direction.to(h.device)
+            a = self.step(project(h, v.float() if h.dtype != torch.float64 else v), method, alpha)
+            if first is not None or exclude_first:
+                positions = _positions(kwargs, type(layer).__name__)
+                start = torch.as_tensor(exclude_first)
+                if first is not None:
+                    if len(h) % len(first):
+                        raise ValueError(f"`prompt_lengths` has {len(first)} rows for a batch of {len(h)}.")
+                    # Beams and several samples of a prompt lie side by side.
+                    start = first.repeat_interleave(len(h) // len(first))[:, None].clamp(min=exclude_first)
+                a = torch.where(positions.to(h.device) >= start.to(h.device), a, 0.0)
+            return with_states(output, steer(h, v, a))
+
+        # Before all others, so that what captures hidden states sees the steered ones, whenever it was installed.
+        return layers[self.layer].register_forward_hook(hook, with_kwargs=True, prepend=True)
+
+    @contextmanager
+    def apply(
+        self, model: torch.nn.Module, method: str = "stmp", alpha: float = 1.0, **kwargs: Any
+    ) -> Generator[None]:
+        """Steer the model within a `with` block; arguments of [`attach`]. Nothing stays afterwards."""
+        handle = self.attach(model, method, alpha, **kwargs)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write one safetensors file. An existing file is replaced only when the new one is complete."""
+        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "direction"}
+        with replacing(path) as part:
+            save_file({"direction": self.direction}, part, metadata={"steering": dumps(settings)})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "SteeringVector":
+        """
+        Read what [`save`] wrote.
+
+        Raises:
+            ValueError: If the file is not one of these.
+        """
+        tensors, settings = cls._read(path, "steering")
+        return cls(tensors["direction"], **settings)
+
+
+def _positions(kwargs: dict[str, Any], name: str) -> torch.Tensor:
+    """Positions `(1 or B, L)` of the tokens in a layer's call."""
+    positions = kwargs.get("position_ids")
+    if positions is None:
+        raise NotImplementedError(
+            f"{name} is not told the positions of its tokens, which `position='response'` and `exclude_first` need. "
+            "Use `position='all'` and `exclude_first=0`."
+        )
+    return positions
+
+
+def _cached(kwargs: dict[str, Any], length: int, layer: int) -> bool:
+    """Whether the cache held tokens before this call. The layer has added its own already."""
+    cache = kwargs.get("past_key_values")
+    return cache is not None and int(cache.get_seq_length(layer)) > length
