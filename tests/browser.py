@@ -39,7 +39,7 @@ const look = frame => {{
   for (const svg of page.querySelectorAll("svg")) {{
     const outer = svg.getBoundingClientRect();
     report.charts.push({{ label: svg.getAttribute("aria-label"), width: outer.width, height: outer.height,
-                          marks: svg.querySelectorAll("circle").length,
+                          marks: svg.querySelectorAll("g[id^='series'] use").length,
                           letter: Math.min(...[...svg.querySelectorAll("text")].map(
                             t => t.getBoundingClientRect()).map(r => Math.min(r.width, r.height))) }});
   }}

@@ -87,9 +87,19 @@ def test_alignext_imports_neither_pipelines_nor_trainers():
 
 
 def test_only_commands_use_the_lazy_public_names():
-    """A command is a user of the library; the machinery below it is not."""
-    machinery = [path for path in files("alignext") if path != LAZY and path.parent.name != "cli"]
+    """Commands and demos are users of the library; the machinery below them is not."""
+    machinery = [path for path in files("alignext") if path != LAZY and path.parent.name not in ("cli", "demos")]
     assert offenders(machinery, upward) == []
+
+
+def test_nothing_imports_the_command_but_the_command():
+    """Nor the demos, but for their gallery, which commands write as well."""
+    others = [path for top in ("alignext", "pipelines", "trainers") for path in files(top)]
+    others = [path for path in others if path.parent.name != "cli" and path.name != "__main__.py"]
+    scripts = [*files("examples"), *files("benchmarks")]
+    assert offenders([*others, *scripts], lambda name: under(name, "alignext.cli"), resolve=False) == []
+    below = [path for path in others if path.parent.name != "demos"]
+    assert offenders(below, lambda name: under(name, "alignext.demos"), resolve=False) == []
 
 
 @pytest.mark.parametrize(("folder", "other"), [("pipelines", "trainers"), ("trainers", "pipelines")])

@@ -17,7 +17,7 @@ from PIL import Image
 
 from alignext import cli
 from alignext.cli import demo
-from alignext.cli.gallery import Section, write_gallery
+from alignext.demos.gallery import Section, write_gallery
 from tests.browser import assert_sound, look
 
 
@@ -135,7 +135,7 @@ def written(monkeypatch):
         found.extend(sections)
         return write_gallery(folder, sections, **kwargs)
 
-    monkeypatch.setattr("alignext.cli.gallery.write_gallery", write)
+    monkeypatch.setattr("alignext.demos.gallery.write_gallery", write)
     return found
 
 
@@ -166,8 +166,8 @@ def test_demo_shows_every_method_in_order(tmp_path, monkeypatch, capsys, written
 
     monkeypatch.setattr(demo, "import_module", stand_in)
     assert cli.main(["demo", "--out", str(tmp_path / "gallery"), "--seed", "3"]) == 0
-    assert [section.title for section in written[::2]] == [f"{name} 3 None" for name in demo._DEMOS.values()]
-    for name, section in zip(demo._DEMOS, written[1::2], strict=True):
+    assert [section.title for section in written[::2]] == [f"{name} 3 None" for name in demo.DEMOS.values()]
+    for name, section in zip(demo.DEMOS, written[1::2], strict=True):
         first, again = section.commands
         assert first == "first"
         args = cli.make_parser().parse_args(shlex.split(again, comments=True)[1:])
@@ -182,7 +182,7 @@ def test_demo_that_is_interrupted_shows_what_was_done(tmp_path, monkeypatch, cap
     monkeypatch.setattr(demo, "import_module", lambda name: SimpleNamespace(demo=next(demos)))
     assert cli.main(["demo", "--out", str(tmp_path / "gallery")]) == 130
     assert "<h2>first</h2>" in (tmp_path / "gallery" / "index.html").read_text()
-    assert f"1 of {len(demo._DEMOS)} done" in capsys.readouterr().out
+    assert f"1 of {len(demo.DEMOS)} done" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -190,7 +190,7 @@ def test_demo_writes_a_gallery(tmp_path, capsys, written):
     """Every method, with few steps, and the page in a browser."""
     assert cli.main(["demo", "--out", str(tmp_path / "gallery"), "--steps", "2"]) == 0, capsys.readouterr().err
     page = tmp_path / "gallery" / "index.html"
-    assert len(written) >= len(demo._DEMOS)
+    assert len(written) >= len(demo.DEMOS)
     for section in written:
         assert_shows_what_it_measured(section, page)
     report = look(page, tmp_path / "browser")

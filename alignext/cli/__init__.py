@@ -1,8 +1,9 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """The `alignext` command.
 
-One module per command. Each has `register(subparsers)`, which adds its parser and sets `func`: a function of the
-parsed arguments that returns nothing. The modules import nothing heavy at the top, so that `--help` answers at once.
+One module per command, one for all that train. Each has `register(subparsers)`, which adds its parser and sets `func`:
+a function of the parsed arguments that returns nothing. The modules import nothing heavy at the top, so that `--help`
+answers at once.
 """
 
 import argparse
@@ -12,44 +13,16 @@ import traceback
 from collections.abc import Sequence
 
 from alignext import __version__
-from alignext.cli import (
-    alignedgen,
-    bco,
-    demo,
-    diffusion_preference,
-    env,
-    f_dpg,
-    generate,
-    mah_dpo,
-    methods,
-    process_reward,
-    rival,
-    search,
-)
+from alignext.cli import alignedgen, demo, env, errors, generate, methods, pictures, rival, search, training
+from alignext.cli.arguments import Parser
 
 
-COMMANDS = (
-    demo,
-    methods,
-    env,
-    rival,
-    alignedgen,
-    search,
-    diffusion_preference,
-    bco,
-    f_dpg,
-    mah_dpo,
-    process_reward,
-    generate,
-)
-
-# What a user can cause: a file that is not there, a value that does not fit, a feature that does not exist yet.
-_USER_ERRORS = (ValueError, OSError, NotImplementedError, ImportError)
+COMMANDS = (demo, methods, env, rival, alignedgen, search, training, generate)
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
     """Build the parser of the whole command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="alignext",
         description="Alignment methods from papers, on the diffusers pipelines and TRL trainers you already use.",
     )
@@ -71,7 +44,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         `int`: 0 when it worked, 2 when the input was at fault, 1 when we were, 130 when interrupted.
     """
-    args = make_parser().parse_args(argv)
+    parser, words = make_parser(), list(sys.argv[1:] if argv is None else argv)
+    (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    try:
+        words = pictures.remembered(words)
+    except OSError as error:
+        parser.error(str(error))
+    args, unknown = parser.parse_known_args(words)
+    own = commands.choices[args.command]
+    if unknown:
+        own.refuse(unknown[0])
     try:
         args.func(args)
         sys.stdout.flush()
@@ -83,7 +65,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        return _report(error, args)
+        if args.debug:
+            traceback.print_exception(error)
+        options = own if args.command not in training.TRAININGS else training.make_parser(args.command)
+        text, code = errors.explain(error, options._option_string_actions, getattr(args, "words_of", {}))
+        _end_bars()
+        print(f"alignext {args.command}: error: {text}", file=sys.stderr)
+        return code
     return 0
 
 
@@ -92,16 +80,3 @@ def _end_bars() -> None:
     bars = getattr(sys.modules.get("tqdm"), "tqdm", None)
     for bar in list(getattr(bars, "_instances", ())):
         bar.close()
-
-
-def _report(error: Exception, args: argparse.Namespace) -> int:
-    """Print an error as one line, or as its traceback with `--debug`, and return the exit code."""
-    if args.debug:
-        traceback.print_exception(error)
-    ours = not isinstance(error, _USER_ERRORS)
-    text = " ".join(str(error).split()) or type(error).__name__
-    if ours:
-        text = f"unexpected {type(error).__name__}: {text} (please report it with the output of --debug)"
-    _end_bars()
-    print(f"alignext {args.command}: error: {text}", file=sys.stderr)
-    return 1 if ours else 2

@@ -18,20 +18,17 @@ from alignext.methods import METHODS
 
 
 if TYPE_CHECKING:
-    from alignext.cli.gallery import Section
+    from alignext.demos.gallery import Section
 
 
-# In the order of the page. The `demo(*, seed, steps)` of a module returns the sections of its gallery and prints what
-# it measured; `steps` is None where the method's own default holds.
-_DEMOS = {
-    row.demo: f"alignext.cli.{row.page if row.page != 'latent_search' else 'search'}" for row in METHODS if row.demo
-}
+# In the order of the page, each with its module of `alignext.demos`.
+DEMOS = {row.demo: f"alignext.demos.{row.demo.replace('-', '_')}" for row in METHODS if row.demo}
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
     """Add `alignext demo`."""
     parser = subparsers.add_parser("demo", help="run the methods on the embedded models and write a gallery")
-    parser.add_argument("name", nargs="?", choices=sorted(_DEMOS), help="one method only (default: all)")
+    parser.add_argument("name", nargs="?", choices=sorted(DEMOS), help="one method only (default: all)")
     parser.add_argument("--out", type=Path, default=Path("alignext-demo"), help="folder (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: %(default)s)")
     parser.add_argument(
@@ -43,10 +40,10 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the demos and write the gallery, which has what was done when one of them fails or is interrupted."""
-    from alignext.cli.gallery import claim_folder, write_gallery
+    from alignext.demos.gallery import claim_folder, write_gallery
 
-    names = [args.name] if args.name else list(_DEMOS)
-    out = claim_folder(args.out, overwrite=args.overwrite)
+    names = [args.name] if args.name else list(DEMOS)
+    out = claim_folder(args.out, overwrite=args.overwrite, again=True)
     start = time.perf_counter()
     sections = []
     done = 0
@@ -74,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
 def _shown(name: str, seed: int, steps: int | None) -> "list[Section]":
     """The sections of a method, the last of which says how to make them again and what that took."""
     begun = time.process_time()
-    *others, last = import_module(_DEMOS[name]).demo(seed=seed, steps=steps)
+    *others, last = import_module(DEMOS[name]).demo(seed=seed, steps=steps)
     command = f"alignext demo {name} --seed {seed}{f' --steps {steps}' if steps else ''} --out alignext-{name}"
     took = f"took {time.process_time() - begun:.0f} CPU seconds"
     print(took, flush=True)

@@ -2,7 +2,6 @@
 """`alignext env`: the versions a bug report needs."""
 
 import argparse
-import os
 import platform
 import re
 import shutil
@@ -12,27 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 
-# Read from the installed metadata: nothing heavy is imported, and a package that fails to import is still listed.
-_PACKAGES = (
-    "alignext",
-    "torch",
-    "diffusers",
-    "transformers",
-    "trl",
-    "peft",
-    "accelerate",
-    "datasets",
-    "safetensors",
-    "huggingface_hub",
-    "numpy",
-    "pillow",
-)
-
-
 def register(subparsers: argparse._SubParsersAction) -> None:
     """Add `alignext env`."""
-    parser = subparsers.add_parser("env", help="print the versions that a bug report needs")
-    parser.set_defaults(func=run)
+    subparsers.add_parser("env", help="print the versions that a bug report needs").set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -42,16 +23,15 @@ def run(args: argparse.Namespace) -> None:
 
 
 def facts() -> dict[str, str]:
-    """What is installed and what it runs on, by name."""
-    versions = {package: _version(package) for package in _PACKAGES}
-    machine = {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu count": str(os.cpu_count()),
-        "CUDA of torch": _torch_cuda(),
-        "GPU": _gpus(),
-    }
-    return versions | machine
+    """
+    What is installed and what it runs on, by name. Read from metadata: nothing heavy is imported, and a package that
+    fails to import is listed.
+    """
+    requires = metadata.requires("alignext") or []
+    needed = [re.match(r"[\w.-]+", line)[0] for line in requires if "extra ==" not in line]  # ty: ignore
+    installed = {package: _version(package) for package in ("alignext", *needed)}
+    machine = {"python": platform.python_version(), "platform": platform.platform()}
+    return installed | machine | {"CUDA of torch": _torch_cuda(), "GPU": _gpus()}
 
 
 def _version(package: str) -> str:
@@ -66,15 +46,14 @@ def _torch_cuda() -> str:
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
         return "not installed"
-    version_file = Path(spec.origin).with_name("version.py")
-    found = re.search(r"^cuda\b[^=]*=\s*'([^']+)'", version_file.read_text(), flags=re.MULTILINE)
+    text = Path(spec.origin).with_name("version.py").read_text()
+    found = re.search(r"^cuda\b[^=]*=\s*'([^']+)'", text, flags=re.MULTILINE)
     return found[1] if found else "none"
 
 
 def _gpus() -> str:
     """Name, memory and driver of each NVIDIA GPU, as `nvidia-smi` tells it."""
-    smi = shutil.which("nvidia-smi")
-    if smi is None:
+    if (smi := shutil.which("nvidia-smi")) is None:
         return "no nvidia-smi"
     query = [smi, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     try:

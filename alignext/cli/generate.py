@@ -2,11 +2,11 @@
 """`alignext generate`: let a model with objective heads write, with a weight for each objective."""
 
 import argparse
-import math
+import json
 from pathlib import Path
 from typing import Any
 
-from alignext.cli.arguments import at_least_one, between, device_of
+from alignext.cli.arguments import at_least_one, between, device_of, file_of
 from alignext.files import check_output, replacing
 
 
@@ -17,13 +17,15 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     """Add `alignext generate`."""
     parser = subparsers.add_parser(
         "generate",
-        help="write with a model that has objective heads, or guided by a reward",
-        description="Continue prompts with a model that `alignext mah-dpo` trained, its heads mixed by weights. With "
-        "--reward, write step by step with any language model and keep the candidate that the reward likes best.",
+        help="write with any language model, its objective heads mixed, or guided by a reward",
+        description="Continue prompts with a language model. One of `alignext mah-dpo` writes with its heads mixed by "
+        "weights. With --reward, any model writes step by step and keeps the candidate that the reward likes best.",
         epilog="Example: alignext generate --model trained --objective-weights honest=.7,helpful=.3 --prompt Once",
     )
     parser.add_argument(
-        "--model", required=True, help="folder or Hub id of a model or adapter with objective heads; with --reward any"
+        "--model",
+        required=True,
+        help="folder or Hub id of a language model or adapter, with or without objective heads",
     )
     parser.add_argument("--prompt", action="append", default=[], help="a prompt; may be given several times")
     parser.add_argument("--prompts", type=Path, help="a file with one prompt per line")
@@ -51,16 +53,14 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--chat", action="store_true", help="apply the chat template, each prompt a user's turn")
     parser.add_argument("--max-new-tokens", type=at_least_one, default=128, help="(default: %(default)s)")
-    parser.add_argument(
-        "--temperature", type=between(0, math.inf), default=1.0, help="0 for greedy (default: %(default)s)"
-    )
+    parser.add_argument("--temperature", type=between(0, 100), default=1.0, help="0 for greedy (default: %(default)s)")
     parser.add_argument("--top-p", type=between(0, 1), default=1.0, help="(default: %(default)s)")
     parser.add_argument("--top-k", type=int, default=50, help="0 for all tokens (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument("--dtype", choices=_DTYPES, default="auto", help="of the model (default: as saved)")
     parser.add_argument("--device", help="(default: cuda if there is one, else cpu)")
     parser.add_argument("--merge-to", type=Path, help="also save the mixture as a plain model into this new folder")
-    parser.set_defaults(func=run)
+    parser.set_defaults(func=run, words_of={"num_candidates": "--candidates"})
 
 
 def parse_weights(text: str) -> dict[str, float]:
@@ -89,16 +89,20 @@ def run(args: argparse.Namespace) -> None:
     if args.merge_to is not None:
         check_output(args.merge_to.parent, name="--merge-to")
     from accelerate.utils import is_peft_model
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
+    from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
     from alignext import AutoModelForCausalLMWithObjectiveHeads
 
     device = device_of(args.device)
     loader: Any = AutoModelForCausalLMWithObjectiveHeads
-    if args.reward and not hasattr(AutoConfig.from_pretrained(args.model), "objective_heads"):
-        if args.merge_to is not None:
-            raise ValueError(f"--merge-to needs objective heads, but --model {args.model} has none. Leave it out.")
+    if not _has_heads(args.model):
         loader = AutoModelForCausalLM
+        for option in ("objective_weights", "merge_to"):
+            if getattr(args, option) is not None:
+                name = option.replace("_", "-")
+                raise ValueError(f"--{name} needs objective heads, but --model {args.model} has none. Leave it out.")
+    for reward in args.reward or ():
+        file_of(reward, "config.json", "adapter_config.json", name="--reward", what="reward model")
     model = loader.from_pretrained(args.model, dtype=args.dtype).to(device).eval()
     tokenizer = AutoTokenizer.from_pretrained(args.model, padding_side="left")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
@@ -119,6 +123,12 @@ def run(args: argparse.Namespace) -> None:
         print(f"Saved one mixture. Load it with AutoModelForCausalLM.from_pretrained({str(args.merge_to)!r})")
 
 
+def _has_heads(model: str) -> bool:
+    """Whether a checkpoint of a language model has objective heads."""
+    file = file_of(model, "config.json", "adapter_config.json", name="--model", what="language model")
+    return "objective_heads" in json.loads(file.read_text(encoding="utf-8"))
+
+
 def _plain(model: Any, tokenizer: Any, prompts: list, args: argparse.Namespace, sampling: dict[str, Any]) -> list[str]:
     texts = prompts
     if args.chat:
@@ -128,8 +138,8 @@ def _plain(model: Any, tokenizer: Any, prompts: list, args: argparse.Namespace, 
     ids = model.generate(
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask,
-        objective_weights=args.objective_weights,
         max_new_tokens=args.max_new_tokens,
+        **({"objective_weights": args.objective_weights} if hasattr(model.config, "objective_heads") else {}),
         **sampling,
     )
     return tokenizer.batch_decode(ids[:, batch.input_ids.shape[1] :], skip_special_tokens=True)

@@ -1,6 +1,8 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """`alignext alignedgen` as a person types it."""
 
+import argparse
+
 import diffusers
 import pytest
 from diffusers import FluxPipeline
@@ -9,6 +11,7 @@ from PIL import Image
 import alignext
 import alignext.cli.alignedgen as command
 from alignext import cli, mini
+from alignext.cli import pictures
 
 
 @pytest.fixture
@@ -23,7 +26,7 @@ def call(out, *more, prompts=("a red fox", "an owl", "a house")):
 
 
 def images(folder):
-    return {path.name: path.read_bytes() for path in folder.glob("*.png")}
+    return {path.name: Image.open(path).tobytes() for path in folder.glob("*.png")}
 
 
 def test_embedded_model(tmp_path, capsys):
@@ -64,7 +67,7 @@ def test_every_class_has_its_checkpoints():
 
 def test_every_lever_arrives(monkeypatch, tmp_path):
     seen = {}
-    load = command._load
+    load = pictures.load
 
     def loaded(*args):
         pipe = load(*args)
@@ -75,7 +78,7 @@ def test_every_lever_arrives(monkeypatch, tmp_path):
 
         return call
 
-    monkeypatch.setattr(command, "_load", loaded)
+    monkeypatch.setattr(pictures, "load", loaded)
     levers = {
         "style_lambda": 1.3, "lambda_schedule": "sigma_squared", "share_blocks": (3, 6), "share_start": 0.25,
         "share_end": 0.75, "shift": "height", "anchor_index": 1, "target_batch_size": 1,
@@ -104,7 +107,7 @@ def test_a_checkpoint_gets_no_settings_of_the_embedded_model(monkeypatch, tmp_pa
 
         return call
 
-    monkeypatch.setattr(command, "_load", loaded)
+    monkeypatch.setattr(pictures, "load", loaded)
     assert call(tmp_path / "out", "--model", "some/flux") == 2
     assert not {"height", "true_cfg_scale", "max_sequence_length", "negative_prompt"} & set(seen)
 
@@ -119,19 +122,22 @@ def test_nobody_s_files_are_overwritten(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("more", "text"),
     [
-        (("--style-prompt", "ink"), "style_image"),
+        (("--style-prompt", "ink"), "--style-image"),
         (("--style-image", "no-such-file.png"), "--style-image no-such-file.png is no file"),
         (("--style-image", __file__), "is no picture"),
         (("--style-reference", "no-such-file"), "--style-reference no-such-file is no file"),
         (("--style-reference", __file__), "is no file that `StyleReference.save` wrote"),
         (("--save-style", "."), "--save-style . is a folder"),
-        (("--model", "no/such/model"), "--model no/such/model is no checkpoint of diffusers"),
+        (
+            ("--model", "no/such/model"),
+            "--model no/such/model: there is no such folder, and a Hub id is written OWNER/NAME",
+        ),
         (("--device", "gpu"), "--device gpu cannot be used here"),
         (("--model", str(mini.path("sd"))), "StableDiffusionPipeline"),
-        (("--style-lambda", "-1"), "style_lambda"),
-        (("--share-start", "0.8", "--share-end", "0.2"), "share_start"),
-        (("--anchor-index", "7"), "anchor_index"),
-        (("--share-blocks", "5:40"), "share_blocks"),
+        (("--style-lambda", "-1"), "--style-lambda"),
+        (("--share-start", "0.8", "--share-end", "0.2"), "--share-start"),
+        (("--anchor-index", "7"), "--anchor-index"),
+        (("--share-blocks", "5:40"), "--share-blocks"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, capsys, more, text):
@@ -156,5 +162,6 @@ def test_offload_asks_for_hooks(monkeypatch):
     for name in ("enable_model_cpu_offload", "enable_sequential_cpu_offload"):
         monkeypatch.setattr(FluxPipeline, name, lambda self, device, name=name: asked.append((name, device)))
     for offload in ("model", "sequential"):
-        command._load(None, "cpu", None, offload)
+        args = argparse.Namespace(model=None, device="cpu", dtype=None, offload=offload, lora=[])
+        pictures.load(args, "flux", command._CLASSES)
     assert asked == [("enable_model_cpu_offload", "cpu"), ("enable_sequential_cpu_offload", "cpu")]

@@ -104,10 +104,10 @@ def test_arguments_are_left_alone_until_it_runs() -> None:
     [
         (["--dataset_name", "nowhere.jsonl"], "nowhere.jsonl is no file"),
         (["--dataset_train_split", "half"], "no split 'half', only train"),
-        (["--beta", "0"], "`beta` is 0.0"),
+        (["--beta", "0"], "--beta is 0.0"),
         (
             ["--model_name_or_path", "no/such/model"],
-            "--model_name_or_path no/such/model is no checkpoint of diffusers",
+            "--model_name_or_path no/such/model: there is no such folder, and a Hub id",
         ),
     ],
     ids=["file", "split", "beta", "model"],

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from alignext import cli
-from alignext.cli.f_dpg import reward
+from alignext import cli, mini
+from alignext.cli.training import reward
 
 
 pytestmark = [
@@ -52,7 +52,7 @@ def test_trains_on_a_file_of_prompts_with_moments(folder: Path, capsys: pytest.C
 def test_a_reward_is_a_function_or_a_model(folder: Path) -> None:
     assert reward("rewards.py:length")(["ten chars!"]) == [1.0]
     assert reward("os.path:basename")("a/b") == "b"
-    assert reward("someone/classifier") == "someone/classifier"
+    assert reward(str(mini.path("lm"))) == str(mini.path("lm"))
 
 
 def test_help_shows_the_fields_of_the_config(capsys: pytest.CaptureFixture) -> None:
@@ -73,7 +73,7 @@ def test_help_shows_the_fields_of_the_config(capsys: pytest.CaptureFixture) -> N
         (["--reward_funcs", "nowhere.py:length", "--prompt", "a"], "no file nowhere.py"),
         (["--reward_funcs", "rewards.py:width", "--prompt", "a"], "no function 'width'"),
         (["--reward_funcs", "rewards.py", "--prompt", "a"], "Write rewards.py:FUNCTION"),
-        (["--reward_funcs", "rewards.py:length", "--prompt", "a", "--beta", "0"], "`beta` is 0.0"),
+        (["--reward_funcs", "rewards.py:length", "--prompt", "a", "--beta", "0"], "--beta is 0.0"),
     ],
     ids=["reward", "dataset", "both", "file", "function", "no function", "beta"],
 )

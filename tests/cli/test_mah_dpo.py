@@ -85,7 +85,7 @@ def test_a_model_without_heads_is_not_merged(tmp_path: Path, capsys: pytest.Capt
     ("more", "named"),
     [
         (["--objective-weights", "honest"], "'honest' is not NAME=WEIGHT"),
-        (["--temperature", "-1"], "--temperature: must be in [0, inf], got -1"),
+        (["--temperature", "-1"], "--temperature: must be in [0, 100], got -1"),
         (["--top-p", "7"], "--top-p: must be in [0, 1], got 7"),
         (["--dtype", "float8"], "invalid choice: 'float8'"),
         (["--candidates", "0"], "must be at least 1, got 0"),

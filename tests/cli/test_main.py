@@ -10,6 +10,8 @@ import pytest
 from tqdm import tqdm
 
 from alignext import __version__, cli
+from alignext.cli import errors
+from alignext.cli.arguments import function_of
 
 
 NAMES = list(cli.make_parser()._subparsers._group_actions[0].choices)
@@ -68,11 +70,17 @@ def test_no_command_is_an_error(capsys):
     assert "COMMAND" in capsys.readouterr().err
 
 
-def test_an_error_stands_below_what_progress_was_made(monkeypatch, capsys):
-    def func(args):
-        for _ in tqdm(range(2)):
-            raise ValueError("It does not fit.")
+def of_ours(source, name="alignext.somewhere"):
+    """The function `f` of a source, as if it stood in a module of ours, or in another one."""
+    module = {"__name__": name}
+    exec(compile(source, f"<{name}>", "exec"), module)
+    return module["f"]
 
+
+def test_an_error_stands_below_what_progress_was_made(monkeypatch, capsys):
+    source = "def f(args):\n for _ in tqdm(range(2)):\n  raise ValueError('It does not fit.')"
+    func = of_ours(source)
+    func.__globals__["tqdm"] = tqdm
     fake_command(monkeypatch, func)
     assert cli.main(["fake"]) == 2
     *progress, error = capsys.readouterr().err.splitlines()
@@ -80,10 +88,7 @@ def test_an_error_stands_below_what_progress_was_made(monkeypatch, capsys):
 
 
 def test_an_error_of_the_user_is_one_line(monkeypatch, capsys):
-    def func(args):
-        raise ValueError("--size 7 is odd.\nPass an even one.")
-
-    fake_command(monkeypatch, func)
+    fake_command(monkeypatch, of_ours("def f(args):\n raise ValueError('--size 7 is odd.\\nPass an even one.')"))
     assert cli.main(["fake"]) == 2
     assert capsys.readouterr().err == "alignext fake: error: --size 7 is odd. Pass an even one.\n"
     assert cli.main(["fake", "--debug"]) == 2
@@ -92,15 +97,76 @@ def test_an_error_of_the_user_is_one_line(monkeypatch, capsys):
     assert error.endswith("alignext fake: error: --size 7 is odd. Pass an even one.\n")
 
 
-def test_an_error_of_ours_says_so(monkeypatch, capsys):
-    def func(args):
-        return args.nonsense
-
-    fake_command(monkeypatch, func)
-    assert cli.main(["fake"]) == 1
+@pytest.mark.parametrize(
+    ("source", "code"),
+    [
+        ("def f(args): raise TypeError('must be a list')", 2),  # meant, whatever its type
+        ("def f(args): args.nonsense", 1),
+        ("def f(args): {}['a']", 1),
+        ("def f(args): list(zip([1], [], strict=True))", 1),  # a ValueError that nobody meant
+        ("def f(args): open('/no/such/file')", 2),
+        ("def f(args): import no_such_package", 2),
+        ("def f(args): b'\\xe9'.decode()", 2),
+        ("import json\ndef f(args): json.loads('{')", 2),  # a library on a value
+        ("import json\ndef f(args): json.loads(None)", 1),  # a library that we called wrongly
+        ("import decimal\ndef f(args): decimal.Decimal([])", 1),
+    ],
+)
+def test_whose_mistake_it_is_depends_on_where_it_was_raised(source, code, monkeypatch, capsys):
+    fake_command(monkeypatch, of_ours(source))
+    assert cli.main(["fake"]) == code
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "unexpected AttributeError" in error and "--debug" in error
+    assert (" unexpected " in error and "--debug" in error) == (code == 1)
+
+
+def test_a_function_of_the_user_is_named(monkeypatch, capsys):
+    """Though the error is one of those that would be ours."""
+
+    def mine(args):
+        return args.nonsense
+
+    fake_command(monkeypatch, mine)
+    assert cli.main(["fake"]) == 2
+    assert "error: test_main.py:" in (error := capsys.readouterr().err) and "in mine: AttributeError" in error
+
+
+def test_the_row_of_a_function_of_the_user_is_named(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "def length(completions, prompts=None, **kwargs):\n"
+        "    return [len(c) / len(p) for c, p in zip(completions, prompts)]\n"
+        "def broken(completions):\n"
+        "    return nothing\n"
+    )
+    length = function_of(f"{tmp_path}/mine.py:length", name="--reward")
+    assert length(["ab"], prompts=["a"]) == [2.0] and length.__name__ == "length"
+    with pytest.raises(ValueError, match=r"mine.py:length failed on row 1 of 2, at line 2: ZeroDivisionError"):
+        length(["ab", "c"], prompts=["a", ""])
+    with pytest.raises(ValueError, match=r"mine.py:broken failed on row 0 of 1, at line 4: NameError"):
+        function_of(f"{tmp_path}/mine.py:broken", name="--reward")(["a"])
+    with pytest.raises(ValueError, match=r"no function 'lenght'. Did you mean length\?"):
+        function_of(f"{tmp_path}/mine.py:lenght", name="--reward")
+
+
+def test_errors_speak_of_options():
+    found = errors.in_words("`mask_image` and `t_align=7`, not `pipe`", ["--t-align", "-n"], {"mask_image": "--mask"})
+    assert found == "--mask and --t-align 7, not `pipe`"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["methods", "--markdwn", "docs"], "there is no option --markdwn. Did you mean --markdown?"),
+        (["methods", "--mark", "docs"], "there is no option --mark. Did you mean --markdown?"),  # no abbreviations
+        (["metods"], "Did you mean methods?"),
+        (["methods", "--markdown", "reedme"], "Did you mean readme?"),
+        (["env", "more"], "'more' belongs to no option"),
+    ],
+)
+def test_the_nearest_word_is_named(words, said, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(words)
+    assert stop.value.code == 2 and said in capsys.readouterr().err
 
 
 def test_interruption_is_quiet(monkeypatch, capsys):

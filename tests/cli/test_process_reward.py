@@ -64,7 +64,7 @@ def test_help_shows_the_fields_of_the_config(capsys: pytest.CaptureFixture) -> N
     [
         (["--dataset_train_split", "half"], "no split 'half', only train"),
         (["--loss_type", "ce"], "loss_type"),
-        (["--max_length", "2"], "`max_length`=2"),
+        (["--max_length", "2"], "--max_length=2"),
     ],
     ids=["split", "loss", "length"],
 )

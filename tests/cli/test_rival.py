@@ -59,11 +59,14 @@ def test_xl_and_controlnet(picture, tmp_path):
 @pytest.mark.parametrize(
     ("more", "text"),
     [
-        (("--task", "inpainting"), "mask_image"),
+        (("--task", "inpainting"), "--mask"),
         (("--controlnet", "folder"), "--control-image"),
         (("--mask", "no-such-file.png"), "no-such-file.png"),
         (("--mask", __file__), "--mask"),  # no picture
-        (("--model", "no/such/model"), "--model no/such/model is no checkpoint of diffusers"),
+        (
+            ("--model", "no/such/model"),
+            "--model no/such/model: there is no such folder, and a Hub id is written OWNER/NAME",
+        ),
         (("--device", "gpu"), "--device gpu cannot be used here"),
     ],
 )

@@ -6,11 +6,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
-import alignext.cli.search as command
+import alignext.demos.search as demo
 from alignext import cli, mini
 from tests.pipelines.latent_search.tiny_models import build
 
@@ -45,7 +46,7 @@ def test_embedded_model(tmp_path, capsys):
 
 def test_video_and_a_reward_of_ones_own(tmp_path, monkeypatch):
     pipe, _ = build("latte")
-    monkeypatch.setattr("alignext.cli.search._load", lambda *args: pipe)
+    monkeypatch.setattr("alignext.cli.pictures.load", lambda *args: pipe)
     more = ("--model", "some/video", "--frames", "2", "--height", "16", "--width", "16")
     assert call(tmp_path / "out", *more, reward="alignext.rewards:dynamics") == 0
     with Image.open(tmp_path / "out" / "00-00.gif") as video:
@@ -56,9 +57,9 @@ def test_video_and_a_reward_of_ones_own(tmp_path, monkeypatch):
 def test_the_demo_shows_clips(monkeypatch):
     """With a random model in the place of mini-video, for speed."""
     pipe, call = build("latte")
-    monkeypatch.setattr(command, "_load", lambda model=None, **kwargs: pipe)
+    monkeypatch.setattr(demo, "DiffusionPipeline", SimpleNamespace(from_pretrained=lambda path: pipe))
     monkeypatch.setattr(mini, "VIDEO_CALL", {name: call[name] for name in ("height", "width", "video_length")})
-    section = command._video_section(seed=0, steps=2)
+    section = demo._video_section(seed=0, steps=2)
     (clips,) = section.figures
     assert clips.file.endswith(".gif") and len(clips.image) == call["video_length"]
     evaluations = [row[1] for row in section.tables[0].rows]
@@ -88,7 +89,10 @@ def test_interrupted(tmp_path, monkeypatch):
         (("--reward", "beauty.py"), "Write beauty.py:FUNCTION"),
         (("--reward", "beauty.py:dark"), "there is no file beauty.py"),
         (("--reward", "beauty:dark"), "A file is written as file.py:dark"),
-        (("--model", "no/such/model"), "--model no/such/model is no checkpoint of diffusers"),
+        (
+            ("--model", "no/such/model"),
+            "--model no/such/model: there is no such folder, and a Hub id is written OWNER/NAME",
+        ),
         (("--device", "gpu"), "--device gpu cannot be used here"),
         (("-n", "3"), "3 outputs per prompt were asked for and 2 survive"),
         (("--eta", "0"), "all candidates of a beam would be equal"),

@@ -1,83 +1,29 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""`alignext bco`: train a language model on thumbs up and thumbs down."""
+"""BCO: thumbs up for stories in which somebody speaks."""
 
-import argparse
 import tempfile
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from alignext.cli.training import (
-    add_command,
-    beginnings,
-    command_parser,
-    curve,
-    demo_settings,
-    load_rows,
-    model_arguments,
-    quieten,
-    speaks,
-    splits,
-    tell,
-    train_and_save,
-)
-from alignext.methods import method
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from alignext import BCOConfig, BCOTrainer, mini
+from alignext.demos.charts import Chart
+from alignext.demos.gallery import Section, Table, print_table
+from alignext.demos.stories import beginnings, curve, quieten, settings, speaks, tell
 
-if TYPE_CHECKING:
-    from trl import TrlParser
-
-    from alignext.cli.gallery import Section
 
 _NEW = ("Amy", "Bob", "Jane", "Leo")
-_BATCH = 16  # of the demo
+_BATCH = 16
 
 
-def register(subparsers: argparse._SubParsersAction) -> None:
-    """Add `alignext bco`."""
-    add_command(subparsers, "bco", method("BCO").task, run)
-
-
-def make_parser() -> "TrlParser":
-    """The parser of the command: the dataset, every field of `BCOConfig`, the model and adapter, `--config FILE`."""
-    from trl import ModelConfig, ScriptArguments
-
-    from alignext import BCOConfig
-
-    return command_parser(
-        "bco",
-        ScriptArguments,
-        BCOConfig,
-        ModelConfig,
-        description="Train a language model on single completions with a thumb up or down. --dataset_name is a "
-        "JSON, CSV or Parquet file, a folder or a Hub id with columns prompt, completion, label; the model is the "
-        "embedded one unless --model_name_or_path names another.",
-        example="--dataset_name thumbs.jsonl --output_dir trained --use_cpu --bf16 false",
-    )
-
-
-def run(args: argparse.Namespace) -> None:
-    """Train, save, and say how to load the result."""
-    script, config, model, mixture = make_parser().parse_args_and_config(args=args.words)
-    from alignext import BCOTrainer
-
-    data = splits(load_rows(script, mixture, example="thumbs.jsonl"), script, config)
-    trainer = BCOTrainer(args=config, **data, **model_arguments(model, config))
-    train_and_save(trainer, script, model)
-
-
-def demo(*, seed: int, steps: int | None) -> list["Section"]:
+def demo(*, seed: int, steps: int | None) -> list[Section]:
     """Thumbs up for stories in which somebody speaks, thumbs down for the others.
 
     Args:
         seed (`int`): Seed of the stories and of the training.
         steps (`int`, *optional*): Optimizer steps of the training; 24 if not given.
     """
-    from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from alignext import BCOConfig, BCOTrainer, mini
-    from alignext.cli.charts import Chart
-    from alignext.cli.gallery import Section, Table, print_table
-
     steps = steps or 24
     folder = mini.path("lm")
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
@@ -93,7 +39,7 @@ def demo(*, seed: int, steps: int | None) -> list["Section"]:
     before = tell(model, tokenizer, 4 * new, seed)
     with tempfile.TemporaryDirectory() as folder:
         config = BCOConfig(
-            **demo_settings(
+            **settings(
                 folder,
                 seed,
                 steps,

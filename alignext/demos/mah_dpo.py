@@ -1,94 +1,29 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""`alignext mah-dpo`: train a language model for several objectives, a head each."""
+"""MAH-DPO: one model with two heads."""
 
-import argparse
 import re
 import tempfile
-from typing import TYPE_CHECKING
 
-from alignext.cli.training import (
-    add_command,
-    beginnings,
-    command_parser,
-    curve,
-    demo_settings,
-    load_rows,
-    model_arguments,
-    quieten,
-    speaks,
-    splits,
-    tell,
-    train_and_save,
-)
-from alignext.methods import method
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from alignext import MAHDPOConfig, MAHDPOTrainer, mini
+from alignext.demos.charts import Chart
+from alignext.demos.gallery import Section, Table, print_table
+from alignext.demos.stories import beginnings, curve, quieten, settings, speaks, tell
 
-if TYPE_CHECKING:
-    from trl import TrlParser
-
-    from alignext.cli.gallery import Section
 
 _HAPPY = set("happy smiled smile laughed fun love loved excited proud glad joy hugged good nice".split())
 
 
-def register(subparsers: argparse._SubParsersAction) -> None:
-    """Add `alignext mah-dpo`."""
-    add_command(subparsers, "mah-dpo", method("MAH-DPO").task, run)
-
-
-def make_parser() -> "TrlParser":
-    """The parser: the dataset, every field of `MAHDPOConfig`, the model and adapter, `--config FILE`."""
-    from trl import ModelConfig, ScriptArguments
-
-    from alignext import MAHDPOConfig
-
-    return command_parser(
-        "mah-dpo",
-        ScriptArguments,
-        MAHDPOConfig,
-        ModelConfig,
-        description="Train a language model for several objectives at once, with one output head for each. "
-        "--dataset_name is a JSON, CSV or Parquet file, a folder or a Hub id with columns prompt, chosen, rejected, "
-        "objective; the model is the embedded one unless --model_name_or_path names another. `alignext generate` then "
-        "mixes the heads.",
-        example="--dataset_name preferences.jsonl --output_dir trained --use_cpu --bf16 false",
-    )
-
-
-def run(args: argparse.Namespace) -> None:
-    """Train, save, and say how to load the result."""
-    script, config, model, mixture = make_parser().parse_args_and_config(args=args.words)
-    from alignext import MAHDPOTrainer
-
-    data = splits(load_rows(script, mixture, example="preferences.jsonl"), script, config)
-    trainer = MAHDPOTrainer(args=config, **data, **model_arguments(model, config))
-    weights = ",".join(f"{name}=1" for name in trainer.objectives)
-    train_and_save(
-        trainer,
-        script,
-        model,
-        "  from alignext import AutoModelForCausalLMWithObjectiveHeads\n"
-        f"  AutoModelForCausalLMWithObjectiveHeads.from_pretrained({config.output_dir!r})\n"
-        "Let it write:\n"
-        f"  alignext generate --model {config.output_dir} --objective-weights {weights} --prompt ...",
-    )
-
-
-def demo(*, seed: int, steps: int | None) -> list["Section"]:
+def demo(*, seed: int, steps: int | None) -> list[Section]:
     """One model with two heads, and what it tells with weight on either.
 
     Args:
         seed (`int`): Seed of the training and of the stories.
         steps (`int`, *optional*): Optimizer steps of the training; 24 if not given.
     """
-    from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from alignext import MAHDPOConfig, MAHDPOTrainer, mini
-    from alignext.cli.charts import Chart
-    from alignext.cli.gallery import Section, Table, print_table
-
     steps, folder = steps or 24, mini.path("lm")
     base, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     known = beginnings("Tom", "Lily", "Ben", "Mia", "Sam", "Anna", "Max", "Sue")
@@ -96,10 +31,10 @@ def demo(*, seed: int, steps: int | None) -> list["Section"]:
     pairs = _pairs({beginning: stories for beginning, *stories in zip(known, *told, strict=True)})
     print(f"MAH-DPO: {steps} steps on {len(pairs)} pairs of two objectives", flush=True)
     with tempfile.TemporaryDirectory() as output:
-        settings = demo_settings(output, seed, steps, per_device_train_batch_size=8, learning_rate=1e-4)
+        arguments = settings(output, seed, steps, per_device_train_batch_size=8, learning_rate=1e-4)
         trainer = MAHDPOTrainer(
             str(folder),
-            args=MAHDPOConfig(**settings),
+            args=MAHDPOConfig(**arguments),
             train_dataset=Dataset.from_list(pairs),
             processing_class=tokenizer,
             # The backbone by an adapter, which leaves more to the heads.

@@ -1,112 +1,21 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""`alignext f-dpg`: move a language model towards a target distribution."""
+"""f-DPG: a constraint that one story in fifteen meets."""
 
-import argparse
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from alignext.cli.arguments import function_of
-from alignext.cli.training import (
-    add_command,
-    command_parser,
-    curve,
-    demo_settings,
-    load_rows,
-    model_arguments,
-    quieten,
-    splits,
-    train_and_save,
-)
-from alignext.methods import method
+from datasets import Dataset
 
+from alignext import FDPGConfig, FDPGTrainer, mini
+from alignext.demos.charts import Chart
+from alignext.demos.gallery import Section, Table, print_table
+from alignext.demos.stories import curve, quieten, settings
 
-if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
-    from trl import DatasetMixtureConfig, TrlParser
-
-    from alignext import FDPGTrainer
-    from alignext.cli.gallery import Section
-
-
-def register(subparsers: argparse._SubParsersAction) -> None:
-    """Add `alignext f-dpg`."""
-    add_command(subparsers, "f-dpg", method("f-DPG").task, run)
-
-
-def make_parser() -> "TrlParser":
-    """The parser of the command: prompts, rewards, every field of `FDPGConfig`, the model, `--config FILE`."""
-    from trl import ModelConfig, ScriptArguments
-
-    from alignext import FDPGConfig
-
-    @dataclass
-    class FDPGScriptArguments(ScriptArguments):
-        prompt: str | None = field(
-            default=None, metadata={"help": "A single prompt, instead of a dataset: the unconditional case."}
-        )
-        reward_funcs: list[str] | None = field(
-            default=None,
-            metadata={
-                "help": "One or more of: `file.py:function`, `package.module:function` (arguments as TRL gives them: "
-                "completions, prompts, columns), or the folder or Hub id of a sequence classifier."
-            },
-        )
-
-    return command_parser(
-        "f-dpg",
-        FDPGScriptArguments,
-        FDPGConfig,
-        ModelConfig,
-        description="Move a language model towards a target: where a reward is large (--target exponential), where a "
-        "constraint holds (binary), or where moments have given values (distributional). --dataset_name is a JSON, "
-        "CSV or Parquet file, a folder or a Hub id with a column prompt; the model is the embedded one unless "
-        "--model_name_or_path names another.",
-        example="--prompt 'Once upon a time' --reward_funcs rewards.py:dragon --target binary "
-        "--output_dir trained --use_cpu --bf16 false",
-    )
-
-
-def run(args: argparse.Namespace) -> None:
-    """Train, save, and say how to load the result."""
-    script, config, model, mixture = make_parser().parse_args_and_config(args=args.words)
-    if not script.reward_funcs:
-        raise ValueError("There is no reward. Pass --reward_funcs, such as rewards.py:dragon.")
-    rewards = [reward(name) for name in script.reward_funcs]
-    from alignext import FDPGTrainer
-
-    data = splits(_prompts(script, mixture), script, config)
-    trainer = FDPGTrainer(reward_funcs=rewards, args=config, **data, **model_arguments(model, config))
-    train_and_save(trainer, script, model)
-
-
-def reward(name: str) -> Callable | str:
-    """The function that `file.py:function` or `module:function` names; a model's id is left as it is."""
-    return function_of(name, name="--reward_funcs") if ":" in name or name.endswith(".py") else name
-
-
-def _prompts(script, mixture: "DatasetMixtureConfig") -> "DatasetDict | dict[str, Dataset]":
-    from datasets import Dataset
-
-    if script.prompt is None:
-        return load_rows(script, mixture, example="prompts.jsonl")
-    if script.dataset_name or mixture.datasets:
-        raise ValueError("Both --prompt and a dataset are given. Pass one of them.")
-    rows = Dataset.from_list([{"prompt": script.prompt}])
-    return {script.dataset_train_split: rows, script.dataset_test_split: rows}
-
-
-# ------------------------------------------------------------------------------------------------------------- demo
 
 _WORD, _PROMPT = "dog", "Once upon a time"
 
 
-def demo(*, seed: int, steps: int | None) -> list["Section"]:
+def demo(*, seed: int, steps: int | None) -> list[Section]:
     """A constraint that one story in fifteen meets, before and after a short training with two divergences."""
-    from alignext.cli.charts import Chart
-    from alignext.cli.gallery import Section, Table, print_table
-
     steps = steps or 8
     rows, told, shares, paths = [], [], {}, {}
     for divergence in ("js", "forward_kl"):
@@ -150,11 +59,8 @@ def demo(*, seed: int, steps: int | None) -> list["Section"]:
     ]
 
 
-def _constrain(divergence: str, seed: int, steps: int, names: list[str]) -> "tuple[list[dict], FDPGTrainer]":
+def _constrain(divergence: str, seed: int, steps: int, names: list[str]) -> tuple[list[dict], FDPGTrainer]:
     """What the embedded model tells before and after the training, as far as named, and the trainer."""
-    from datasets import Dataset
-
-    from alignext import FDPGConfig, FDPGTrainer, mini
 
     def tells(completions: list[str], **kwargs: object) -> list[float]:
         return [float(_WORD in text.split()) for text in completions]
@@ -169,7 +75,7 @@ def _constrain(divergence: str, seed: int, steps: int, names: list[str]) -> "tup
     rows = Dataset.from_list([{"prompt": _PROMPT}])
     with tempfile.TemporaryDirectory() as folder:
         config = FDPGConfig(
-            **demo_settings(
+            **settings(
                 folder,
                 seed,
                 steps,

@@ -1,68 +1,22 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""`alignext process-reward`: train a model that scores a solution step by step."""
+"""Guided decoding: stories of the embedded model, sentence by sentence."""
 
-import argparse
-from typing import TYPE_CHECKING
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from alignext.cli.training import add_command, command_parser, load_rows, model_arguments, splits, train_and_save
-from alignext.methods import method
-
-
-if TYPE_CHECKING:
-    from trl import TrlParser
-
-    from alignext.cli.gallery import Section
-    from alignext.decoding.guided import GuidedStep
+from alignext import guided_generate, mini
+from alignext.decoding.guided import GuidedStep
+from alignext.demos.charts import Chart
+from alignext.demos.gallery import Section, Table, print_table
 
 
-def register(subparsers: argparse._SubParsersAction) -> None:
-    """Add `alignext process-reward`."""
-    add_command(subparsers, "process-reward", method("Process rewards").task, run)
-
-
-def make_parser() -> "TrlParser":
-    """The parser: the dataset, every field of `ProcessRewardConfig`, the model and adapter, `--config FILE`."""
-    from trl import ModelConfig, ScriptArguments
-
-    from alignext import ProcessRewardConfig
-
-    return command_parser(
-        "process-reward",
-        ScriptArguments,
-        ProcessRewardConfig,
-        ModelConfig,
-        description="Train a process reward model on solutions with a label for every step. --dataset_name is a JSON "
-        "or Parquet file, a folder or a Hub id with columns prompt, steps, labels; the model is the embedded one "
-        "unless --model_name_or_path names another.",
-        example="--dataset_name stories.jsonl --output_dir trained --use_cpu --bf16 false",
-    )
-
-
-def run(args: argparse.Namespace) -> None:
-    """Train, save, and say how to load the result."""
-    script, config, model, mixture = make_parser().parse_args_and_config(args=args.words)
-    from alignext import ProcessRewardTrainer
-
-    data = splits(load_rows(script, mixture, example="stories.jsonl"), script, config)
-    model.lora_task_type = "TOKEN_CLS"  # TRL's default is a task without head
-    trainer = ProcessRewardTrainer(args=config, **data, **model_arguments(model, config))
-    loading = "  from alignext.rewards.process import ProcessReward\n"
-    train_and_save(trainer, script, model, loading + f"  ProcessReward.from_pretrained({config.output_dir!r})")
-
-
-def demo(*, seed: int, steps: int | None) -> list["Section"]:
+def demo(*, seed: int, steps: int | None) -> list[Section]:
     """Stories of the embedded model, guided towards characters that speak.
 
     Args:
         seed (`int`): Draws the stories.
         steps (`int`, *optional*): Sentences of a story at most; 4 if not given.
     """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from alignext import guided_generate, mini
-    from alignext.cli.charts import Chart
-    from alignext.cli.gallery import Section, Table, print_table
 
     def speech(completions: list[str], **kwargs: object) -> list[int]:
         return [text.count('"') for text in completions]

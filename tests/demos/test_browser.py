@@ -4,8 +4,8 @@
 import pytest
 from PIL import Image
 
-from alignext.cli.charts import COLORS, Chart
-from alignext.cli.gallery import Figure, Section, Table, write_gallery
+from alignext.demos.charts import COLORS, Chart
+from alignext.demos.gallery import Figure, Section, Table, write_gallery
 from alignext.diffusion.sheets import contact_sheet
 from tests.browser import assert_sound, look
 
