@@ -8,10 +8,6 @@ from dataclasses import dataclass, field
 from html import escape
 from io import StringIO
 
-import matplotlib
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-
 
 # What matplotlib draws in, and the variables of the page's style sheet that take the place of it.
 _SERIES = ("#0b62c4", "#c2500a", "#2a7a3a", "#8a3ab9", "#7d6b00", "#b3245c")
@@ -33,7 +29,6 @@ _STYLE = {
     "axes.spines.top": False,
     "axes.grid": True,
     "axes.grid.axis": "y",
-    "axes.prop_cycle": matplotlib.cycler(color=_SERIES),
     "grid.color": _LINE,
     "xtick.color": _SOFT,
     "ytick.color": _SOFT,
@@ -72,6 +67,10 @@ def draw(chart: Chart) -> str:
     Raises:
         ValueError: If a series has not as many labels as points.
     """
+    import matplotlib  # not at the top: most galleries have no charts
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
     series = {name: _finite(points, chart.labels.get(name)) for name, points in chart.series.items()}
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(5.1, 3.1), layout="constrained")
