@@ -204,6 +204,12 @@ class SteeringVector(FileHubMixin):
         finally:
             handle.remove()
 
+    def to_peft(self, model: Any, alpha: float = 1.0, adapter_name: str = "default") -> Any:
+        """SwFC as a PEFT adapter, see [`~alignext.steering.export.to_peft`]."""
+        from alignext.steering.export import to_peft
+
+        return to_peft(self, model, alpha, adapter_name)
+
     def save(self, path: str | os.PathLike) -> None:
         """Write one safetensors file. An existing file is replaced only when the new one is complete."""
         settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "direction"}
