@@ -21,18 +21,6 @@ import torch
 import torch.nn.functional as F
 
 
-DIVERGENCES = (
-    "forward_kl",
-    "reverse_kl",
-    "js",
-    "tv",
-    "chi2_forward",
-    "chi2_reverse",
-    "hellinger",
-    "jeffreys",
-    "alpha",
-)
-
 # The name of a divergence, or its f' as a function of log t.
 Divergence = str | Callable[[torch.Tensor], torch.Tensor]
 
@@ -45,14 +33,58 @@ def _wide(value: torch.Tensor | float | Sequence[float]) -> torch.Tensor:
     return value.to(torch.float32 if value.device.type == "mps" else torch.float64)
 
 
-def _check(name: str, alpha: float | None) -> None:
+class _Generator(NamedTuple):
+    """`f` and `f'` of a divergence in `u = log t`; `f'` also gets the clipped `u`, for exponentials."""
+
+    f: Callable[[torch.Tensor], torch.Tensor]
+    f_prime: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    at_zero: float  # f(0)
+    at_one: float  # f'(1)
+
+
+def _alpha(a: float) -> _Generator:
+    return _Generator(
+        lambda u: ((a * u).expm1() - a * u.expm1()) / (a * (a - 1)),
+        lambda u, c: ((a - 1) * c).expm1() / (a - 1),
+        1 / a if a > 0 else math.inf,
+        0.0,
+    )
+
+
+_GENERATORS = {
+    "forward_kl": _Generator(lambda u: -u, lambda u, c: -(-c).exp(), math.inf, -1.0),
+    "reverse_kl": _Generator(lambda u: u.exp() * u, lambda u, c: u + 1, 0.0, 1.0),
+    "js": _Generator(
+        lambda u: u.exp() * (_LOG_2 + F.logsigmoid(u)) + _LOG_2 + F.logsigmoid(-u),
+        lambda u, c: _LOG_2 + F.logsigmoid(u),
+        _LOG_2,
+        0.0,
+    ),
+    "tv": _Generator(
+        lambda u: u.expm1().abs() / 2,
+        lambda u, c: torch.where(u.abs() < 1e-12, 0.0, u.sign() / 2),  # rounding is no sign
+        0.5,
+        0.0,
+    ),
+    "chi2_forward": _Generator(lambda u: -u.expm1() * (-u).expm1(), lambda u, c: -(-2 * c).expm1(), math.inf, 0.0),
+    "chi2_reverse": _Generator(lambda u: u.expm1().square(), lambda u, c: 2 * c.expm1(), 1.0, 0.0),
+    "hellinger": _Generator(lambda u: (u / 2).expm1().square(), lambda u, c: -(-c / 2).expm1(), 1.0, 0.0),
+    "jeffreys": _Generator(lambda u: u.expm1() * u, lambda u, c: u - (-c).expm1(), math.inf, 0.0),
+}
+DIVERGENCES = (*_GENERATORS, "alpha")
+
+
+def _generator(name: str, alpha: float | None) -> _Generator:
     if name not in DIVERGENCES:
-        raise ValueError(f"The divergence is {name!r}. Choose one of {', '.join(DIVERGENCES)}.")
-    if name == "alpha" and (alpha is None or alpha in (0, 1) or not math.isfinite(alpha)):
+        raise ValueError(f"`divergence` must be one of {', '.join(DIVERGENCES)}, received {name!r}.")
+    if name != "alpha":
+        return _GENERATORS[name]
+    if alpha is None or alpha in (0, 1) or not math.isfinite(alpha):
         raise ValueError(
-            f"`alpha` is {alpha}, but the alpha divergence needs a finite number other than 0 and 1: its "
-            "limits there are 'forward_kl' (0) and 'reverse_kl' (1)."
+            f"`alpha` must be a finite number other than 0 and 1, received {alpha}. The limits of the divergence "
+            "there are 'forward_kl' (0) and 'reverse_kl' (1)."
         )
+    return _alpha(alpha)
 
 
 # Divergences
@@ -83,29 +115,9 @@ def f_value(name: str, log_t: torch.Tensor, alpha: float | None = None) -> torch
     Raises:
         ValueError: There is no such divergence, or `alpha` does not fit.
     """
-    _check(name, alpha)
+    generator = _generator(name, alpha)
     u = _wide(log_t)
-    if name == "forward_kl":
-        value, at_zero = -u, math.inf
-    elif name == "reverse_kl":
-        value, at_zero = u.exp() * u, 0.0
-    elif name == "js":
-        value, at_zero = u.exp() * (_LOG_2 + F.logsigmoid(u)) + _LOG_2 + F.logsigmoid(-u), _LOG_2
-    elif name == "tv":
-        value, at_zero = u.expm1().abs() / 2, 0.5
-    elif name == "chi2_forward":
-        value, at_zero = -u.expm1() * (-u).expm1(), math.inf
-    elif name == "chi2_reverse":
-        value, at_zero = u.expm1().square(), 1.0
-    elif name == "hellinger":
-        value, at_zero = (u / 2).expm1().square(), 1.0
-    elif name == "jeffreys":
-        value, at_zero = u.expm1() * u, math.inf
-    else:
-        assert alpha is not None
-        value = ((alpha * u).expm1() - alpha * u.expm1()) / (alpha * (alpha - 1))
-        at_zero = 1 / alpha if alpha > 0 else math.inf
-    return torch.where(u == -math.inf, at_zero, value)
+    return torch.where(u == -math.inf, generator.at_zero, generator.f(u))
 
 
 def f_prime(
@@ -147,56 +159,10 @@ def f_prime(
     Raises:
         ValueError: There is no such divergence, or `alpha` does not fit.
     """
-    _check(name, alpha)
+    generator = _generator(name, alpha)
     u = _wide(log_t)
-    c = torch.where(u == math.inf, u, u.clamp(-log_t_clip, log_t_clip))
-    if name == "forward_kl":
-        value, at_one = -(-c).exp(), -1.0
-    elif name == "reverse_kl":
-        value, at_one = u + 1, 1.0
-    elif name == "js":
-        value, at_one = _LOG_2 + F.logsigmoid(u), 0.0
-    elif name == "tv":
-        value, at_one = torch.where(u.abs() < 1e-12, 0.0, u.sign() / 2), 0.0  # rounding is no sign
-    elif name == "chi2_forward":
-        value, at_one = -(-2 * c).expm1(), 0.0
-    elif name == "chi2_reverse":
-        value, at_one = 2 * c.expm1(), 0.0
-    elif name == "hellinger":
-        value, at_one = -(-c / 2).expm1(), 0.0
-    elif name == "jeffreys":
-        value, at_one = u - (-c).expm1(), 0.0
-    else:
-        assert alpha is not None
-        value, at_one = ((alpha - 1) * c).expm1() / (alpha - 1), 0.0
-    return value - at_one if normalize else value
-
-
-def f_divergence(name: str, log_pi: torch.Tensor, log_p: torch.Tensor, alpha: float | None = None) -> torch.Tensor:
-    """
-    `D_f(pi || p)` of two distributions that are given in full, for spaces small enough to enumerate. `"js"` is twice
-    the Jensen-Shannon divergence.
-
-    Args:
-        name (`str`): One of `DIVERGENCES`.
-        log_pi (`torch.Tensor` of shape `(..., X)`): Log-probabilities of the policy.
-        log_p (`torch.Tensor` of shape `(..., X)`): Those of the target, normalised; `-inf` where it is 0.
-        alpha (`float`, *optional*): `A` of `"alpha"`, not 0 or 1.
-
-    Returns:
-        `torch.Tensor` of shape `(...)`, float64; `inf` where the divergence is.
-
-    Raises:
-        ValueError: There is no such divergence, or `alpha` does not fit.
-    """
-    log_pi, log_p = _wide(log_pi), _wide(log_p)
-    inside = log_p > -math.inf
-    # Inside the `where`s no infinity meets a 0: a gradient would be NaN.
-    log_t = torch.where(inside, log_pi - torch.where(inside, log_p, 0.0), 0.0)
-    value = torch.where(inside, log_p.exp() * f_value(name, log_t, alpha), 0.0).sum(-1)
-    outside = torch.where(inside, 0.0, log_pi.exp()).sum(-1)
-    slope = torch.where(outside > 0, f_prime(name, outside.new_tensor(math.inf), alpha), 0.0)
-    return value + slope * outside
+    value = generator.f_prime(u, torch.where(u == math.inf, u, u.clamp(-log_t_clip, log_t_clip)))
+    return value - generator.at_one if normalize else value
 
 
 # Partition function
@@ -265,10 +231,65 @@ def _log_sum_of_others(log_w: torch.Tensor) -> torch.Tensor:
 # Gradient
 
 
+def pseudo_rewards(
+    divergence: Divergence, log_t: torch.Tensor, alpha: float | None = None, reward_clip: float | None = None
+) -> torch.Tensor:
+    r"""
+    `-f'(t)`, clipped if wanted.
+
+    Args:
+        divergence (`str` or `Callable[[torch.Tensor], torch.Tensor]`):
+            One of `DIVERGENCES`, or `f'` as a function of `log t`.
+        log_t (`torch.Tensor`): `log pi - log p`, any shape, in `[-inf, inf]`.
+        alpha (`float`, *optional*): `A` of `"alpha"`.
+        reward_clip (`float`, *optional*): The result is clipped to plus and minus this.
+
+    Returns:
+        `torch.Tensor` of the shape of `log_t`, float64.
+    """
+    r = -(f_prime(divergence, log_t, alpha) if isinstance(divergence, str) else divergence(log_t))
+    return r if reward_clip is None else r.clamp(-reward_clip, reward_clip)
+
+
+def advantages(
+    divergence: Divergence,
+    log_pi: torch.Tensor,
+    log_target: torch.Tensor,
+    log_z: torch.Tensor,
+    baseline: torch.Tensor | float = 0.0,
+    *,
+    alpha: float | None = None,
+    reward_clip: float | None = None,
+) -> torch.Tensor:
+    r"""
+    The advantages of samples whose `Z` and baseline are known, as the loss of [`FDPGTrainer`] takes them anew at every
+    pass over its samples:
+
+        u_i   = log pi_i - log P_i + log Z_i
+        adv_i = -f'(exp u_i) - b_i
+
+    Args:
+        divergence (`str` or `Callable[[torch.Tensor], torch.Tensor]`):
+            One of `DIVERGENCES`, or `f'` as a function of `log t`.
+        log_pi (`torch.Tensor` of shape `(N,)`): Log-probabilities under the policy, detached here.
+        log_target (`torch.Tensor` of shape `(N,)`): `log P`; `-inf` for excluded samples, NaN without a score.
+        log_z (`torch.Tensor` of shape `(N,)`): `log Z`; NaN or `-inf` where there is no estimate.
+        baseline (`torch.Tensor` of shape `(N,)` or `float`, *optional*, defaults to 0.0): `b`.
+        alpha (`float`, *optional*): `A` of `"alpha"`.
+        reward_clip (`float`, *optional*): Pseudo-rewards are clipped to plus and minus this.
+
+    Returns:
+        `torch.Tensor` of shape `(N,)`, float64; 0 for samples without a score or an estimate of `Z`.
+    """
+    log_pi, log_p, log_z = _wide(log_pi.detach()), _wide(log_target), _wide(log_z)
+    known = ~log_p.isnan() & log_z.isfinite()
+    log_t = torch.where(known, log_pi - log_p + log_z, 0.0)
+    return torch.where(known, pseudo_rewards(divergence, log_t, alpha, reward_clip) - baseline, 0.0)
+
+
 class GroupAdvantages(NamedTuple):
     """
-    What [`group_advantages`][alignext.functional.f_dpg.group_advantages] returns: float64 of shape `(..., N)`
-    each.
+    The result of [`group_advantages`][alignext.functional.f_dpg.group_advantages]: float64 of shape `(..., N)` each.
 
     Attributes:
         advantages (`torch.Tensor`): `-f'(t) - b`; 0 for samples without a score or an estimate of `Z`.
@@ -338,17 +359,20 @@ def group_advantages(
     log_q = log_pi if log_q is None else _wide(log_q)
 
     def rewards(log_t: torch.Tensor) -> torch.Tensor:
-        r = -(f_prime(divergence, log_t, alpha) if isinstance(divergence, str) else divergence(log_t))
-        return r if reward_clip is None else r.clamp(-reward_clip, reward_clip)
+        return pseudo_rewards(divergence, log_t, alpha, reward_clip)
 
     if log_z is None:
         log_z = estimate_log_z(log_p - log_q, log_sum=log_sum, count=count, leave_one_out=leave_one_out)
     log_z = _wide(log_z).to(log_p.device).expand_as(log_p)
-    scored = ~log_p.isnan()
-    known = scored & log_z.isfinite()
-    log_ratio = log_pi - log_p
-    log_t = torch.where(known, log_ratio + log_z, math.nan)
+    known = ~log_p.isnan() & log_z.isfinite()
+    log_t = torch.where(known, log_pi - log_p + log_z, math.nan)
     pseudo = torch.where(known, rewards(torch.where(known, log_t, 0.0)), 0.0)
+    _refuse_infinite(pseudo, log_t)
+    b = torch.where(known, _baseline(baseline, rewards, log_pi - log_p, log_z, known), 0.0)
+    return GroupAdvantages(pseudo - b, log_t, pseudo, b, log_z)
+
+
+def _refuse_infinite(pseudo: torch.Tensor, log_t: torch.Tensor) -> None:
     if pseudo.isinf().any():
         raise ValueError(
             f"A sample has the pseudo-reward {pseudo[pseudo.isinf()][0].item()}, at log(pi / p) = "
@@ -356,21 +380,29 @@ def group_advantages(
             "is infinite there: use 'js', 'tv' or 'forward_kl', or a target that excludes nothing. Else clip: "
             "`log_t_clip` or `reward_clip`."
         )
-    at_one = rewards(torch.zeros_like(log_p[..., :1]))
+
+
+def _baseline(
+    baseline: str | float,
+    rewards: Callable[[torch.Tensor], torch.Tensor],
+    log_ratio: torch.Tensor,
+    log_z: torch.Tensor,
+    known: torch.Tensor,
+) -> torch.Tensor:
+    """`b` of every sample, from `log_ratio = log pi - log P`, which is NaN without a score."""
     if baseline == "none":
-        b = torch.zeros_like(log_p)
-    elif baseline == "constant":
-        b = at_one.expand_as(log_p)
-    elif baseline == "leave_one_out":
-        siblings = scored.sum(-1, keepdim=True) - 1
-        total = _sum_over_siblings(rewards, torch.where(scored, log_ratio, 0.0), log_z, scored, known)
-        b = torch.where(siblings > 0, total / siblings.clamp(min=1), at_one)
-    elif isinstance(baseline, str):
-        raise ValueError(f"`baseline` is {baseline!r}. Choose 'leave_one_out', 'constant', 'none' or a number.")
-    else:
-        b = torch.full_like(log_p, baseline)
-    b = torch.where(known, b, 0.0)
-    return GroupAdvantages(pseudo - b, log_t, pseudo, b, log_z)
+        return torch.zeros_like(log_ratio)
+    if not isinstance(baseline, str):
+        return torch.full_like(log_ratio, baseline)
+    at_one = rewards(torch.zeros_like(log_ratio[..., :1]))
+    if baseline == "constant":
+        return at_one.expand_as(log_ratio)
+    if baseline != "leave_one_out":
+        raise ValueError(f"`baseline` must be 'leave_one_out', 'constant', 'none' or a number, received {baseline!r}.")
+    scored = ~log_ratio.isnan()
+    siblings = scored.sum(-1, keepdim=True) - 1
+    total = _sum_over_siblings(rewards, torch.where(scored, log_ratio, 0.0), log_z, scored, known)
+    return torch.where(siblings > 0, total / siblings.clamp(min=1), at_one)
 
 
 def _sum_over_siblings(
@@ -554,7 +586,7 @@ def divergence_estimates(
     log_z: float | torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
     r"""
-    How far policy, target and initial model are apart, from samples of `q`. With `rho = pi / q`, `w = P / (Z q)` and
+    Distances between policy, target and initial model, from samples of `q`. With `rho = pi / q`, `w = P / (Z q)` and
     `m = (p + pi) / 2`:
 
         kl_target_policy = KL(p, pi) = -log Z + mean[w (log P - log pi)]
@@ -605,7 +637,7 @@ def qrs_estimates(
     log_target: torch.Tensor, log_q: torch.Tensor, betas: torch.Tensor | Sequence[float] | float
 ) -> dict[str, torch.Tensor]:
     r"""
-    What quasi-rejection sampling would give, from samples of `q`: it accepts `x ~ q` with probability
+    Estimates of quasi-rejection sampling from samples of `q`. It accepts `x ~ q` with probability
     `min(1, P / (beta q))`, and so samples `p_beta = min(P, beta q) / Z_beta`. The larger `beta`, the nearer `p_beta`
     is to `p` and the more is rejected.
 

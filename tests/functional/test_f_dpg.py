@@ -9,10 +9,10 @@ import torch
 
 from alignext.functional.f_dpg import (
     DIVERGENCES,
+    advantages,
     divergence_estimates,
     effective_sample_size,
     estimate_log_z,
-    f_divergence,
     f_dpg_loss,
     f_prime,
     f_value,
@@ -55,6 +55,17 @@ SCORES = {
     "rare": RARE.log(),
     "distributional": PHI @ fit_lambda(LOG_A, PHI, [0.5, 1.2]),
 }
+
+
+def f_divergence(name: str, log_pi: torch.Tensor, log_p: torch.Tensor, alpha: float | None = None) -> torch.Tensor:
+    """`D_f(pi || p)` of shape `(...)` of distributions of shape `(..., X)` that are given in full; `-inf` for 0."""
+    inside = log_p > -INF
+    # Inside the `where`s no infinity meets a 0: a gradient would be NaN.
+    log_t = torch.where(inside, log_pi - torch.where(inside, log_p, 0.0), 0.0)
+    value = torch.where(inside, log_p.exp() * f_value(name, log_t, alpha), 0.0).sum(-1)
+    outside = torch.where(inside, 0.0, log_pi.exp()).sum(-1)
+    slope = torch.where(outside > 0, f_prime(name, outside.new_tensor(INF), alpha), 0.0)
+    return value + slope * outside
 
 
 def target(name: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -448,6 +459,19 @@ def test_custom_divergence_clip_and_blocks_of_a_large_group():
     clipped = group_advantages("forward_kl", log_pi, log_p, reward_clip=0.5)
     assert clipped.pseudo_rewards.abs().max() == 0.5
     assert group_advantages("js", log_pi, log_p, baseline=0.25).baseline.unique() == 0.25
+
+
+@every_finite
+def test_advantages_of_known_z_and_baseline_are_those_of_the_group(name, alpha):
+    (log_p, _), log_pi = target("binary"), log_probs(random_logits(3))
+    log_p = log_p.clone()
+    log_p[5] = math.nan
+    for clip in (None, 0.3):
+        group = group_advantages(name, log_pi, log_p, alpha=alpha, reward_clip=clip)
+        again = advantages(name, log_pi, log_p, group.log_z, group.baseline, alpha=alpha, reward_clip=clip)
+        assert torch.equal(again, group.advantages)
+    unknown = advantages(name, log_pi, log_p, torch.full((64,), -INF), 3.0, alpha=alpha)
+    assert (unknown == 0).all()
 
 
 def test_loss_reads_the_proposal_and_clips_its_ratio():

@@ -39,7 +39,7 @@ class FDPGConfig(RLOOConfig):
     r"""
     Configuration class for the [`FDPGTrainer`].
 
-    The fields of [`~trl.RLOOConfig`] hold here, too, but those that belong to RLOO's loss (`epsilon`, `epsilon_high`:
+    It has the fields of [`~trl.RLOOConfig`], except those that belong to RLOO's loss (`epsilon`, `epsilon_high`:
     unused) or would change the target while training (`sync_ref_model`, `mask_truncated_completions`,
     `normalize_advantages`: refused). `reward_clip_range` clips the weighted sum of the rewards, which `beta` divides.
 
@@ -53,7 +53,7 @@ class FDPGConfig(RLOOConfig):
             Where to go, with `a` the initial model:
 
                 - `"exponential"`: `a(x) exp(sum_k w_k r_k(x) / beta)`, the optimum of KL-regularised RL.
-                - `"binary"`: `a(x) prod_k b_k(x)`, for functions that return 0 or 1.
+                - `"binary"`: `a(x) prod_k b_k(x)`, for functions that return 0 or 1, and nothing between or beyond.
                 - `"distributional"`: `a(x) exp(sum_k lambda_k phi_k(x))` with the moments `target_moments`.
         beta (`float`, *optional*, defaults to `0.1`):
             Temperature of the exponential target. The other targets do not have one.
@@ -98,7 +98,7 @@ class FDPGConfig(RLOOConfig):
             the model's own law. All estimates are then wrong by an unknown amount. What the generation config of the
             model says is not read in either case.
         num_generations (`int`, *optional*, defaults to `16`):
-            Samples of each prompt, instead of 2 as for RLOO. For a single prompt take the whole batch.
+            Samples of each prompt, instead of 2 as for RLOO. Prompts that fill no batch are repeated.
         per_device_train_batch_size (`int`, *optional*, defaults to `16`):
             Instead of 8, so that it holds the samples of a prompt.
         max_completion_length (`int`, *optional*, defaults to `128`):
@@ -181,7 +181,7 @@ class FDPGConfig(RLOOConfig):
         default=False, metadata={"help": "Allow top_p and the like, which make all estimates wrong."}
     )
     num_generations: int | None = field(
-        default=16, metadata={"help": "Samples of each prompt; for a single prompt take the whole batch."}
+        default=16, metadata={"help": "Samples of each prompt; prompts that fill no batch are repeated."}
     )
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Batch size per device for training."})
     max_completion_length: int | None = field(default=128, metadata={"help": "Tokens of a completion."})

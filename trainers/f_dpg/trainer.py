@@ -5,14 +5,13 @@ import copy
 import inspect
 import math
 from collections import defaultdict
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from accelerate.logging import get_logger
 from accelerate.utils import gather, gather_object, is_peft_model
@@ -22,24 +21,19 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import RLOOTrainer
 from trl.models import prepare_deepspeed, prepare_fsdp
 from trl.models.utils import disable_gradient_checkpointing
-from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model, get_config_model_id, use_adapter
+from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model, get_config_model_id
 
-from alignext.files import replacing
-from alignext.functional.f_dpg import (
-    divergence_estimates,
-    effective_sample_size,
-    estimate_log_z,
-    f_dpg_loss,
-    f_prime,
-    fit_lambda,
-    group_advantages,
-)
+from alignext.functional.f_dpg import advantages, estimate_log_z, f_dpg_loss, f_prime, group_advantages
 from alignext.methods import method
+from alignext.rewards.texts import checked_reward
 from alignext.training.runs import check_run
 
 from .config import FDPGConfig
-from .diversity import distinct_n, self_bleu
+from .metrics import batch_metrics, distances, diversity, poor_weights, rare_constraint
+from .proposal import Proposal
+from .samples import Estimates, Samples
 from .state import FDPGState, context_key
+from .targets import Target
 
 
 logger = get_logger(__name__)
@@ -47,28 +41,15 @@ logger = get_logger(__name__)
 _EXPECTED = "expected 'prompt' (example row: {'prompt': 'Once upon a time'}); other columns reach the reward functions"
 # What scoring takes: of a batch, that is what belongs to its pictures.
 _SCORING = inspect.signature(RLOOTrainer._get_per_token_logps_and_entropies).parameters
-_PROPOSAL = "proposal"
-_PROPOSAL_FILE = "fdpg_proposal.safetensors"
 
 
 @dataclass
-class Samples:
-    """Samples of all processes: `n` of them, on the CPU, float64. Only `completions` are those of this process."""
+class _Watched:
+    """What the parent computes of a batch and does not return."""
 
-    log_q: torch.Tensor  # (n,) under the proposal that sampled
-    log_ref: torch.Tensor  # (n,) under the initial model
-    log_pi: torch.Tensor  # (n,) under the policy
-    rewards: torch.Tensor  # (n, number of reward functions); NaN where a function gave None
-    keys: list[str]  # of the contexts
-    known_log_z: torch.Tensor | None  # (n,) with `z_estimator="fixed"`
-    completions: list  # texts or messages
-
-    def contexts(self) -> dict[str, torch.Tensor]:
-        """The rows of each context."""
-        rows: dict[str, list[int]] = {}
-        for i, key in enumerate(self.keys):
-            rows.setdefault(key, []).append(i)
-        return {key: torch.tensor(of_key) for key, of_key in rows.items()}
+    scores: list[tuple] = field(default_factory=list)  # per forward pass: model, log-probabilities, arguments
+    rewards: torch.Tensor | None = None
+    completions: list = field(default_factory=list)
 
 
 class FDPGTrainer(RLOOTrainer):
@@ -96,11 +77,12 @@ class FDPGTrainer(RLOOTrainer):
             an instance a copy is kept.
         reward_funcs (`RewardFunc` or `list[RewardFunc]`):
             As for [`~trl.RLOOTrainer`]: a function, sync or async, a sequence classifier or its id. The target says
-            what their values mean, see [`FDPGConfig`]. `None` leaves a sample out.
+            what their values mean, see [`FDPGConfig`]. `None` leaves a sample out. Mistakes name function and row.
         args ([`FDPGConfig`], *optional*):
             The configuration. If not given: the defaults.
         train_dataset (`Dataset` or `IterableDataset`):
-            A column `prompt`, of texts or conversations. A single row is the unconditional case.
+            A column `prompt`, of texts or conversations. A single row is the unconditional case. Fewer rows than a
+            generation batch has prompts are repeated.
         eval_dataset (`Dataset` or `IterableDataset` or `dict`, *optional*): As `train_dataset`.
         processing_class, reward_processing_classes, callbacks, optimizers, quantization_config, peft_config:
             As for [`~trl.RLOOTrainer`].
@@ -131,8 +113,11 @@ class FDPGTrainer(RLOOTrainer):
         if not isinstance(args, FDPGConfig):
             raise ValueError(f"`args` is a {type(args).__name__}. Pass an `FDPGConfig`.")
         check_run(args)
-        number = len(reward_funcs) if isinstance(reward_funcs, list) else 1
-        _check(model, number, args, train_dataset)
+        reward_funcs = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+        _check(model, len(reward_funcs), args, train_dataset)
+        reward_funcs = [f if isinstance(f, (str, torch.nn.Module)) else checked_reward(f) for f in reward_funcs]
+        if train_dataset is not None:
+            train_dataset = _filling_a_batch(train_dataset, args.generation_batch_size // args.num_generations)
         # RLOO loads its reference by the name in the config, which may not be what the instance holds.
         zero3 = getattr(args.deepspeed_plugin, "zero_stage", 0) == 3
         copied = isinstance(model, PreTrainedModel) and peft_config is None and not is_peft_model(model) and not zero3
@@ -162,13 +147,12 @@ class FDPGTrainer(RLOOTrainer):
         # Not 0, so that the parent also scores the samples with the initial model; what it makes of it is not used.
         self.beta = beta
         self.target_state = FDPGState()
-        self.proposal_model: Any = None
+        self.proposal: Proposal | None = None
         if args.proposal == "adaptive":
-            self._add_proposal()
+            copied = None if is_peft_model(self.model) else self._frozen_copy()
+            self.proposal = Proposal(self.model, copied, self.accelerator.unwrap_model)
         _without_dropout(self.model)
-        self._scored: list | None = None
-        self._rewards: torch.Tensor | None = None
-        self._completions: list = []
+        self._watched: _Watched | None = None
         self._warned: set[str] = set()
 
     def _frozen_copy(self) -> Any:
@@ -208,89 +192,16 @@ class FDPGTrainer(RLOOTrainer):
         Raises:
             ValueError: A value does not fit the target.
         """
-        if self.args.target == "exponential":
-            score = self._exponential(rewards)
-        elif self.args.target == "binary":
-            score = self._log_binary(rewards, range(rewards.size(1)))
-        else:
-            score = self._distributional(rewards)
-        if (score == math.inf).any():
-            row = rewards[score == math.inf][0]
-            k = int(row.nan_to_num(0.0).abs().argmax())
-            raise ValueError(
-                f"A reward is infinite: {self.reward_func_names[k]!r} returned {row[k].item()}. Return finite numbers."
-            )
-        return score
+        return self._target.log_scores(rewards, self.target_state.coefficients)
 
-    def _distributional(self, rewards: torch.Tensor) -> torch.Tensor:
-        soft, hard = self._features()
-        assert self.target_state.coefficients is not None, "the coefficients are fitted before anything is scored"
-        score = rewards[:, soft] @ torch.tensor(self.target_state.coefficients, dtype=rewards.dtype)
-        score = score + self._log_binary(rewards, hard)
-        return torch.where(rewards.isnan().any(1), math.nan, score)
-
-    def _exponential(self, rewards: torch.Tensor) -> torch.Tensor:
-        total = (rewards * self.reward_weights.to(rewards)).nansum(1)
-        if self.args.reward_clip_range:
-            total = total.clamp(*self.args.reward_clip_range)
-        return torch.where(rewards.isnan().all(1), math.nan, total / self.args.beta)
-
-    def _log_binary(self, rewards: torch.Tensor, columns: Sequence[int]) -> torch.Tensor:
-        """The sum of `log b` over the given functions."""
-        values = rewards[:, list(columns)]
-        if (values < 0).any():
-            row, k = (values < 0).nonzero()[0].tolist()
-            raise ValueError(
-                f"The reward function {self.reward_func_names[columns[k]]!r} returned {values[row, k].item()}, but a "
-                "binary constraint is 0 or 1, and never negative."
-            )
-        if self.args.binary_floor is not None:
-            values = values.clamp(min=self.args.binary_floor)
-        if not values.size(1):
-            return rewards.new_zeros(len(rewards))
-        return torch.where(values.isnan().all(1), math.nan, values.log().nansum(1))
-
-    def _features(self) -> tuple[list[int], list[int]]:
-        """The functions of a distributional target with a moment, and those that are constraints."""
-        moments = self.args.target_moments
-        soft = [k for k, value in enumerate(moments) if value is not None]
-        return soft, [k for k, value in enumerate(moments) if value is None]
+    @property
+    def _target(self) -> Target:
+        return Target(self.args, self.reward_func_names, self.reward_weights)
 
     def _ensure_target(self) -> None:
         """Fit `lambda` to samples of the initial model, unless that was done or resumed."""
-        if self.args.target != "distributional" or self.target_state.coefficients is not None:
-            return
-        soft, hard = self._features()
-        samples = self._sample_for_moments()
-        log_w = samples.log_ref - samples.log_q + self._log_binary(samples.rewards, hard)
-        log_w = torch.where(samples.rewards.isnan().any(1), -math.inf, log_w)
-        contexts = list(samples.contexts().values())
-        # One row a context, filled up with samples that weigh nothing.
-        padded = log_w.new_full((len(contexts), max(map(len, contexts))), -math.inf)
-        phi = log_w.new_zeros(*padded.shape, len(soft))
-        for c, rows in enumerate(contexts):
-            padded[c, : len(rows)] = log_w[rows]
-            values = samples.rewards[rows][:, soft]
-            phi[c, : len(rows)] = torch.where(values.isnan(), 0.0, values)
-        names = [self.reward_func_names[k] for k in soft]
-        coefficients = fit_lambda(padded, phi, [self.args.target_moments[k] for k in soft], names=names)
-        self.target_state.coefficients = coefficients.tolist()
-        size = effective_sample_size(padded + phi @ coefficients).sum().item() / len(log_w)
-        logger.info("lambda of %s: %s (effective sample size %.1f %%).", names, coefficients.tolist(), 100 * size)
-        reach = (coefficients.abs() * (phi.flatten(0, 1).amax(0) - phi.flatten(0, 1).amin(0))).max().item()
-        if reach > 12:
-            logger.warning(
-                "The moments %s are almost out of reach together: a sample may weigh exp(%.0f) times as much as "
-                "another. Raise `moment_samples`, or ask for less.",
-                [self.args.target_moments[k] for k in soft],
-                reach,
-            )
-        if size < 0.05:
-            logger.warning(
-                "The target is far from the initial model: only %.1f %% of the samples that fit `lambda` count. Raise "
-                "`moment_samples`, or ask for less.",
-                100 * size,
-            )
+        if self.args.target == "distributional" and self.target_state.coefficients is None:
+            self.target_state.coefficients = self._target.fit(self._sample_for_moments())
 
     def _sample_for_moments(self) -> Samples:
         batch = self.args.generation_batch_size
@@ -327,43 +238,56 @@ class FDPGTrainer(RLOOTrainer):
 
     def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
         result = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
-        if self._scored is not None:
-            self._scored.append((result[0], args, kwargs))
+        if self._watched is not None:
+            self._watched.scores.append((model, result[0], args, kwargs))
         return result
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        self._rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        self._completions = completions
-        return self._rewards
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        if self._watched is not None:
+            self._watched.rewards, self._watched.completions = rewards, completions
+        return rewards
+
+    def _parent_samples(self, inputs: list[dict[str, Any]]) -> tuple[dict[str, Any], _Watched]:
+        """A batch of the parent's, drawn from the proposal, and the rewards and log-probabilities behind it."""
+        self._watched = watched = _Watched()
+        try:
+            with self.proposal.sampling(self) if self.proposal else nullcontext(), self._own_law():
+                sampler = self.model
+                out = super()._generate_and_score_completions(inputs)
+        finally:
+            self._watched = None
+        # With an adapter both are `sampler`, the second time as the initial model.
+        models = [model for model, *_ in watched.scores]
+        if models != [sampler, sampler if self.ref_model is None else self.ref_model] or watched.rewards is None:
+            raise RuntimeError(
+                "f-DPG reads the scores of RLOOTrainer, which must score samples with the model that drew them and "
+                f"then with the initial model. This TRL scored {len(models)} times, in another way. Use a version "
+                "that the documentation names."
+            )
+        return out, watched
 
     def _sample(self, inputs: list[dict[str, Any]]) -> tuple[dict[str, Any], Samples]:
-        """What the parent samples and scores, and the samples of all processes."""
-        self._scored = []
-        try:
-            with self._proposing(), self._own_law():
-                out = super()._generate_and_score_completions(inputs)
-            # The parent scores with the proposal, then with the initial model.
-            (per_token_q, args, kwargs), (per_token_ref, *_) = self._scored
-        finally:
-            self._scored = None
+        """A batch as the parent samples and scores it, and the samples of all processes."""
+        out, watched = self._parent_samples(inputs)
+        (_, per_token_q, args, kwargs), (_, per_token_ref, *_) = watched.scores
         mask = out["completion_mask"]
         out["old_logps"], out["ref_logps"] = _sum(per_token_q, mask), _sum(per_token_ref, mask)
         log_pi = out["old_logps"]
-        if self.args.proposal == "adaptive":
+        if self.proposal is not None:
             with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
                 per_token, *_ = super()._get_per_token_logps_and_entropies(self.model, *args, **kwargs)
             log_pi = _sum(per_token, mask)
         logps = gather(torch.stack([out["old_logps"], out["ref_logps"], log_pi], 1)).cpu().double()
-        assert self._rewards is not None
         fixed = self.args.z_estimator == "fixed"
         keys = ["" if self.args.z_scope == "global" else context_key(row) for row in inputs]
         known = [self._known_log_z(row) for row in inputs] if fixed else []
         samples = Samples(
             *logps.unbind(1),
-            rewards=self._rewards.cpu().double(),
+            rewards=watched.rewards.cpu().double(),
             keys=gather_object(keys),
             known_log_z=torch.tensor(gather_object(known), dtype=torch.float64) if fixed else None,
-            completions=self._completions,
+            completions=watched.completions,
         )
         return out, samples
 
@@ -380,32 +304,27 @@ class FDPGTrainer(RLOOTrainer):
         if mode == "train":
             self._follow()
         out, samples = self._sample(inputs)
-        score = self.log_scores(samples.rewards)
-        if score.isnan().all():
-            raise ValueError("The reward functions returned None for every completion of a batch: nothing to learn.")
-        log_p = samples.log_ref + score
-        log_z, baseline, advantages, pseudo, inclusive = self._advantages(samples, log_p)
+        found = self._estimates(samples)
         if mode == "train":
-            self._remember(samples, log_p, pseudo[log_z.isfinite() & ~score.isnan()])
-        self._note(mode, samples, log_p, inclusive, pseudo, advantages)
-        self._warn(samples, log_p, inclusive)
+            self._remember(samples, found)
+        self._note(mode, samples, found)
         size = len(inputs)
         local = slice(self.accelerator.process_index * size, (self.accelerator.process_index + 1) * size)
-        for name, value in (("log_score", score), ("log_z", log_z), ("baseline", baseline)):
+        for name, value in (("log_score", found.score), ("log_z", found.log_z), ("baseline", found.baseline)):
             out[name] = value[local].to(out["ref_logps"])
-        out["advantages"] = advantages[local].to(out["advantages"])
+        out["advantages"] = found.advantages[local].to(out["advantages"])
         logged = self._logs["advantages"]
-        for _ in range(min(len(advantages), len(logged))):
+        for _ in range(min(len(found.advantages), len(logged))):
             logged.pop()
-        logged.extend(advantages.tolist())
+        logged.extend(found.advantages.tolist())
         return out
 
-    def _advantages(self, samples: Samples, log_p: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """`log Z`, baseline, advantage, pseudo-reward of each sample, and `log Z` with the sample itself in it."""
-        args = self.args
-        window = self.target_state.window
+    def _estimates(self, samples: Samples) -> Estimates:
+        args, window = self.args, self.target_state.window
         baseline = (sum(window) / len(window) if window else 0.0) if args.baseline == "window" else args.baseline
-        results = torch.zeros(5, len(log_p), dtype=torch.float64)
+        score = self.log_scores(samples.rewards)
+        log_p = samples.log_ref + score
+        found = torch.zeros(5, len(log_p), dtype=torch.float64)
         for key, rows in samples.contexts().items():
             log_sum, count = self.target_state.history(key) if args.z_estimator == "running" else (-math.inf, 0)
             known = None if samples.known_log_z is None else samples.known_log_z[rows]
@@ -421,59 +340,24 @@ class FDPGTrainer(RLOOTrainer):
                 reward_clip=args.pseudo_reward_clip,
             )
             log_w = log_p[rows] - samples.log_q[rows]
-            inclusive = estimate_log_z(log_w, log_sum=log_sum, count=count, leave_one_out=False)
+            full = estimate_log_z(log_w, log_sum=log_sum, count=count, leave_one_out=False)
             if known is not None:
-                inclusive = known
+                full = known
             elif count + (~log_w.isnan()).sum() < 2:  # nothing but the sample itself
-                inclusive = torch.full_like(log_w, math.nan)
-            results[:, rows] = torch.stack(
-                [group.log_z, group.baseline, group.advantages, group.pseudo_rewards, inclusive]
-            )
-        return tuple(results)
+                full = torch.full_like(log_w, math.nan)
+            found[:, rows] = torch.stack([group.log_z, full, group.baseline, group.pseudo_rewards, group.advantages])
+        return Estimates(score, log_p, *found)
 
-    def _remember(self, samples: Samples, log_p: torch.Tensor, pseudo: torch.Tensor) -> None:
-        state, log_w = self.target_state, log_p - samples.log_q
+    def _remember(self, samples: Samples, found: Estimates) -> None:
+        state = self.target_state
         if self.args.z_estimator == "running":
             for key, rows in samples.contexts().items():
-                state.add(key, log_w[rows])
+                state.add(key, found.log_p[rows] - samples.log_q[rows])
         if self.args.baseline == "window":
-            state.window = (state.window + pseudo.tolist())[-self.args.baseline_window :]
+            new = found.pseudo_rewards[found.log_z.isfinite() & found.scored]
+            state.window = (state.window + new.tolist())[-self.args.baseline_window :]
 
     # Proposal
-
-    def _add_proposal(self) -> None:
-        """A frozen copy of the policy, which still is the initial model."""
-        if not is_peft_model(self.model):
-            self.proposal_model = self._frozen_copy()
-            return
-        self.model.add_adapter(_PROPOSAL, self.model.peft_config["default"])
-        self._copy_adapter()
-        self.model.set_adapter("default")
-
-    @torch.no_grad()
-    def _copy_adapter(self) -> None:
-        model = self.accelerator.unwrap_model(self.model)
-        parameters = dict(model.named_parameters())
-        for name, value in parameters.items():
-            if ".default." in name:
-                parameters[name.replace(".default.", f".{_PROPOSAL}.")].copy_(value)
-
-    @contextmanager
-    def _proposing(self) -> Generator[None]:
-        """Let the parent sample from the proposal, and score with it."""
-        if self.args.proposal == "online":
-            yield
-        elif self.proposal_model is None:
-            with use_adapter(self.accelerator.unwrap_model(self.model), adapter_name=_PROPOSAL):
-                yield
-        else:
-            policy = self.model, self.model_wrapped
-            self.proposal_model.train(self.model.training)
-            self.model = self.model_wrapped = self.proposal_model
-            try:
-                yield
-            finally:
-                self.model, self.model_wrapped = policy
 
     @contextmanager
     def _own_law(self) -> Generator[None]:
@@ -491,14 +375,11 @@ class FDPGTrainer(RLOOTrainer):
         """Every `proposal_update_interval` steps, copy the policy to the proposal if it is nearer to the target."""
         state, step = self.target_state, self.state.global_step
         due = step - state.checked >= self.args.proposal_update_interval
-        if self.args.proposal == "online" or not due or not state.behind:
+        if self.proposal is None or not due or not state.behind:
             return
         nearer = sum(state.behind) < 0
-        if nearer and self.proposal_model is None:
-            self._copy_adapter()
-        elif nearer:
-            policy = self.accelerator.unwrap_model(self.model).state_dict()
-            self.accelerator.unwrap_model(self.proposal_model).load_state_dict(policy)
+        if nearer:
+            self.proposal.follow(self.accelerator.unwrap_model(self.model))
         state.behind, state.checked = [], step
         self._metrics["train"]["proposal_updated"].append(float(nearer))
 
@@ -517,14 +398,15 @@ class FDPGTrainer(RLOOTrainer):
             **{name: value for name, value in inputs.items() if name in _SCORING},
         )
         log_pi, log_q = _sum(per_token, mask), inputs["old_logps"]
-        log_z, score = inputs["log_z"], inputs["log_score"]
-        known = log_z.isfinite() & ~score.isnan()
-        log_t = log_pi.detach() - (inputs["ref_logps"] + score) + log_z
-        pseudo = -self.f_prime(torch.where(known, log_t, 0.0))
-        if self.args.pseudo_reward_clip is not None:
-            pseudo = pseudo.clamp(-self.args.pseudo_reward_clip, self.args.pseudo_reward_clip)
-        advantages = torch.where(known, pseudo - inputs["baseline"], 0.0)
-        loss = f_dpg_loss(log_pi, advantages, log_q, ratio_clip=self.args.importance_ratio_clip).mean().float()
+        adv = advantages(
+            self.f_prime,
+            log_pi,
+            inputs["ref_logps"] + inputs["log_score"],
+            inputs["log_z"],
+            inputs["baseline"],
+            reward_clip=self.args.pseudo_reward_clip,
+        )
+        loss = f_dpg_loss(log_pi, adv, log_q, ratio_clip=self.args.importance_ratio_clip).mean().float()
 
         mode = "train" if self.model.training else "eval"
         metrics = self._metrics[mode]
@@ -540,110 +422,29 @@ class FDPGTrainer(RLOOTrainer):
 
     # Metrics
 
-    def _note(self, mode, samples, log_p, log_z, pseudo, advantages) -> None:
-        """Add to the metrics; `log_z` is the one with all samples in it."""
-        metrics = self._metrics[mode]
-        contexts = samples.contexts()
-        firsts = torch.tensor([int(rows[0]) for rows in contexts.values()])
-        z = log_z[firsts]
-        z = z[~z.isnan()]
-        log_w = log_p - samples.log_q
-        scored = ~log_p.isnan()
-        known = scored & log_z.isfinite()
-        noted: dict[str, float | torch.Tensor] = {
-            "z/ess": torch.stack([effective_sample_size(log_w[rows]) for rows in contexts.values()]).mean(),
-            "in_support_fraction": (log_p[scored] > -math.inf).double().mean(),
-            "advantage/std": advantages.std(correction=0),
-        }
-        if len(z):
-            noted |= {"z/mean": z.exp().mean(), "z/zero_fraction": (z == -math.inf).double().mean()}
-        if (z > -math.inf).any():
-            noted["z/log_mean"] = z[z > -math.inf].mean()
-        if known.any():
-            log_pi, log_q, p = samples.log_pi[known], samples.log_q[known], log_p[known]
-            log_t = log_pi - p + log_z[known]
-            finite = log_t[log_t.isfinite()]
-            noted |= {
-                "pseudo_reward/mean": pseudo[known].mean(),
-                "pseudo_reward/max": pseudo[known].max(),
-                "boost_minus_downweight": (log_t < 0).sum() - (log_t > 0).sum(),
-            }
-            if len(finite):
-                noted |= {"log_t/mean": finite.mean(), "log_t/min": finite.min(), "log_t/max": finite.max()}
-            of_policy = divergence_estimates(log_pi, p, samples.log_ref[known], log_q, log_z=log_z[known])
-            noted |= {f"divergence/{name}": value for name, value in of_policy.items()}
-            if self.args.proposal == "adaptive":
-                of_proposal = divergence_estimates(log_q, p, samples.log_ref[known], log_z=log_z[known])
-                noted["divergence/kl_target_proposal"] = of_proposal["kl_target_policy"]
-                noted["divergence/tv_proposal"] = of_proposal["tv"]
-                if mode == "train":
-                    name = "kl_target_policy" if self.args.proposal_update_metric == "kl" else "tv"
-                    self.target_state.behind.append((of_policy[name] - of_proposal[name]).item())
-            self._note_features(metrics, samples, known, (p - log_z[known] - log_q).exp())
+    def _note(self, mode: str, samples: Samples, found: Estimates) -> None:
+        """Add a batch to the metrics, and warn of what makes its estimates poor."""
+        noted = batch_metrics(samples, found, self.reward_func_names)
+        known = found.scored & found.full_log_z.isfinite()
+        if self.proposal is not None and known.any():
+            of_policy, of_proposal = (distances(samples, found, known, whose) for whose in ("policy", "proposal"))
+            noted["divergence/kl_target_proposal"] = of_proposal["kl_target_policy"].item()
+            noted["divergence/tv_proposal"] = of_proposal["tv"].item()
+            if mode == "train":
+                name = "kl_target_policy" if self.args.proposal_update_metric == "kl" else "tv"
+                self.target_state.behind.append((of_policy[name] - of_proposal[name]).item())
         if self.args.target == "distributional":
-            for k, value in zip(self._features()[0], self.target_state.coefficients, strict=True):
-                noted[f"lambda/{self.reward_func_names[k]}"] = value
+            for name, value in zip(self._target.fitted, self.target_state.coefficients, strict=True):
+                noted[f"lambda/{name}"] = value
         if self.args.log_diversity:
-            noted |= self._diversity(samples.completions)
+            noted |= diversity(samples.completions)
         for name, value in noted.items():
-            metrics[name].append(float(value))
-
-    def _note_features(self, metrics, samples, known, w) -> None:
-        """The mean of each reward function under the policy, and under the target by importance sampling."""
-        rho = (samples.log_pi - samples.log_q)[known].exp()
-        for k, name in enumerate(self.reward_func_names):
-            values = samples.rewards[known, k]
-            given = ~values.isnan()
-            for whose, weights in (("policy", rho), ("target", w)):
-                total = weights[given].sum()
-                if total > 0:
-                    mean = (weights[given] * values[given]).sum() / total
-                    metrics[f"features/{name}/{whose}"].append(mean.item())
-
-    def _diversity(self, completions: list) -> dict[str, float]:
-        texts = [c if isinstance(c, str) else c[0]["content"] for c in gather_object(completions)][:128]
-        measures = {f"diversity/distinct_{n}": distinct_n(texts, n) for n in (1, 2, 3)}
-        return measures | {"diversity/self_bleu_5": self_bleu(texts)}
-
-    def _warn(self, samples: Samples, log_p: torch.Tensor, log_z: torch.Tensor) -> None:
-        """Say once what makes the estimates poor."""
-        state, log_w = self.target_state, log_p - samples.log_q
-        groups = samples.contexts().values()
-        sizes = [effective_sample_size(log_w[rows]) for rows in groups]
-        sizes = [size.item() for size in sizes if size > 0]
-        if sizes and sum(sizes) / len(sizes) < 1.5:
-            self._warn_once(
-                "The effective sample size of a group is below 1.5: the estimates rest on single samples. Raise "
-                "`num_generations`, or choose a target nearer to the initial model (a larger `beta`)."
-            )
-        log_t = (samples.log_pi - log_p + log_z).abs()
-        if (log_t[log_t.isfinite()] > 100).any():
-            self._warn_once(
-                "|log(pi / p)| is above 100 for a sample: the target is very far from the policy. Choose a larger "
-                "`beta`, or smaller rewards."
-            )
-        if self.args.target != "binary" or not self.model.training:
-            return
-        unmet = torch.tensor([bool(log_z[rows[0]] == -math.inf) for rows in groups]).double().mean().item()
-        state.unmet = [*state.unmet, unmet][-50:]
-        if len(state.unmet) == 50 and sum(state.unmet) > 45:
-            self._warn_once(
-                "For more than 90 % of the prompts no sample of the last 50 batches met the constraint. Start from a "
-                "prompt or a fine-tuned model that meets it now and then, or use an exponential target."
-            )
-        if (samples.rewards > 1).any():
-            return
-        w = log_w[~log_w.isnan()].exp()
-        state.weights = [
-            a + b for a, b in zip(state.weights, (len(w), w.sum().item(), w.square().sum().item()), strict=True)
-        ]
-        n, total, squares = state.weights
-        error = math.sqrt(max(squares / n - (total / n) ** 2, 0.0) / n)
-        if n > 100 and total / n > 1 + 3 * error:
-            self._warn_once(
-                "The estimate of Z, the chance of meeting the constraint, is above 1 by more than three standard "
-                "errors: importance weights blow up. Lower the learning rate, or use `proposal='adaptive'`."
-            )
+            self._metrics[mode][name].append(value)
+        for message in poor_weights(samples, found):
+            self._warn_once(message)
+        if self.args.target == "binary" and mode == "train":
+            for message in rare_constraint(samples, found, self.target_state):
+                self._warn_once(message)
 
     def _warn_once(self, message: str) -> None:
         if message not in self._warned:
@@ -660,10 +461,8 @@ class FDPGTrainer(RLOOTrainer):
         if self.args.should_save:  # first: what the parent writes last tells that a checkpoint is complete
             folder.mkdir(parents=True, exist_ok=True)
             self.target_state.save(folder)
-            if self.proposal_model is not None:
-                proposal = self.accelerator.unwrap_model(self.proposal_model)
-                with replacing(folder / _PROPOSAL_FILE) as part:
-                    safetensors.torch.save_model(proposal, str(part))
+            if self.proposal is not None:
+                self.proposal.save(folder)
         super()._save_checkpoint(model, trial)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
@@ -671,9 +470,8 @@ class FDPGTrainer(RLOOTrainer):
         if checkpoint is None:
             return
         self.target_state = FDPGState.load(Path(checkpoint))
-        file = Path(checkpoint) / _PROPOSAL_FILE
-        if self.proposal_model is not None and file.is_file():
-            safetensors.torch.load_model(self.accelerator.unwrap_model(self.proposal_model), str(file))
+        if self.proposal is not None:
+            self.proposal.load(Path(checkpoint))
 
     # After training
 
@@ -681,9 +479,9 @@ class FDPGTrainer(RLOOTrainer):
         self, row: str | list | dict[str, Any], beta: float, *, num_samples: int = 1, max_draws: int = 1000
     ) -> Iterator[dict[str, Any]]:
         """
-        Samples nearer to the target than the policy is: draws of the policy (with `proposal="adaptive"`, of the
-        proposal), accepted with probability `min(1, P / (beta q))`. What a `beta` gives and costs is told by
-        [`qrs_estimates`][alignext.functional.f_dpg.qrs_estimates].
+        Draw samples that are nearer to the target than the policy is. Draws of the policy (with
+        `proposal="adaptive"`, of the proposal) are accepted with probability `min(1, P / (beta q))`.
+        [`qrs_estimates`][alignext.functional.f_dpg.qrs_estimates] tells what a `beta` gives and costs.
 
         Args:
             row (`str` or `list` or `dict`): A prompt, or a row of the dataset with the columns that rewards need.
@@ -722,7 +520,7 @@ class FDPGTrainer(RLOOTrainer):
 
 
 def _without_dropout(model: torch.nn.Module) -> None:
-    """Also where a module keeps its rate as a number, as attention does."""
+    """Turn dropout off everywhere, also where a module keeps its rate as a number, as attention does."""
     disable_dropout_in_model(model)
     for module in model.modules():
         for name, value in list(vars(module).items()):
@@ -734,6 +532,21 @@ def _sum(per_token: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Log-probabilities of sequences, in float64 where there is such: small differences of large sums matter."""
     wide = torch.float32 if per_token.device.type == "mps" else torch.float64
     return (per_token.to(wide) * mask).sum(1)
+
+
+def _filling_a_batch(dataset: Dataset | IterableDataset, prompts: int) -> Dataset | IterableDataset:
+    """
+    The dataset, repeated as a whole if it has fewer rows than a generation batch has prompts: the parent drops what
+    fills no batch, and would end without a step. All samples of a prompt count as one group, so that two times the
+    same prompt is one prompt with twice as many generations.
+    """
+    if isinstance(dataset, IterableDataset):
+        rows = sum(1 for _ in dataset.take(prompts))
+        return dataset if rows in (0, prompts) else dataset.repeat(prompts // math.gcd(rows, prompts))
+    rows = len(dataset)
+    if not 0 < rows < prompts:
+        return dataset
+    return dataset.select(list(range(rows)) * (prompts // math.gcd(rows, prompts)))
 
 
 def _check(model: Any, number: int, args: FDPGConfig, dataset: Dataset | IterableDataset | None) -> None:

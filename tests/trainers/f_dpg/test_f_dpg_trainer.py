@@ -260,9 +260,10 @@ def test_scores_of_the_targets(tmp_path: Path) -> None:
     trainer = row_of(*functions, beta=0.5, reward_clip_range=(0.0, 2.5)).start(tmp_path)
     assert trainer.log_scores(two).tolist() == pytest.approx([5, 5, nan, 2], nan_ok=True)
     trainer = row_of(*functions, target="binary").start(tmp_path)
-    assert trainer.log_scores(two).tolist() == pytest.approx([math.log(2), math.log(4), nan, -math.inf], nan_ok=True)
+    held = torch.tensor([[1.0, 1.0], [nan, 1.0], [nan, nan], [0.0, 1.0]], dtype=torch.float64)
+    assert trainer.log_scores(held).tolist() == pytest.approx([0, 0, nan, -math.inf], nan_ok=True)
     trainer = row_of(*functions, target="binary", binary_floor=0.1, divergence="reverse_kl").start(tmp_path)
-    assert trainer.log_scores(two)[3].item() == pytest.approx(math.log(0.1))
+    assert trainer.log_scores(held)[3].item() == pytest.approx(math.log(0.1))
     trainer = row_of(*functions, target="distributional", target_moments=[None, 0.5]).start(tmp_path)
     trainer.target_state.coefficients = [3.0]
     assert trainer.log_scores(two).tolist() == pytest.approx([6, nan, nan, -math.inf], nan_ok=True)
@@ -316,6 +317,14 @@ def test_moments_at_the_edge_are_reported(tmp_path: Path, warnings_of: list[str]
     assert any("almost out of reach together" in text for text in warnings_of)
 
 
+def test_a_parent_that_scores_in_another_way_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = FDPG.start(tmp_path)
+    trainer.beta = 0.0  # with which RLOO does not look at the initial model
+    with pytest.raises(RuntimeError, match="scored 1 times, in another way"):
+        scored(trainer)
+    assert trainer._watched is None
+
+
 def test_several_functions_async_and_none(tmp_path: Path) -> None:
     async def later(completions: list, mood: list[str], **kwargs: object) -> list[float | None]:
         return [None if i == 0 else float(len(text)) / 10 for i, text in enumerate(completions)]
@@ -336,10 +345,72 @@ def test_several_functions_async_and_none(tmp_path: Path) -> None:
     assert all(math.isfinite(loss) for _, loss, _ in curve(trainer))
 
 
-def test_only_none_is_an_error(tmp_path: Path) -> None:
-    trainer = row_of(lambda completions, **_: [None] * len(completions)).start(tmp_path)
-    with pytest.raises(ValueError, match="None for every completion"):
-        scored(trainer)
+@pytest.mark.parametrize("target", ["exponential", "binary"])
+def test_a_batch_of_none_teaches_nothing_and_training_goes_on(tmp_path: Path, target: str) -> None:
+    met = iter([[None] * 4, [1.0, 0.0, None, 1.0], [None] * 4])
+    trainer = row_of(lambda completions, **_: next(met), target=target).start(tmp_path, dataset=ONE)
+    trainer.train()
+    losses = curve(trainer)
+    assert [step for step, *_ in losses] == [1, 2, 3] and all(math.isfinite(loss) for _, loss, _ in losses)
+    assert losses[0][1:] == losses[2][1:] == (0, 0) != losses[1][1:]
+    assert logged(trainer, "in_support_fraction") == [1.0 if target == "exponential" else pytest.approx(2 / 3)]
+    ((_, count),) = trainer.target_state.z.values()
+    assert count == 3
+
+
+def test_moments_need_samples_with_all_rewards(tmp_path: Path) -> None:
+    def empty(completions: list, **kwargs: object) -> list[None]:
+        return [None] * len(completions)
+
+    trainer = row_of(short, empty, target="distributional", target_moments=[0.5, 0.5], moment_samples=8).start(
+        tmp_path
+    )
+    with pytest.raises(ValueError, match=r"None of 8 samples.*'empty' gave None"):
+        trainer._ensure_target()
+
+
+def test_mistakes_of_reward_functions_name_function_and_row(tmp_path: Path, reported: list[str]) -> None:
+    def third(completions: list, **kwargs: object) -> list[float]:
+        if completions[-1] in made[2:3]:
+            raise KeyError("missing")
+        return [math.nan] + [1.0] * (len(completions) - 1)
+
+    made: list[str] = []
+    drawn: list[list[str]] = []
+    trainer = row_of(third).start(tmp_path)
+    watched = trainer._calculate_rewards
+    trainer._calculate_rewards = lambda *args: drawn.append(args[2]) or watched(*args)
+    out = scored(trainer)
+    assert len(reported) == 1 and "'third' returned NaN for row 0 (prompt 'One day'" in reported[0]
+    assert out["advantages"][0] == 0
+    made.extend(drawn[0])
+    made[3] = made[2]  # the whole batch fails as the third row does
+    with pytest.raises(
+        ValueError, match=r"'third' \(test_f_dpg_trainer.py, line \d+\) raised KeyError: 'missing', for row 2"
+    ):
+        trainer._calculate_rewards([{"prompt": "One day"}] * 4, ["One day"] * 4, made, [[1]] * 4)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_fewer_prompts_than_a_batch_are_repeated(tmp_path: Path, rows: int, streamed: bool) -> None:
+    seen: list[str] = []
+
+    def counting(prompts: list, completions: list, **kwargs: object) -> list[float]:
+        seen.extend(prompts)
+        return [float(len(text)) for text in completions]
+
+    names = ["One day", "Tom ran", "Lily sat"][:rows]
+    data = Dataset.from_list([{"prompt": name} for name in names])
+    trainer = row_of(counting, num_generations=2).start(
+        tmp_path, dataset=data.to_iterable_dataset() if streamed else data, per_device_train_batch_size=8, max_steps=3
+    )
+    trainer.train()
+    assert trainer.state.global_step == 3 and len(seen) == 24
+    if rows < 3 or not streamed:  # three whole batches of four prompts have each of three prompts four times
+        assert {name: seen.count(name) for name in names} == dict.fromkeys(names, 24 // rows)
+    # the samples of a prompt are one group, wherever they stand
+    assert sorted(count for _, count in trainer.target_state.z.values()) == [24 // rows] * rows
 
 
 @pytest.mark.parametrize("target", ["exponential", "binary", "distributional"])
@@ -359,13 +430,15 @@ def test_infinite_rewards_are_named(tmp_path: Path, target: str) -> None:
             trainer.log_scores(torch.tensor([[-math.inf], [1.0], [math.inf]]))
 
 
-@pytest.mark.parametrize("value", [-1.0, math.inf])
-def test_values_that_do_not_fit_the_target(tmp_path: Path, value: float) -> None:
+@pytest.mark.parametrize("value", [-1.0, 0.5, 2.0, 7.0])
+@pytest.mark.parametrize("target", ["binary", "distributional"])
+def test_constraints_are_0_or_1(tmp_path: Path, value: float, target: str) -> None:
     def wrong(completions: list, **kwargs: object) -> list[float]:
-        return [value] * len(completions)
+        return [1.0, value] * (len(completions) // 2)
 
-    trainer = row_of(wrong, target="binary" if value < 0 else "exponential").start(tmp_path)
-    with pytest.raises(ValueError, match=r"'wrong' returned -1|A reward is inf"):
+    settings = {"target_moments": [0.5, None], "moment_samples": 8} if target == "distributional" else {}
+    trainer = row_of(*([short] if settings else []), wrong, target=target, **settings).start(tmp_path)
+    with pytest.raises(ValueError, match=rf"'wrong' returned {value} for row 1, but .* 0 or 1"):
         scored(trainer)
 
 
@@ -529,7 +602,16 @@ def test_metrics_of_a_batch(tmp_path: Path) -> None:
 @pytest.fixture
 def warnings_of(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
-    monkeypatch.setattr("alignext.trainers.f_dpg.trainer.logger.warning", lambda text, *args: found.append(text))
+    for module in ("trainer", "targets"):
+        warning = f"alignext.trainers.f_dpg.{module}.logger.warning"
+        monkeypatch.setattr(warning, lambda text, *args: found.append(text))
+    return found
+
+
+@pytest.fixture
+def reported(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    found: list[str] = []
+    monkeypatch.setattr("alignext.rewards.texts.logger.warning", found.append)
     return found
 
 
