@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from alignext.decoding.guided import guided_generate
-    from alignext.heads.objective_heads import AutoModelForCausalLMWithObjectiveHeads
+    from alignext.heads.auto import AutoModelForCausalLMWithObjectiveHeads
     from alignext.pipelines.alignedgen import (
         AlignedAttention,
         AlignedGenFlux2KleinPipeline,
@@ -66,7 +66,7 @@ __version__ = "0.1.0.dev0"
 # read the imports above, which a test holds against this.
 _NAMES = {
     "alignext.decoding.guided": "guided_generate",
-    "alignext.heads.objective_heads": "AutoModelForCausalLMWithObjectiveHeads",
+    "alignext.heads.auto": "AutoModelForCausalLMWithObjectiveHeads",
     "alignext.pipelines.alignedgen": """
         AlignedAttention AlignedGenFlux2KleinPipeline AlignedGenFlux2Pipeline AlignedGenKontextPipeline
         AlignedGenPipeline AlignedGenPipelineOutput AlignedGenQwenImagePipeline StyleReference

@@ -22,7 +22,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 from trl import DPOConfig, DPOTrainer
 
 from alignext import AutoModelForCausalLMWithObjectiveHeads, MAHDPOConfig, MAHDPOTrainer, mini
-from alignext.heads.objective_heads import ObjectiveHeads
+from alignext.heads.heads import ObjectiveHeads
+from alignext.heads.settings import HeadSettings
 from common import about, clock_of, compared, parser, table_of, timed, write
 
 
@@ -94,7 +95,7 @@ def training(rounds: int, device: str, lora: LoraConfig | None = None) -> tuple[
         table = take_turns(steps, rounds, device)
     for name, (vocabulary, width) in SHAPES.items():
         for head_type in ("full", "low_rank"):
-            settings = {"objectives": ["one"], "head_type": head_type, "rank": 64, "alpha": 64}
+            settings = HeadSettings(["one"], head_type)
             with torch.device("meta"):
                 heads = ObjectiveHeads(settings, vocabulary, width, bias=False)
             numbers = sum(p.numel() for p in heads.parameters())

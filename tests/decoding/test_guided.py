@@ -28,7 +28,7 @@ from transformers import (
 from alignext import mini
 from alignext.decoding import guided as guided_decoding
 from alignext.decoding.guided import guided_generate
-from alignext.heads.objective_heads import AutoModelForCausalLMWithObjectiveHeads
+from alignext.heads.auto import AutoModelForCausalLMWithObjectiveHeads
 from alignext.rewards.process import ProcessReward
 
 

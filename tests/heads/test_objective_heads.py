@@ -23,8 +23,8 @@ from transformers import (
 
 from alignext.decoding.guided import cache_name
 from alignext.functional.mah_dpo import mix_logits
-from alignext.heads.objective_heads import AutoModelForCausalLMWithObjectiveHeads as AutoHeads
-from alignext.heads.objective_heads import objective_heads_class
+from alignext.heads.auto import AutoModelForCausalLMWithObjectiveHeads as AutoHeads
+from alignext.heads.auto import objective_heads_class
 
 
 OBJECTIVES = ["honest", "helpful", "short"]
@@ -466,7 +466,7 @@ def test_adapter_with_heads(checkpoint, tmp_path: Path, head_type: str) -> None:
         ({"objectives": ["a", "a"]}, "each once"),
         ({"objectives": "honest"}, "at least one objective"),
         ({"objectives": ["a"], "head_type": "wide"}, "'wide'"),
-        ({"objectives": ["a"], "head_type": "low_rank", "head_rank": 0}, "`head_rank` is 0"),
+        ({"objectives": ["a"], "head_type": "low_rank", "head_rank": 0}, "`head_rank` must be at least 1, received 0"),
         ({"objectives": ["a"], "head_dtype": "int8"}, "'int8'"),
         ({"objectives": ["a"], "config": T5Config()}, "encoder-decoder"),
     ],
@@ -484,6 +484,9 @@ def test_checkpoint_keeps_its_objectives(checkpoint, tmp_path: Path) -> None:
             AutoHeads.from_pretrained(tmp_path, other)
     with pytest.raises(ValueError, match="saved with full"):
         AutoHeads.from_pretrained(tmp_path, head_type="low_rank")
+    with pytest.raises(ValueError, match="`head_dtype` is bfloat16, but the checkpoint was saved with float32"):
+        AutoHeads.from_pretrained(tmp_path, head_dtype="bfloat16")
+    assert AutoHeads.from_pretrained(tmp_path, OBJECTIVES, head_dtype=torch.float32).objectives == OBJECTIVES
 
 
 @pytest.mark.parametrize(
@@ -512,7 +515,7 @@ def test_one_model_has_one_mixture(checkpoint) -> None:
 
 
 def test_from_config() -> None:
-    model = AutoHeads.from_config(CONFIGS["tied"], ["a", "b"], head_type="low_rank", rank=2)
+    model = AutoHeads.from_config(CONFIGS["tied"], ["a", "b"], head_type="low_rank", head_rank=2)
     assert model.fresh_heads and torch.equal(logits(model), logits(model, objective_weights="base"))
     assert not hasattr(CONFIGS["tied"], "objective_heads")
     with pytest.raises(OSError, match="from_pretrained"):

@@ -22,7 +22,7 @@ from transformers import (
 )
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RLOOConfig, RLOOTrainer
 
-from alignext.heads.objective_heads import AutoModelForCausalLMWithObjectiveHeads
+from alignext.heads.auto import AutoModelForCausalLMWithObjectiveHeads
 from alignext.trainers.bco import BCOConfig, BCOTrainer
 from alignext.trainers.f_dpg import FDPGConfig, FDPGTrainer
 from alignext.trainers.mah_dpo import MAHDPOConfig, MAHDPOTrainer

@@ -24,7 +24,7 @@ from trl import (
 from trl.trainer.utils import add_fused_lm_head
 
 from alignext.decoding.guided import cache_name
-from alignext.heads.objective_heads import logit_transform
+from alignext.heads.scoring import logit_transform
 
 from .. import seams
 from .contract import MINI_LM, Row, count_vowels, preference, prompts, unpaired

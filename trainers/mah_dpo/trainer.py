@@ -17,7 +17,8 @@ from trl import DPOTrainer
 from trl.trainer.utils import get_config_model_id
 
 from alignext.functional.mah_dpo import multi_objective_loss, pair_losses
-from alignext.heads.objective_heads import AutoModelForCausalLMWithObjectiveHeads, ObjectiveHeadsMixin
+from alignext.heads.auto import AutoModelForCausalLMWithObjectiveHeads
+from alignext.heads.mixin import ObjectiveHeadsMixin
 from alignext.methods import method
 from alignext.training.runs import check_run, quick_start
 

@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel, PromptTuningConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, MixtralConfig
 from trl import DPOConfig, DPOTrainer
 
-from alignext.heads.objective_heads import AutoModelForCausalLMWithObjectiveHeads as AutoHeads
+from alignext.heads.auto import AutoModelForCausalLMWithObjectiveHeads as AutoHeads
 from alignext.trainers.mah_dpo import MAHDPOConfig, MAHDPOTrainer
 from alignext.trainers.mah_dpo.sampling import ObjectiveSampler
 
