@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         RIVALXLPipeline,
     )
     from alignext.rewards import WeightedReward, calibrate_weights
+    from alignext.rewards.process import ProcessReward, SequenceReward
     from alignext.search import SearchConfig, SearchScheduler
     from alignext.trainers.bco import BCOConfig, BCOTrainer
     from alignext.trainers.diffusion_preference import (
@@ -81,6 +82,7 @@ _NAMES = {
         RIVALControlNetPipeline RIVALInversion RIVALPipeline RIVALXLControlNetPipeline RIVALXLPipeline
     """,
     "alignext.rewards": "WeightedReward calibrate_weights",
+    "alignext.rewards.process": "ProcessReward SequenceReward",
     "alignext.search": "SearchConfig SearchScheduler",
     "alignext.trainers.bco": "BCOConfig BCOTrainer",
     "alignext.trainers.diffusion_preference": """

@@ -1,5 +1,5 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""Where a step of a text ends: the rules of guided decoding, as functions of the text of the step so far."""
+"""The rules for the end of a step in guided decoding, as functions of the text of the step so far."""
 
 import re
 
@@ -37,8 +37,8 @@ _LIST_MARKER = re.compile(
 
 def sentence_boundary(text: str) -> bool:
     """
-    Whether a sentence or paragraph ends where `text` ends: in a blank line, or in `.`, `!`, `?` or an ellipsis and any
-    closing quotes and brackets. It does not end:
+    Tell whether a sentence or paragraph ends with `text`: in a blank line, or in `.`, `!`, `?` or an ellipsis and
+    any closing quotes and brackets. It does not end:
 
     - before its first word: a blank line or a bullet alone is no sentence,
     - after an abbreviation (e.g. i.e. etc. vs. U.S. Dr. Mrs. Prof. and the like) or an initial behind a name,
@@ -56,7 +56,7 @@ def sentence_boundary(text: str) -> bool:
 
 
 def paragraph_boundary(text: str) -> bool:
-    """Whether `text` has a blank line behind its first words. A tokenizer may join more to it in one token."""
+    """Tell whether `text` has a blank line behind its first words. A tokenizer may join more to it in one token."""
     return "\n\n" in text.lstrip()
 
 

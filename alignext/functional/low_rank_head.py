@@ -11,7 +11,7 @@ VOCABULARY = 32768
 
 
 class HeadOutputs(NamedTuple):
-    """What a head says about `N` tokens; gradients flow through `log_probs` only.
+    """Scores of `N` tokens under a head; gradients flow through `log_probs` only.
 
     Attributes:
         log_probs (`torch.Tensor` of shape `(N,)`): `log softmax(z)[target]`, float32.

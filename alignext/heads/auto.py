@@ -74,9 +74,9 @@ class AutoModelForCausalLMWithObjectiveHeads:
             head_init_std (`float`, *optional*, defaults to 0.0): Noise on new full heads, 1e-3 with the authors.
             head_init_seed (`int`, *optional*, defaults to 42): Head `k` draws with this seed plus `100 k`.
             head_dtype (`str`, *optional*, defaults to `"float32"`):
-                Of the heads. In bfloat16, updates of a small learning rate are lost.
+                Type of the heads. In bfloat16, updates of a small learning rate are lost.
             default_weights (`Mapping[str, float]` or `Sequence[float]`, *optional*):
-                What calls without weights use; equal ones if not given.
+                Weights of calls that give none; equal ones if not given.
             is_trainable (`bool`, *optional*, defaults to `False`): Whether an adapter is to be trained on.
             config (`PreTrainedConfig`, *optional*): Instead of the checkpoint's.
             **kwargs: As for `AutoModelForCausalLM.from_pretrained`, among them `dtype` and `device_map`.

@@ -68,7 +68,7 @@ class ObjectiveHeads(nn.Module):
                 getattr(self, f"bias_{k}").copy_(base.bias)
 
     def resize(self, base: Any) -> None:
-        """As many tokens as the base head has: old rows stay, new ones are the base head's."""
+        """Take as many tokens as the base head has: old rows stay, new ones are the base head's."""
         vocabulary = base.weight.shape[0]
         for name, old in list(self.named_parameters(recurse=False)):
             if name.startswith("A_"):

@@ -125,7 +125,7 @@ class ObjectiveHeadsMixin(_Model):
         return (model, info) if report else model
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
-        """As the stock method; the new rows of every head are those of the base head."""
+        """Resize as the stock method does; the new rows of every head are those of the base head."""
         embeddings = super().resize_token_embeddings(*args, **kwargs)
         self.objective_heads.resize(self.get_output_embeddings())
         self._freeze_base_head()

@@ -131,7 +131,7 @@ class ProcessReward:
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, *, batch_size: int = 32, **kwargs: Any) -> "ProcessReward":
         """
-        What `ProcessRewardTrainer` saved, a whole model or an adapter.
+        Load what `ProcessRewardTrainer` saved, a whole model or an adapter.
 
         Args:
             name_or_path (`str` or `Path`): A folder or a Hub id.

@@ -7,11 +7,14 @@ import functools
 import inspect
 import math
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers.utils import logging
+
+from alignext.rewards.process import Prompt, as_reward
 
 
 logger = logging.get_logger(__name__)
@@ -135,3 +138,106 @@ def _failed(function: Callable[..., Any], error: Exception, columns: dict[str, A
         f"The reward function {function_name(function)!r}{where} raised {type(error).__name__}: {error}, for {of}. "
         "Mend it, or let it return None for what it cannot score."
     )
+
+
+class TextRewards:
+    """
+    One reward of texts made of several: `sum_r v_r s_r`, of functions and reward models.
+
+    Args:
+        reward_fn (`Callable`, `PreTrainedModel`, `str` or a list of them):
+            As [`guided_generate`] takes them. A function gets those of `prompts`, `completions`, `completion_ids` and
+            further columns that it has arguments for, and returns `n` numbers or shape `(n, R)`.
+        weights (sequence of `float`, *optional*): `v`; all 1 if not given.
+        device (`torch.device`, *optional*): Of reward models that are loaded here.
+        remember (`bool`, *optional*, defaults to `False`):
+            Score equal rows once: the same prompt with the same tokens. For rewards that are functions of them.
+
+    Attributes:
+        calls (`int`): Rows that were scored so far.
+    """
+
+    def __init__(self, reward_fn: Any, weights: Any = None, device: Any = None, *, remember: bool = False) -> None:
+        given = reward_fn if isinstance(reward_fn, (list, tuple)) else [reward_fn]
+        self.functions = [as_reward(function, device) for function in given]
+        self.weights, self.seen, self.calls = weights, {} if remember else None, 0
+
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[str],
+        completion_ids: Sequence[Sequence[int]],
+        **columns: Sequence[Any],
+    ) -> torch.Tensor:
+        """
+        The scores of texts.
+
+        Args:
+            prompts (`Sequence` of `str` or `list[dict]`): Texts or conversations.
+            completions (`Sequence[str]`): Texts; behind a conversation functions get them as the assistant's message.
+            completion_ids (`Sequence[Sequence[int]]`): Their tokens.
+            **columns: Further columns.
+
+        Returns:
+            `torch.Tensor` of shape `(n,)`, float64, on the CPU.
+
+        Raises:
+            ValueError: A function fails, or returns None, NaN or not a number for each text.
+        """
+        if self.seen is None:
+            return self._scored(prompts, completions, completion_ids, columns)
+        keys = [(str(prompt), tuple(ids)) for prompt, ids in zip(prompts, completion_ids, strict=True)]
+        new = [i for i, key in enumerate(keys) if key not in self.seen and keys.index(key) == i]
+        if new:
+            picked = ([column[i] for i in new] for column in (prompts, completions, completion_ids))
+            values = self._scored(*picked, {name: [value[i] for i in new] for name, value in columns.items()})
+            self.seen |= dict(zip((keys[i] for i in new), values.tolist(), strict=True))
+        return torch.tensor([self.seen[key] for key in keys], dtype=torch.float64)
+
+    def _scored(self, prompts: Any, completions: Any, completion_ids: Any, columns: dict[str, Any]) -> torch.Tensor:
+        self.calls += len(prompts)
+        said: list[Any] = [
+            text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+            for prompt, text in zip(prompts, completions, strict=True)
+        ]
+        rows = {"prompts": list(prompts), "completions": said, "completion_ids": list(completion_ids)} | columns
+        values = torch.cat([_column(function, rows) for function in self.functions], dim=1)
+        weights = torch.ones(values.shape[1]) if self.weights is None else torch.as_tensor(self.weights)
+        if weights.shape != values.shape[1:]:
+            raise ValueError(
+                f"`reward_weights` must have one number for each of {values.shape[1]} rewards, received the shape "
+                f"{tuple(weights.shape)}."
+            )
+        wrong = values.isnan().any(1)
+        if wrong.any():
+            row = int(wrong.nonzero()[0])
+            raise ValueError(f"`reward_fn` returned NaN for {_shown(rows, row)}, which can be compared with nothing.")
+        return values @ weights.double().cpu()
+
+
+def _column(function: Callable[..., Any], rows: dict[str, Any]) -> torch.Tensor:
+    """The values of a reward, as float64 of shape `(n, R)` on the CPU."""
+    parameters = inspect.signature(function).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        taken = {name: value for name, value in rows.items() if name in parameters}
+    else:
+        taken = rows
+    try:
+        values = function(**taken)
+    except Exception as error:
+        raise _failed(function, error, rows, None) from error
+    count = len(rows["completions"])
+    if isinstance(values, (list, tuple)) and any(value is None for value in values):
+        raise ValueError(
+            f"`reward_fn` must return a number, received None for {_shown(rows, list(values).index(None))}."
+        )
+    try:
+        column = torch.as_tensor(values).detach().double().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"`reward_fn` must return {count} numbers, received {values!r}.") from error
+    if column.ndim not in (1, 2) or len(column) != count:
+        raise ValueError(
+            f"`reward_fn` was given {count} texts and returned the shape {tuple(column.shape)}. Expected ({count},), "
+            f"or ({count}, R) for R rewards."
+        )
+    return column.reshape(count, -1)

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from alignext import mini
-from alignext.decoding import guided as guided_decoding
+from alignext.decoding import steps as guided_steps
 from alignext.decoding.guided import guided_generate
 from alignext.heads.auto import AutoModelForCausalLMWithObjectiveHeads
 from alignext.rewards.process import ProcessReward
@@ -176,7 +176,7 @@ def test_carried_cache_changes_no_token(tiny_model, tokenizer, monkeypatch, prom
     outputs = []
     for carried in (True, False):
         if not carried:
-            monkeypatch.setattr(guided_decoding._Sampler, "carry", lambda *args: None)
+            monkeypatch.setattr(guided_steps.StepSampler, "carry", lambda *args: None)
         outputs.append(
             guided_generate(
                 tiny_model, tokenizer, prompts, arbitrary, num_candidates=3, max_step_tokens=7, max_new_tokens=40,
@@ -435,7 +435,7 @@ def test_without_valid_candidate_the_text_ends_as_it_is(story_model, tokenizer):
      ("the assistant", True), ("assistant: assistant:", False)],
 )  # fmt: skip
 def test_steps_of_a_solution(step, valid):
-    assert guided_decoding._solution_step(step) == valid
+    assert guided_steps._solution_step(step) == valid
 
 
 # Rewards
@@ -580,7 +580,7 @@ def test_heads_are_put_back_after_an_error(several_heads, tokenizer):
     def broken(**kwargs):
         raise RuntimeError("broken")
 
-    with pytest.raises(RuntimeError, match="broken"):
+    with pytest.raises(ValueError, match=r"'broken' .*raised RuntimeError: broken"):
         guided_generate(several_heads, tokenizer, "Tom", broken, objective_weights=[1.0, 0.0])
     assert "forward" not in vars(several_heads.lm_head) and not several_heads._mixing
 
@@ -607,7 +607,7 @@ def test_nothing_stays_behind(story_model, tokenizer):
     def broken(**kwargs):
         raise RuntimeError("broken")
 
-    with pytest.raises(RuntimeError, match="broken"):
+    with pytest.raises(ValueError, match=r"'broken' .*raised RuntimeError: broken"):
         guided_generate(story_model, tokenizer, "Tom", broken, generator=seeded())
     assert story_model.generation_config.to_dict() == before[0]
     assert torch.equal(torch.get_rng_state(), before[1])

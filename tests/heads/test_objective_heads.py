@@ -21,7 +21,7 @@ from transformers import (
     T5Config,
 )
 
-from alignext.decoding.guided import cache_name
+from alignext.decoding.rows import cache_name
 from alignext.functional.mah_dpo import mix_logits
 from alignext.heads.auto import AutoModelForCausalLMWithObjectiveHeads as AutoHeads
 from alignext.heads.auto import objective_heads_class

@@ -23,7 +23,7 @@ from trl import (
 )
 from trl.trainer.utils import add_fused_lm_head
 
-from alignext.decoding.guided import cache_name
+from alignext.decoding.rows import cache_name
 from alignext.heads.scoring import logit_transform
 
 from .. import seams

@@ -1,5 +1,5 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""How much samples differ: distinct-n within each, self-BLEU between them. Words and punctuation marks are tokens."""
+"""Diversity of samples: distinct-n within each, self-BLEU between them. Words and punctuation marks are tokens."""
 
 import math
 import re

@@ -49,7 +49,7 @@ def batch_metrics(samples: Samples, found: Estimates, names: Sequence[str]) -> d
 
 
 def distances(samples: Samples, found: Estimates, known: torch.Tensor, whose: str) -> dict[str, torch.Tensor]:
-    """How far the policy, or the proposal, is from target and initial model."""
+    """Distances of the policy, or of the proposal, from target and initial model."""
     log_q = samples.log_q[known]
     return divergence_estimates(
         samples.log_pi[known] if whose == "policy" else log_q,
@@ -77,14 +77,14 @@ def _features(samples: Samples, found: Estimates, known: torch.Tensor, names: Se
 
 
 def diversity(completions: list) -> dict[str, float]:
-    """How much at most 128 completions of all processes differ."""
+    """Differences between at most 128 completions of all processes."""
     texts = [c if isinstance(c, str) else c[0]["content"] for c in gather_object(completions)][:128]
     measures = {f"diversity/distinct_{n}": distinct_n(texts, n) for n in (1, 2, 3)}
     return measures | {"diversity/self_bleu_5": self_bleu(texts)}
 
 
 def poor_weights(samples: Samples, found: Estimates) -> Iterator[str]:
-    """What makes the estimates of a batch poor."""
+    """Reasons why the estimates of a batch are poor."""
     log_w = found.log_p - samples.log_q
     sizes = [effective_sample_size(log_w[rows]).item() for rows in samples.contexts().values()]
     sizes = [size for size in sizes if size > 0]

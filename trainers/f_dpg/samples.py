@@ -28,7 +28,7 @@ class Samples:
 
 @dataclass
 class Estimates:
-    """What is estimated from samples: float64 of shape `(n,)` each."""
+    """Estimates from samples: float64 of shape `(n,)` each."""
 
     score: torch.Tensor  # log P - log a; NaN without a score
     log_p: torch.Tensor  # log P

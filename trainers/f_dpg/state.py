@@ -1,5 +1,5 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""What a run learns besides weights: it travels in `fdpg_state.json` of every checkpoint."""
+"""The things that a run learns besides weights. They travel in `fdpg_state.json` of every checkpoint."""
 
 import hashlib
 import json

@@ -45,7 +45,7 @@ _SCORING = inspect.signature(RLOOTrainer._get_per_token_logps_and_entropies).par
 
 @dataclass
 class _Watched:
-    """What the parent computes of a batch and does not return."""
+    """Values that the parent computes for a batch and does not return."""
 
     scores: list[tuple] = field(default_factory=list)  # per forward pass: model, log-probabilities, arguments
     rewards: torch.Tensor | None = None

@@ -1,0 +1,254 @@
+# Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""The steps of guided decoding: what a step is, how one is sampled, and a text that grows by them."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from transformers import DynamicCache, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+from transformers.cache_utils import Cache, DynamicLayer
+
+from alignext.decoding.boundaries import no_boundary, paragraph_boundary, sentence_boundary
+from alignext.decoding.rows import CachedRow, cache_name, drawing_from, forked, joined, left_padded
+from alignext.rewards.process import Prompt
+
+
+@dataclass
+class GuidedStep:
+    """
+    One step of a text.
+
+    Attributes:
+        text (`str`): The step that was kept, empty if it only ended the text.
+        candidates (`list[str]`): All valid candidates for it, in the order in which they were sampled.
+        scores (`list[float]`): What the reward made of the text with each of them.
+        chosen (`int`): Which was kept: the first of the best.
+        num_tokens (`int`): Length of the kept one.
+    """
+
+    text: str
+    candidates: list[str]
+    scores: list[float]
+    chosen: int
+    num_tokens: int
+
+
+def _not_empty(step: str) -> bool:
+    return bool(step.strip())
+
+
+def _solution_step(step: str) -> bool:
+    return _not_empty(step) and not step.lstrip().startswith("Step 0") and step.count("assistant") <= 1
+
+
+class Steps(NamedTuple):
+    """The settings of a step. Those below are of the paper's three tasks."""
+
+    ends: Callable[[str], bool]
+    is_valid: Callable[[str], bool]
+    min_step_tokens: int
+    max_step_tokens: int
+    max_steps: int
+    max_new_tokens: int
+    stop_strings: tuple[str, ...] = ()
+
+
+_BOUNDARIES = {
+    "sentence": Steps(sentence_boundary, _not_empty, 8, 256, 100, 1024),
+    "paragraph": Steps(paragraph_boundary, _solution_step, 1, 512, 20, 4000, ("\\boxed{",)),
+    "reply": Steps(no_boundary, _not_empty, 1, 300, 1, 300),
+}
+# Whatever the model's own generation config says.
+_ALWAYS = {"num_beams": 1, "num_return_sequences": 1, "cache_implementation": None, "use_cache": True}
+
+
+def steps_of(boundary: str | Callable[[str], bool], **given: Any) -> Steps:
+    """The settings of a boundary, with what the caller has given in their place."""
+    if isinstance(boundary, str):
+        if boundary not in _BOUNDARIES:
+            raise ValueError(f"`boundary` is {boundary!r}. Choose {', '.join(_BOUNDARIES)}, or pass a function.")
+        steps = _BOUNDARIES[boundary]
+    else:
+        steps = _BOUNDARIES["sentence"]._replace(ends=boundary, min_step_tokens=1)
+    steps = steps._replace(**{name: value for name, value in given.items() if value is not None})
+    for name in ("min_step_tokens", "max_step_tokens", "max_steps", "max_new_tokens"):
+        if getattr(steps, name) < 1:
+            raise ValueError(f"`{name}` is {getattr(steps, name)}, but it must be at least 1.")
+    return steps
+
+
+@dataclass
+class Candidate:
+    """A sampled step, and where its keys and values are: in row `row` of `cache`, from position `start` on."""
+
+    ids: list[int]
+    text: str
+    ended: bool
+    cache: Cache | None
+    row: int
+    start: int
+
+    @property
+    def only_ends(self) -> bool:
+        return self.ended and not self.text.strip()
+
+
+@dataclass
+class Text:
+    """A text in the making. `ids` are the truth: prompt and all steps so far."""
+
+    index: int
+    prompt: Prompt
+    ids: list[int]
+    prompt_length: int
+    steps: list[GuidedStep] = field(default_factory=list)
+    stop_reason: str | None = None
+
+    @property
+    def new_ids(self) -> list[int]:
+        return self.ids[self.prompt_length :]
+
+    def parts(self, candidate: Candidate) -> list[str]:
+        """The steps that the text would have with a candidate."""
+        parts = [step.text for step in self.steps]
+        return parts if candidate.only_ends else [*parts, candidate.text]
+
+    def take(self, options: list[Candidate], scores: list[float], limits: Steps) -> None:
+        """Append the first of the best candidates and see whether the text ends with it."""
+        if not options:
+            self.stop_reason = "no_valid_candidate"
+            return
+        chosen = max(range(len(options)), key=scores.__getitem__)
+        best = options[chosen]
+        self.ids = self.ids + best.ids
+        self.steps.append(GuidedStep(best.text, [option.text for option in options], scores, chosen, len(best.ids)))
+        if best.ended:
+            self.stop_reason = "eos"
+        elif any(stop in best.text for stop in limits.stop_strings):
+            self.stop_reason = "stop_string"
+        elif len(self.new_ids) >= limits.max_new_tokens:
+            self.stop_reason = "max_new_tokens"
+        elif len(self.steps) >= limits.max_steps:
+            self.stop_reason = "max_steps"
+
+
+class _StepEnds(StoppingCriteria):
+    """Ends each row of a batch where its step ends, and notes the length of the step."""
+
+    def __init__(self, start: int, limits: list[int], ends: Callable[[list[int]], bool]) -> None:
+        self.start, self.limits, self.ends = start, limits, ends
+        self.lengths: list[int | None] = [None] * len(limits)
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        length = input_ids.shape[1] - self.start
+        for row, ids in enumerate(input_ids[:, self.start :].tolist()):
+            if self.lengths[row] is None and (length >= self.limits[row] or self.ends(ids)):
+                self.lengths[row] = length
+        return torch.tensor([length is not None for length in self.lengths], device=input_ids.device)
+
+
+class StepSampler:
+    """Samples steps, carrying the key-value cache from one to the next."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        steps: Steps,
+        mixture: dict[str, Any],
+        generator: torch.Generator | None,
+        settings: dict[str, Any],
+    ) -> None:
+        self.model, self.tokenizer, self.steps, self.generator = model, tokenizer, steps, generator
+        self.mixture, self.settings, self.cache_name = mixture, settings, cache_name(model)
+        eos = settings.get("eos_token_id", model.generation_config.eos_token_id)
+        self.eos = set(eos if isinstance(eos, (list, tuple)) else [eos])
+        filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(self.eos - {None}), 0)
+        settings.setdefault("pad_token_id", filler)
+
+    def propose(self, texts: list[Text], cache: Cache | None, count: int, max_attempts: int) -> list[list[Candidate]]:
+        """Up to `count` valid candidates for each text."""
+        ids, mask = left_padded([text.ids for text in texts], self.settings["pad_token_id"], self.model.device)
+        if cache is None:
+            cache = self._read(texts, ids, mask)
+        found: list[list[Candidate]] = [[] for _ in texts]
+        left = [max_attempts] * len(texts)
+        while rows := [i for i, options in enumerate(found) for _ in range(min(count - len(options), left[i]))]:
+            past = forked(cache, torch.tensor(rows, device=ids.device))
+            for i, candidate in zip(
+                rows, self._sample([texts[i] for i in rows], ids[rows], mask[rows], past), strict=True
+            ):
+                left[i] -= 1
+                if candidate.only_ends or self.steps.is_valid(candidate.text):
+                    found[i].append(candidate)
+        return found
+
+    def carry(self, kept: list[tuple[Text, Candidate]]) -> Cache | None:
+        """The cache of the texts with what was kept, padded on the left; None if they must be read again."""
+        # The keys and values of the last token come with the next step.
+        parts = [
+            CachedRow(candidate.cache, candidate.row, candidate.start, len(text.ids) - 1) for text, candidate in kept
+        ]
+        return joined(parts, self.model.config)
+
+    def _read(self, texts: list[Text], ids: torch.Tensor, mask: torch.Tensor) -> Cache | None:
+        """The cache of all tokens but the last, by `generate`, which knows the positions of padded rows."""
+        cache = DynamicCache(config=self.model.config)
+        recurrent = cache.layers and not any(isinstance(layer, DynamicLayer) for layer in cache.layers)
+        if recurrent or self.cache_name is None:
+            return None  # purely recurrent: `generate` cannot go on from a state
+        if ids.shape[1] > 1:
+            unused = {"temperature": None, "top_p": None, "top_k": None}
+            settings = {
+                "do_sample": False,
+                "max_new_tokens": 1,
+                "pad_token_id": self.settings["pad_token_id"],
+                **unused,
+            }
+            self._generate(texts, ids[:, :-1], mask[:, :-1], cache, settings)
+        return cache
+
+    def _sample(self, texts: list[Text], ids: torch.Tensor, mask: torch.Tensor, past: Cache) -> Iterator[Candidate]:
+        """One candidate for each text; a text may come several times."""
+        width = ids.shape[1]
+        limits = [min(self.steps.max_step_tokens, self.steps.max_new_tokens - len(text.new_ids)) for text in texts]
+        criterion = _StepEnds(width, limits, self._ends)
+        settings = {
+            **self.settings,
+            "max_new_tokens": max(limits),
+            "stopping_criteria": StoppingCriteriaList([criterion]),
+        }
+        with drawing_from(self.generator, self.model.device):
+            sequences = self._generate(texts, ids, mask, past, settings)
+        for row, (text, new, length) in enumerate(
+            zip(texts, sequences[:, width:].tolist(), criterion.lengths, strict=True)
+        ):
+            new = new[:length]
+            added = self._decode(text.ids + new)[len(self._decode(text.ids)) :]
+            yield Candidate(new, added, new[-1] in self.eos, past, row, width - len(text.ids))
+
+    def _generate(
+        self,
+        texts: list[Text],
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        past: Cache | None,
+        settings: dict[str, Any],
+    ) -> torch.Tensor:
+        """Token ids from `generate`, which fills `past`."""
+        settings = {**settings, **self.mixture}
+        weights = self.mixture.get("objective_weights")
+        if isinstance(weights, torch.Tensor) and weights.ndim == 2:
+            settings["objective_weights"] = weights[[text.index for text in texts]]
+        if past is not None and self.cache_name is not None:
+            settings = {**settings, self.cache_name: past}
+        return self.model.generate(input_ids=ids, attention_mask=mask, **_ALWAYS, **settings)
+
+    def _ends(self, ids: list[int]) -> bool:
+        if ids[-1] in self.eos:
+            return True
+        return len(ids) >= self.steps.min_step_tokens and self.steps.ends(self._decode(ids))
+
+    def _decode(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
