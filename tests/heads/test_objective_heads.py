@@ -374,7 +374,7 @@ def test_round_trip(checkpoint, tmp_path: Path, name: str, head_type: str) -> No
 
 
 def test_classes_are_made_once_and_found_by_name() -> None:
-    import alignext.heads.objective_heads as module
+    import alignext.heads.auto as module
 
     cls = objective_heads_class(LlamaForCausalLM)
     assert objective_heads_class(LlamaForCausalLM) is cls is module.MultiObjectiveLlamaForCausalLM

@@ -26,6 +26,7 @@ from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model, get_c
 from alignext.functional.f_dpg import advantages, estimate_log_z, f_dpg_loss, f_prime, group_advantages
 from alignext.methods import method
 from alignext.rewards.texts import checked_reward
+from alignext.training.door import check_datasets, model_name, settings, with_args
 from alignext.training.runs import check_run
 
 from .config import FDPGConfig
@@ -38,7 +39,8 @@ from .targets import Target
 
 logger = get_logger(__name__)
 
-_EXPECTED = "expected 'prompt' (example row: {'prompt': 'Once upon a time'}); other columns reach the reward functions"
+_EXAMPLE = {"prompt": "Once upon a time"}
+_HINT = "Other columns reach the reward functions."
 # What scoring takes: of a batch, that is what belongs to its pictures.
 _SCORING = inspect.signature(RLOOTrainer._get_per_token_logps_and_entropies).parameters
 
@@ -107,12 +109,10 @@ class FDPGTrainer(RLOOTrainer):
         quantization_config: Any = None,
         peft_config: Any = None,
     ) -> None:
-        if args is None:
-            name = model if isinstance(model, str) else get_config_model_id(model.config)
-            args = FDPGConfig(f"{name.split('/')[-1]}-f-DPG")
-        if not isinstance(args, FDPGConfig):
-            raise ValueError(f"`args` is a {type(args).__name__}. Pass an `FDPGConfig`.")
-        check_run(args)
+        args = settings(args, FDPGConfig, f"{model_name(model)}-f-DPG")
+        check_datasets(
+            train_dataset, eval_dataset, columns=[["prompt"]], example=_EXAMPLE, texts=["prompt"], hint=_HINT
+        )
         reward_funcs = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
         _check(model, len(reward_funcs), args, train_dataset)
         reward_funcs = [f if isinstance(f, (str, torch.nn.Module)) else checked_reward(f) for f in reward_funcs]
@@ -123,29 +123,24 @@ class FDPGTrainer(RLOOTrainer):
         copied = isinstance(model, PreTrainedModel) and peft_config is None and not is_peft_model(model) and not zero3
         if zero3 and isinstance(model, PreTrainedModel):
             logger.warning("Under ZeRO-3 the initial model is loaded anew from %r.", get_config_model_id(model.config))
-        beta = args.beta
-        args.beta = 0.0 if copied else beta
-        try:
-            super().__init__(
-                model,
-                reward_funcs,
-                args,
-                train_dataset,
-                eval_dataset=eval_dataset,
-                processing_class=processing_class,
-                reward_processing_classes=reward_processing_classes,
-                callbacks=callbacks,
-                optimizers=optimizers,
-                quantization_config=quantization_config,
-                peft_config=peft_config,
-            )
-        finally:
-            args.beta = beta
+        super().__init__(
+            model,
+            reward_funcs,
+            with_args(args, beta=0.0) if copied else args,
+            train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            reward_processing_classes=reward_processing_classes,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+        )
+        # Not 0, so that the parent also scores the samples with the initial model; what it makes of it is not used.
+        self.beta = self.args.beta = args.beta
         check_run(args, self.model)
         if copied:
             self.ref_model = self._frozen_copy()
-        # Not 0, so that the parent also scores the samples with the initial model; what it makes of it is not used.
-        self.beta = beta
         self.target_state = FDPGState()
         self.proposal: Proposal | None = None
         if args.proposal == "adaptive":
@@ -551,11 +546,9 @@ def _filling_a_batch(dataset: Dataset | IterableDataset, prompts: int) -> Datase
 
 def _check(model: Any, number: int, args: FDPGConfig, dataset: Dataset | IterableDataset | None) -> None:
     """Name what is wrong before anything is loaded."""
-    if dataset is not None:
-        columns = list(next(iter(dataset), {}))
-        if "prompt" not in columns:
-            raise ValueError(f"The dataset does not have the right columns: found {columns}, {_EXPECTED}.")
-        if args.z_estimator == "fixed" and args.z_value is None and "log_z" not in columns:
+    if args.z_estimator == "fixed" and args.z_value is None and dataset is not None:
+        columns = list(next(iter(dataset)))
+        if "log_z" not in columns:
             raise ValueError(
                 f"`z_estimator='fixed'` needs `z_value`, or a column `log_z` in the dataset, which has {columns}."
             )
