@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
     from trl import DatasetMixtureConfig, ScriptArguments
 
+# Columns of pictures, all that the trainers know.
+_PICTURES = ("image_chosen", "image_rejected", "chosen", "rejected", "jpg_0", "jpg_1")
 _READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
@@ -79,10 +81,8 @@ def load_pairs(script: "ScriptArguments", mixture: "DatasetMixtureConfig") -> "D
     if not path.is_file():
         return dataset
 
-    from alignext.trainers.diffusion_preference.data import PICTURES
-
     def absolute(row: dict) -> dict:
-        paths = {name: row[name] for name in PICTURES if isinstance(row.get(name), str) and "://" not in row[name]}
+        paths = {name: row[name] for name in _PICTURES if isinstance(row.get(name), str) and "://" not in row[name]}
         return {name: str(path.parent / file) for name, file in paths.items()}
 
     return dataset.map(absolute)

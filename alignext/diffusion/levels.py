@@ -9,11 +9,12 @@ from diffusers import DiffusionPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 from alignext.diffusion.schedulers import rebuild_scheduler
-from alignext.functional.diffusion_preference import PREDICTION_TYPES, Levels, ddim_levels, flow_levels
+from alignext.functional.inversion import Levels, ddim_levels, flow_levels
+from alignext.functional.predictions import PREDICTION_TYPES
 
 
 def prediction_type(scheduler: Any) -> str:
-    """What the network of this scheduler predicts, in the words of `alignext.functional.diffusion_preference`.
+    """What the network of this scheduler predicts, in the words of `alignext.functional.predictions`.
 
     Raises:
         ValueError: if the scheduler has neither `alphas_cumprod` nor `sigmas`, or predicts something else.

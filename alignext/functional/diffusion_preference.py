@@ -10,352 +10,30 @@
 - SmPO-Diffusion (Lu et al.: "Smoothed Preference Optimization via ReNoise Inversion for Aligning Diffusion Models with
   Varied Human Preferences", [arXiv 2506.02698](https://huggingface.co/papers/2506.02698), ICML 2025)
 
-Notation: a noise level is a pair `(a, s)` with `x = a x0 + s n`: `a = sqrt(abar_t)`, `s = sqrt(1 - abar_t)` for
-diffusion, `a = 1 - sigma`, `s = sigma` for flow matching. A batch of `B` pairs has `2B` rows, winners first:
-row `i` won over row `B + i`. `l` and `r` are the errors of policy and reference, `m` the margin of a pair.
-
-A denoiser is a callable `denoiser(x, t, **conditioning)` of `x` (`R`, C, h, w), timesteps `t` (`R`,) and tensors of
-`R` rows that returns a prediction of the shape of `x`. `prediction_type` says of what: `"epsilon"` the noise `n`,
-`"v_prediction"` `a n - s x0`, `"flow_prediction"` `n - x0`, `"sample"` `x0`.
+The notation of levels and predictions is that of [`~alignext.functional.predictions`]. A batch of `B` pairs has `2B`
+rows, winners first: row `i` won over row `B + i`. `l` and `r` are the errors of policy and reference, `m` the margin
+of a pair.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
+from alignext.functional.inversion import InversionPoints, Levels
+from alignext.functional.predictions import (
+    Denoiser,
+    add_noise,
+    clean_and_noise,
+    prediction_target,
+    recovered_noise,
+    step_weight,
+)
 
-Denoiser = Callable[..., torch.Tensor]
 
-PREDICTION_TYPES = ("epsilon", "v_prediction", "flow_prediction", "sample")
 TARGETS = ("reference", "trajectory", "recovered")
-
-
-def _like(value: torch.Tensor | float, x: torch.Tensor) -> torch.Tensor:
-    """A scalar, or one value per row of `x`, so that it multiplies `x` row by row."""
-    value = torch.as_tensor(value, dtype=x.dtype, device=x.device)
-    return value.view(-1, *(1,) * (x.dim() - 1)) if value.dim() else value
-
-
-# What a network predicts
-
-
-def add_noise(x0: torch.Tensor, noise: torch.Tensor, a: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-    """
-    `x = a x0 + s n`.
-
-    Args:
-        x0, noise (`torch.Tensor` of shape `(R, C, h, w)`): Clean latents and their noise.
-        a, s (`torch.Tensor`): The level; scalars or of shape `(R,)`.
-    """
-    return _like(a, x0) * x0 + _like(s, x0) * noise
-
-
-def recovered_noise(x: torch.Tensor, x0: torch.Tensor, a: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-    """
-    `n = (x - a x0) / s`, the noise that leads from `x0` to `x`: inverse of [`add_noise`].
-
-    Args:
-        x, x0 (`torch.Tensor` of shape `(R, C, h, w)`): Noisy and clean latents.
-        a, s (`torch.Tensor`): The level of `x`; scalars or of shape `(R,)`. `s` must not be 0.
-    """
-    return (x - _like(a, x) * x0) / _like(s, x)
-
-
-def prediction_target(
-    x0: torch.Tensor, noise: torch.Tensor, a: torch.Tensor, s: torch.Tensor, prediction_type: str
-) -> torch.Tensor:
-    """
-    What a perfect network says at `a x0 + s n`: `n`, `a n - s x0`, `n - x0` or `x0`.
-
-    Args:
-        x0, noise (`torch.Tensor` of shape `(R, C, h, w)`): Clean latents and their noise.
-        a, s (`torch.Tensor`): The level; scalars or of shape `(R,)`.
-        prediction_type (`str`): One of `PREDICTION_TYPES`.
-
-    Raises:
-        ValueError: There is no such `prediction_type`.
-    """
-    if prediction_type == "epsilon":
-        return noise
-    if prediction_type == "v_prediction":
-        return _like(a, x0) * noise - _like(s, x0) * x0
-    if prediction_type == "flow_prediction":
-        return noise - x0
-    if prediction_type == "sample":
-        return x0
-    raise ValueError(f"`prediction_type` is {prediction_type!r}, expected one of {', '.join(PREDICTION_TYPES)}.")
-
-
-def clean_and_noise(
-    prediction: torch.Tensor, x: torch.Tensor, a: torch.Tensor, s: torch.Tensor, prediction_type: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    The `(x0, n)` that a prediction at `x` stands for, with `a x0 + s n = x`. Inverse of [`prediction_target`].
-
-    Args:
-        prediction, x (`torch.Tensor` of shape `(R, C, h, w)`): Output and input of the network.
-        a, s (`torch.Tensor`): The level of `x`; scalars or of shape `(R,)`. `a > 0` for `"epsilon"`, `s > 0` for
-            `"sample"`.
-        prediction_type (`str`): One of `PREDICTION_TYPES`.
-    """
-    a, s = _like(a, x), _like(s, x)
-    if prediction_type == "epsilon":
-        return (x - s * prediction) / a, prediction
-    if prediction_type == "v_prediction":  # a^2 + s^2 = 1
-        return a * x - s * prediction, s * x + a * prediction
-    if prediction_type == "flow_prediction":  # a + s = 1
-        return x - s * prediction, x + a * prediction
-    if prediction_type == "sample":
-        return prediction, (x - a * prediction) / s
-    raise ValueError(f"`prediction_type` is {prediction_type!r}, expected one of {', '.join(PREDICTION_TYPES)}.")
-
-
-def guide(denoiser: Denoiser, unconditional: Mapping[str, torch.Tensor], scale: float) -> Denoiser:
-    """
-    Classifier-free guidance, `e_u + g (e_c - e_u)`, in one call of rows `[unconditional; conditional]`. A `scale` of 1
-    gives back `denoiser` itself.
-
-    Args:
-        denoiser (`Callable`): As in the module's notation.
-        unconditional (`Mapping[str, torch.Tensor]`): The conditioning of an empty prompt, one row each.
-        scale (`float`): `g`.
-    """
-    if scale == 1:
-        return denoiser
-
-    def guided(x: torch.Tensor, t: torch.Tensor, **conditioning: torch.Tensor) -> torch.Tensor:
-        both = {
-            name: torch.cat([unconditional[name].to(value).expand_as(value), value])
-            for name, value in conditioning.items()
-        }
-        e_u, e_c = denoiser(torch.cat([x, x]), torch.cat([t, t]), **both).chunk(2)
-        return e_u + scale * (e_c - e_u)
-
-    return guided
-
-
-# Inversion
-
-
-@dataclass(frozen=True)
-class Levels:
-    """
-    The noise levels of a chain of `N` steps, clean side first. Step `k = 1..N` leads from level `k - 1` to level `k`
-    and shows the network the timestep `timesteps[k - 1]`.
-
-    Attributes:
-        timesteps (`torch.Tensor` of shape `(N,)`): What the network is told.
-        a, s (`torch.Tensor` of shape `(N + 1,)`): The levels; number 0 is where data is taken to be.
-    """
-
-    timesteps: torch.Tensor
-    a: torch.Tensor
-    s: torch.Tensor
-
-    @property
-    def num_steps(self) -> int:
-        return len(self.timesteps)
-
-    def to(self, device: torch.device | str) -> "Levels":
-        return Levels(self.timesteps.to(device), self.a.to(device), self.s.to(device))
-
-
-def ddim_levels(
-    alphas_cumprod: torch.Tensor,  # (T,)
-    num_steps: int,
-    *,
-    offset: int = 0,
-    initial_alpha_cumprod: float | None = None,
-    label: str = "destination",
-) -> Levels:
-    """
-    The levels of DDIM inversion, "leading" spacing: `t_k = (k - 1) D + offset` with `D = T // N`, level `k` at
-    `abar[t_k]`, level 0 at `abar[0]`. With `offset=0` the first step has length zero.
-
-    Args:
-        alphas_cumprod (`torch.Tensor` of shape `(T,)`): `abar`.
-        num_steps (`int`): `N`.
-        offset (`int`, *optional*, defaults to 0): Of the timesteps, `steps_offset` of the schedulers.
-        initial_alpha_cumprod (`float`, *optional*): Of level 0 in place of `abar[0]`; 1 is data without noise.
-        label (`str`, *optional*, defaults to `"destination"`):
-            Which end of a step the network is told: `"destination"` is `t_k` (the Inversion-DPO release, diffusers
-            since its pull request 5145), `"source"` is `t_k - D` (diffusers 0.20, where the first one is negative).
-
-    Raises:
-        ValueError: `num_steps` is not between 1 and `T`, the grid ends beyond `T`, or `label` is another.
-    """
-    T = len(alphas_cumprod)
-    if not 1 <= num_steps <= T:
-        raise ValueError(f"`num_steps` is {num_steps}, but it must be between 1 and the {T} timesteps of training.")
-    if label not in ("destination", "source"):
-        raise ValueError(f"`label` is {label!r}, expected 'destination' or 'source'.")
-    spacing = T // num_steps
-    timesteps = torch.arange(num_steps, device=alphas_cumprod.device) * spacing + offset
-    if not 0 <= offset <= timesteps[-1] < T:
-        raise ValueError(f"`num_steps={num_steps}` with an `offset` of {offset} ends beyond the {T} timesteps.")
-    first = (
-        alphas_cumprod[:1] if initial_alpha_cumprod is None else alphas_cumprod.new_full((1,), initial_alpha_cumprod)
-    )
-    abar = torch.cat([first, alphas_cumprod[timesteps]])
-    return Levels(timesteps if label == "destination" else timesteps - spacing, abar.sqrt(), (1 - abar).sqrt())
-
-
-def flow_levels(sigmas: torch.Tensor, num_train_timesteps: int = 1000) -> Levels:
-    """
-    The levels of flow inversion: `sigma_0 = 0 < sigma_1 < ... < sigma_N`, the network is told `1000 sigma_k`.
-
-    Args:
-        sigmas (`torch.Tensor` of shape `(N + 1,)`): As schedulers have them: descending, the last one 0.
-        num_train_timesteps (`int`, *optional*, defaults to 1000): Factor of the timesteps.
-
-    Raises:
-        ValueError: `sigmas` does not descend to 0.
-    """
-    if len(sigmas) < 2 or sigmas[-1] != 0 or not (sigmas.diff() < 0).all():
-        raise ValueError(f"`sigmas` must descend to 0, but is {sigmas}.")
-    sigmas = sigmas.flip(0)
-    return Levels(sigmas[1:] * num_train_timesteps, 1 - sigmas, sigmas)
-
-
-@dataclass(frozen=True)
-class InversionStep:
-    """
-    Step `k` of an inversion, of those rows that take it.
-
-    Attributes:
-        k (`int`): 1 to `N`.
-        rows (`torch.Tensor` of shape `(R,)`): Which rows of the batch these are.
-        source, x (`torch.Tensor` of shape `(R, C, h, w)`): Before and after the step, at levels `k - 1` and `k`.
-        prediction (`torch.Tensor` of shape `(R, C, h, w)`): The network's output that leads from one to the other.
-    """
-
-    k: int
-    rows: torch.Tensor
-    source: torch.Tensor
-    prediction: torch.Tensor
-    x: torch.Tensor
-
-
-@torch.no_grad()
-def invert(
-    denoiser: Denoiser,
-    x0: torch.Tensor,  # (R, C, h, w)
-    levels: Levels,
-    conditioning: Mapping[str, torch.Tensor] | None = None,
-    *,
-    prediction_type: str = "epsilon",
-    num_renoise_steps: int = 0,
-    last: torch.Tensor | None = None,  # (R,)
-    eta: float = 0.0,
-    noise: Callable[[int], torch.Tensor] | None = None,
-) -> Iterator[InversionStep]:
-    r"""
-    Walk from data to noise along the network's own trajectory, one step of the probability-flow ODE at a time:
-
-        p_k = f(x_{k-1}, t_k);   (x0_k, n_k) = what p_k stands for at level k - 1;   x_k = a_k x0_k + s_k n_k
-
-    For an epsilon network this is DDIM inversion, for a flow network `x_k = x_{k-1} + (sigma_k - sigma_{k-1}) p_k`.
-    `r` rounds of re-noising (SmPO: one) evaluate the network again at the point reached, told the same timestep, and
-    step with the mean of all predictions so far. InPO adds noise of `eta = 0.1` after each step.
-
-    Args:
-        denoiser (`Callable`): As in the module's notation; guided, if so wanted (see [`guide`]).
-        x0 (`torch.Tensor` of shape `(R, C, h, w)`): Clean latents.
-        levels ([`Levels`]): The grid.
-        conditioning (`Mapping[str, torch.Tensor]`, *optional*): Tensors of `R` rows for the denoiser.
-        prediction_type (`str`, *optional*, defaults to `"epsilon"`): One of `PREDICTION_TYPES`.
-        num_renoise_steps (`int`, *optional*, defaults to 0): `r`.
-        last (`torch.Tensor` of shape `(R,)`, *optional*):
-            The step each row stops after, 0 for none. Rows that have stopped cost nothing.
-        eta (`float`, *optional*, defaults to 0.0): Standard deviation of the noise added after each step, in units of
-            that of the DDIM posterior, `(s_{k-1} / s_k) sqrt(s_k^2 - (a_k s_{k-1} / a_{k-1})^2)`.
-        noise (`Callable[[int], torch.Tensor]`, *optional*): For step `k`, standard normal, of `x0`'s shape.
-
-    Yields:
-        [`InversionStep`], one per step that any row takes.
-    """
-    x, conditioning = x0, dict(conditioning or {})
-    steps = levels.num_steps if last is None else int(last.max())
-    for k in range(1, steps + 1):
-        rows = torch.arange(len(x0), device=x0.device) if last is None else (last >= k).nonzero()[:, 0]
-        if len(rows) < len(x0):
-            source = x[rows]
-            given = {name: value[rows] for name, value in conditioning.items()}
-        else:
-            source, given = x, conditioning
-        t = levels.timesteps[k - 1].expand(len(rows))
-        a_from, s_from, a_to, s_to = levels.a[k - 1], levels.s[k - 1], levels.a[k], levels.s[k]
-
-        reached, total, prediction = source, torch.zeros_like(source), source
-        for i in range(1 + num_renoise_steps):
-            total = total + denoiser(reached, t, **given).to(source.dtype)
-            prediction = total / (i + 1)
-            reached = add_noise(*clean_and_noise(prediction, source, a_from, s_from, prediction_type), a_to, s_to)
-        if eta and noise is not None:
-            variance = (s_from / s_to) ** 2 * (s_to**2 - (a_to * s_from / a_from) ** 2)
-            reached = reached + eta * variance.clamp(min=0).sqrt().to(reached) * noise(k)[rows]
-        yield InversionStep(k, rows, source, prediction, reached)
-        x = reached if len(rows) == len(x0) else x.index_copy(0, rows, reached)
-
-
-@dataclass(frozen=True)
-class InversionPoints:
-    """
-    `K` points of the inversion of each of `R` rows. Their tensors have `K R` rows: all rows of the first point, then
-    all of the second.
-
-    Attributes:
-        k (`torch.Tensor` of shape `(K, R)`): Which steps these are, 1 to `N`.
-        source, prediction, x (`torch.Tensor` of shape `(K R, C, h, w)`): As of [`InversionStep`].
-    """
-
-    k: torch.Tensor
-    source: torch.Tensor
-    prediction: torch.Tensor
-    x: torch.Tensor
-
-    def __getitem__(self, point: int) -> "InversionPoints":
-        """One of the `K` points of all rows."""
-        rows = slice(point * self.k.shape[1], (point + 1) * self.k.shape[1])
-        return InversionPoints(self.k[point, None], self.source[rows], self.prediction[rows], self.x[rows])
-
-
-def inversion_points(steps: Iterable[InversionStep], k: torch.Tensor) -> InversionPoints:
-    """
-    Keep some points of an inversion.
-
-    Args:
-        steps (`Iterable[InversionStep]`): Of [`invert`], called with `last` of at least `k.amax(0)`.
-        k (`torch.Tensor` of shape `(K, R)`): The steps to keep of each row, 1 to `N`.
-    """
-    kept: dict[str, torch.Tensor] = {}
-    for step in steps:
-        point, at = (k[:, step.rows] == step.k).nonzero(as_tuple=True)
-        for name in ("source", "prediction", "x"):
-            value = getattr(step, name)
-            out = kept.setdefault(name, value.new_full((*k.shape, *value.shape[1:]), torch.nan))
-            out[point, step.rows[at]] = value[at]
-    return InversionPoints(k, **{name: value.flatten(0, 1) for name, value in kept.items()})
-
-
-def step_weight(a: torch.Tensor, s: torch.Tensor, prediction_type: str) -> torch.Tensor:
-    r"""
-    The factor `w` with which a squared error of the prediction is one of `x0` in units of twice the noise variance,
-    `|x0_theta - x0_ref|^2 / (2 s^2)`: `1 / (2 a^2)` for epsilon, `1 / 2` for v (where `n` differs by `a` times as much
-    as `v`) and flow, `1 / (2 s^2)` for `x0` itself.
-
-    Args:
-        a, s (`torch.Tensor`): The level the step leads to.
-        prediction_type (`str`): One of `PREDICTION_TYPES`.
-    """
-    if prediction_type == "epsilon":
-        return 1 / (2 * a**2)
-    if prediction_type == "sample":
-        return 1 / (2 * s**2)
-    return torch.full_like(a, 0.5)
 
 
 # Margins and losses
@@ -396,19 +74,14 @@ def implicit_rewards(
     return -rewards if reverse_sign else rewards
 
 
-def preference_margin(
-    delta: torch.Tensor,  # (2B,)
-    beta: float,
-    factor: torch.Tensor | float = 1.0,  # (B,)
-    reverse_sign: bool = False,
-) -> torch.Tensor:
+def preference_margin(rewards: torch.Tensor) -> torch.Tensor:
     """
-    `m = -1/2 beta f (delta_w - delta_l)` of shape `(B,)`: the difference of the [`implicit_rewards`].
+    `m = -1/2 beta f (delta_w - delta_l)` of shape `(B,)`: the winner's reward minus the loser's.
 
     Args:
-        delta, beta, factor, reverse_sign: As for [`implicit_rewards`].
+        rewards (`torch.Tensor` of shape `(2B,)`): Of [`implicit_rewards`], winners first.
     """
-    chosen, rejected = implicit_rewards(delta, beta, factor, reverse_sign).chunk(2)
+    chosen, rejected = rewards.chunk(2)
     return chosen - rejected
 
 
@@ -452,7 +125,7 @@ def preference_errors(
     Evaluate policy and reference at the same points against the same targets. Only the policy gets a gradient.
 
     Args:
-        policy (`Callable`): As in the module's notation.
+        policy (`Callable`): As in `alignext.functional.predictions`.
         reference (`Callable`, *optional*): `None` where its error is zero by construction.
         x, target (`torch.Tensor` of shape `(K * 2B, C, h, w)`): Where, and against what.
         t (`torch.Tensor` of shape `(K * 2B,)`): Timesteps.
@@ -484,10 +157,10 @@ def diffusion_dpo_errors(
 ) -> PreferenceErrors:
     """
     Diffusion-DPO: both latents of a pair get the same noise and timestep. Its loss is
-    `preference_loss(preference_margin(errors.delta, beta))`.
+    `preference_loss(preference_margin(implicit_rewards(errors.delta, beta)))`.
 
     Args:
-        policy, reference (`Callable`): As in the module's notation.
+        policy, reference (`Callable`): As in `alignext.functional.predictions`.
         x0 (`torch.Tensor` of shape `(2B, C, h, w)`): Clean latents, winners first.
         noise (`torch.Tensor` of shape `(B, C, h, w)`): One per pair.
         t, a, s (`torch.Tensor` of shape `(B,)`): Timestep and level, one per pair.
@@ -521,7 +194,8 @@ def inversion_errors(
     - `target="recovered"` (InPO, SmPO): both, at `(x_k, t_k)`, against the noise `(x_k - a_k x0) / s_k`; weight 1.
 
     Args:
-        policy (`Callable`): As in the module's notation; guided if the inversion was and `target="reference"`.
+        policy (`Callable`):
+            As in `alignext.functional.predictions`; guided if the inversion was and `target="reference"`.
         reference (`Callable`, *optional*): Not used by `target="reference"`.
         x0 (`torch.Tensor` of shape `(2B, C, h, w)`): Clean latents, winners first.
         points ([`InversionPoints`]): Of `x0`.

@@ -3,7 +3,7 @@
 
 import copy
 import os
-import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
@@ -20,25 +19,34 @@ from trl.trainer.utils import disable_dropout_in_model
 
 from alignext import hub
 from alignext.diffusion.denoiser import DenoiserForward, DenoiserModule, adapter_off, denoiser_name, get_denoiser
+from alignext.diffusion.levels import prediction_type, training_levels
+from alignext.diffusion.prompts import TEXT_ENCODERS, PromptCache
 from alignext.files import replacing
-from alignext.functional.diffusion_preference import Denoiser
+from alignext.functional.inversion import Levels
+from alignext.functional.predictions import Denoiser
+from alignext.training.diffusion_arguments import DiffusionTrainingArguments
+from alignext.training.diffusion_card import DiffusionCard
+from alignext.training.door import settings
+from alignext.training.lora import ADAPTER, add_lora, jitter
+from alignext.training.metrics import Sums
 from alignext.training.runs import check_run
 
 
 logger = logging.get_logger(__name__)
 
-ADAPTER = "default"
-_LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
-_JOINT_LORA_TARGETS = ["add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
 
-
-class DiffusionTrainer(Trainer):
+class DiffusionTrainer(DiffusionCard, Trainer):
     """
     Trains the denoiser of a diffusion pipeline, whole or by a LoRA, beside a frozen reference. Saves what diffusers
-    loads: `pytorch_lora_weights.safetensors`, or a `unet` or `transformer` folder. A subclass defines `compute_loss`.
+    loads: `pytorch_lora_weights.safetensors`, or a `unet` or `transformer` folder. A subclass defines `compute_loss`
+    and brings a collator; which columns there are, and whether there are pictures at all, is its own affair.
+
+    Class attributes: `_config`, the class of the settings; `_needs_reference`, whether full training keeps a frozen
+    copy; `_name`, `_tag_names` and `_paper`, as of TRL's trainers.
 
     Args:
-        model (`str` or `DiffusionPipeline`): As of the subclasses.
+        model (`str` or `DiffusionPipeline`): A pipeline, or where to load one from.
+        args ([`DiffusionTrainingArguments`], *optional*): The settings; their defaults if not given.
         ref_model (`DiffusionPipeline` or `torch.nn.Module`, *optional*): The reference in place of the initial policy.
         peft_config (`LoraConfig`, *optional*): Train this adapter only.
         denoiser_forward (`Callable`, *optional*): How to call an architecture that is not known here.
@@ -47,6 +55,8 @@ class DiffusionTrainer(Trainer):
     """
 
     loss_is_scaled_for_ga = False
+    _config: Any = DiffusionTrainingArguments
+    _needs_reference = True
     _tag_names: list[str]
     _name: str
     _paper: dict[str, str]
@@ -54,7 +64,7 @@ class DiffusionTrainer(Trainer):
     def __init__(
         self,
         model: str | os.PathLike | DiffusionPipeline,
-        args: Any,
+        args: Any = None,
         *,
         ref_model: Any = None,
         peft_config: LoraConfig | None = None,
@@ -62,13 +72,14 @@ class DiffusionTrainer(Trainer):
         init_noise: float = 0.0,
         **kwargs: Any,
     ) -> None:
+        self.pipe, args = self._door(model, args)
+        self.prediction_type = prediction_type(self.pipe.scheduler)
         if ref_model is not None and peft_config is not None:
             raise ValueError(
                 "`ref_model` and `peft_config` are both given. With an adapter, the reference is the model without it."
             )
         if args.save_full_pipeline and peft_config is not None:
             raise ValueError("`save_full_pipeline` saves a fully trained pipeline, and `peft_config` trains a LoRA.")
-        self.pipe = DiffusionPipeline.from_pretrained(model) if isinstance(model, str | os.PathLike) else model
         denoiser = get_denoiser(self.pipe)
         for part in self.pipe.components.values():
             if isinstance(part, torch.nn.Module):
@@ -92,7 +103,7 @@ class DiffusionTrainer(Trainer):
         disable_dropout_in_model(denoiser)
 
         self.ref_denoiser: DenoiserModule | None = None
-        if not self.is_lora:
+        if not self.is_lora and (self._needs_reference or ref_model is not None):
             self.ref_denoiser = self._frozen(ref_model, module)
         if init_noise and ref_model is None:
             jitter(denoiser, init_noise, args.seed)
@@ -102,7 +113,17 @@ class DiffusionTrainer(Trainer):
         check_run(args, self.model)
         if self.ref_denoiser is not None:
             self.ref_denoiser.to(self.accelerator.device)
-        self._sums: dict[str, torch.Tensor] = {}
+        self.sums = Sums(self.accelerator)
+        self.prompts = PromptCache(self.pipe, args.max_sequence_length)
+        self._levels: dict[tuple[int, int], Levels] = {}
+
+    @classmethod
+    def _door(cls, model: str | os.PathLike | DiffusionPipeline, args: Any) -> tuple[DiffusionPipeline, Any]:
+        """The pipeline and a copy of the settings, which are checked before anything is loaded."""
+        source = model if isinstance(model, str | os.PathLike) else getattr(model, "name_or_path", None)
+        name = Path(str(source or type(model).__name__)).name
+        args = settings(args, cls._config, f"{name}-{cls._name.replace(' ', '-')}")
+        return DiffusionPipeline.from_pretrained(model) if isinstance(model, str | os.PathLike) else model, args
 
     @staticmethod
     def _frozen(ref_model: Any, module: DenoiserModule) -> DenoiserModule:
@@ -138,7 +159,7 @@ class DiffusionTrainer(Trainer):
         """The reference as a function, in the mixed precision of the policy: Trainer's own is in its forward alone."""
         if not self.is_lora:
             if self.ref_denoiser is None:
-                raise ValueError("The reference has been let go, as its inversions were computed beforehand.")
+                raise ValueError("There is no reference: it was let go, or this trainer keeps none.")
             # Without dropout the mode changes memory layouts only, but with them the rounding of sums.
             self.ref_denoiser.train(self.model.training)
             return self.without_grad(self.ref_denoiser)
@@ -151,6 +172,30 @@ class DiffusionTrainer(Trainer):
         return predict
 
     # Data and evaluation
+
+    def levels(self, x0: torch.Tensor) -> Levels:
+        """The noise levels that samples are trained at; flow schedules may depend on the size of the latents."""
+        size = (x0.shape[-2], x0.shape[-1])
+        if size not in self._levels:
+            levels = self._make_levels(size)
+            single = (v.float() if v.is_floating_point() else v for v in (levels.timesteps, levels.a, levels.s))
+            self._levels[size] = Levels(*single).to(x0.device)
+        return self._levels[size]
+
+    def _make_levels(self, size: tuple[int, int]) -> Levels:
+        return training_levels(self.pipe, size)
+
+    def _text_encoders(self) -> list[torch.nn.Module]:
+        return [e for name in TEXT_ENCODERS if (e := getattr(self.pipe, name, None)) is not None]
+
+    def _map_datasets(self, change: Callable[[Any], Any]) -> None:
+        """Replace every dataset by what `change` makes of it."""
+        if self.train_dataset is not None:
+            self.train_dataset = change(self.train_dataset)
+        if isinstance(self.eval_dataset, Mapping):
+            self.eval_dataset = {name: change(dataset) for name, dataset in self.eval_dataset.items()}
+        elif self.eval_dataset is not None:
+            self.eval_dataset = change(self.eval_dataset)
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = []  # the collator reads the columns; none is the denoiser's
@@ -170,25 +215,17 @@ class DiffusionTrainer(Trainer):
     def note(self, metrics: dict[str, torch.Tensor]) -> None:
         """Add rows (B,) of each metric to what the next log shows the mean of."""
         mode = "train" if self.model.training else "eval"
-        rows = torch.stack([value.detach().float() for value in metrics.values()], dim=1)
-        rows = torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1)
-        if mode == "eval":  # rows that fill up the last batch of several processes are left out
-            sums = self.accelerator.gather_for_metrics(rows).sum(0)
-        else:
-            sums = self.accelerator.reduce(rows.sum(0), "sum")
-        self._metric_names = [*metrics]
-        self._sums[mode] = self._sums.get(mode, 0) + sums
+        for name, rows in metrics.items():
+            self.sums.add(mode, name, rows.detach().float())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mode = "train" if self.model.training else "eval"
         # The summary at the end has a `train_loss`, an evaluation one of its own prefix.
         losses = [key for key in logs if (key == "loss" if mode == "train" else key.endswith("_loss"))]
-        sums = self._sums.pop(mode, None) if losses else None
-        if sums is not None:
+        if losses:
             prefix = losses[0].removesuffix("loss")
-            means = (sums[:-1] / sums[-1]).tolist()
             # In place: `evaluate` hands in what it returns, and what the best model is picked by.
-            logs.update({f"{prefix}{name}": mean for name, mean in zip(self._metric_names, means, strict=True)})
+            logs.update({f"{prefix}{name}": mean for name, mean in self.sums.means(mode).items()})
         super().log(logs, start_time)
 
     # Saving and loading
@@ -212,6 +249,8 @@ class DiffusionTrainer(Trainer):
                 self.denoiser.save_pretrained(part)
         with replacing(folder / TRAINING_ARGS_NAME) as part:
             torch.save(self.args, part)
+        if not folder.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-"):
+            hub._write(folder / "README.md", self._card(model_name=self._model_name()))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         folder, name = Path(resume_from_checkpoint), denoiser_name(self.pipe)
@@ -235,8 +274,7 @@ class DiffusionTrainer(Trainer):
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        if self.args.push_to_hub:
-            self.create_model_card(model_name=self._model_name())
+        self.create_model_card(model_name=self._model_name())
         super()._save_checkpoint(model, trial)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
@@ -244,112 +282,3 @@ class DiffusionTrainer(Trainer):
         if self.args.hub_strategy != HubStrategy.END:
             self._save(self.args.output_dir)
         super()._push_from_checkpoint(checkpoint_folder)
-
-    def _model_name(self) -> str:
-        return (self.args.hub_model_id or os.path.abspath(self.args.output_dir)).rstrip("/").split("/")[-1]
-
-    def create_model_card(
-        self,
-        language: str | None = None,
-        license: str | None = None,
-        tags: str | list[str] | None = None,
-        model_name: str | None = None,
-        finetuned_from: str | None = None,
-        tasks: str | list[str] | None = None,
-        dataset_tags: str | list[str] | None = None,
-        dataset: str | list[str] | None = None,
-        dataset_args: str | list[str] | None = None,
-    ) -> None:
-        """Write `README.md`: how diffusers loads the result, what it was trained from and how. `tasks`, `dataset_args`
-        and `dataset` are not on this card; `dataset_tags` are Hub ids."""
-        if not self.is_world_process_zero():
-            return
-        base = hub._base_metadata(getattr(self.pipe, "name_or_path", None))
-        base = base if finetuned_from is None else {"base_model": finetuned_from}
-        metadata = {"language": language, "license": license, "datasets": dataset_tags, **base}
-        tags = [tags] if isinstance(tags, str) else list(tags or [])
-        kind = ["lora"] if self.is_lora else []
-        card = hub.model_card(
-            f"{model_name or self._model_name()}: {self._name}",
-            self._card_text(str(base.get("base_model", "the model it was trained from"))),
-            tags=[*self._tag_names, *kind, *(tag for tag in tags if tag not in self._tag_names)],
-            paper=self._paper,
-            library_name="diffusers",
-            pipeline_tag="text-to-image",
-            **{key: value for key, value in metadata.items() if value is not None},
-        )
-        hub._write(Path(self.args.output_dir, "README.md"), str(card))
-
-    def _card_text(self, base: str) -> str:
-        repo, name = self.hub_model_id or self.args.output_dir, denoiser_name(self.pipe)
-        what = f"A LoRA for {base}" if self.is_lora else f"The {name} of {base}"
-        return f"{what}, trained with {self._name} by alignext.\n\n```python\n{self.usage(repo, base)}\n```"
-
-    def usage(self, result: str | None = None, base: str | None = None) -> str:
-        """The lines of Python that load what was trained: from the folder or Hub id `result`, on top of `base`."""
-        result, cls, name = result or self.args.output_dir, type(self.pipe).__name__, denoiser_name(self.pipe)
-        base = base or getattr(self.pipe, "name_or_path", None) or "the base model"
-        if self.is_lora:
-            return (
-                f"from diffusers import {cls}\n\n"
-                f'pipe = {cls}.from_pretrained("{base}")\npipe.load_lora_weights("{result}")'
-            )
-        if self.args.save_full_pipeline:
-            return f'from diffusers import {cls}\n\npipe = {cls}.from_pretrained("{result}")'
-        network = type(self.denoiser).__name__
-        return (
-            f"from diffusers import {network}, {cls}\n\n"
-            f'{name} = {network}.from_pretrained("{result}", subfolder="{name}")\n'
-            f'pipe = {cls}.from_pretrained("{base}", {name}={name})'
-        )
-
-
-def add_lora(denoiser: Any, config: LoraConfig) -> None:
-    """
-    Put a LoRA into a denoiser and make it the only thing that is trained. Adapters that are active already stay so,
-    and stay frozen.
-
-    Raises:
-        ValueError: if the config is not one diffusers can save as a LoRA file, or the name is taken.
-    """
-    if not isinstance(config, LoraConfig):
-        raise ValueError(f"`peft_config` is a {type(config).__name__}, but diffusers saves and loads LoRA only.")
-    if config.modules_to_save:
-        raise ValueError(f"`modules_to_save` is {config.modules_to_save}, which a LoRA file of diffusers cannot hold.")
-    if ADAPTER in getattr(denoiser, "peft_config", {}):
-        raise ValueError(
-            f"`model` has an adapter named {ADAPTER!r} already. Fuse or unload it, or load it under another name."
-        )
-    config = copy.deepcopy(config)
-    if config.target_modules is None:
-        joint = any(name.endswith("add_q_proj") for name, _ in denoiser.named_modules())
-        config.target_modules = _LORA_TARGETS + (_JOINT_LORA_TARGETS if joint else [])
-    if config.lora_dropout:
-        logger.warning(
-            f"`lora_dropout` is {config.lora_dropout}; 0 is used, or the policy would not start at the reference."
-        )
-        config.lora_dropout = 0.0
-    config.task_type = None  # that of a language model would ask for its methods
-    active = {m: m.active_adapters for m in denoiser.modules() if isinstance(m, BaseTunerLayer)}
-    with warnings.catch_warnings():  # that there is another adapter is known
-        warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")
-        denoiser.add_adapter(config, adapter_name=ADAPTER)
-    for name, parameter in denoiser.named_parameters():
-        parameter.requires_grad_(f".{ADAPTER}." in name)
-    for module in denoiser.modules():
-        if isinstance(module, BaseTunerLayer):
-            module._active_adapter = [*active.get(module, []), ADAPTER]
-
-
-@torch.no_grad()
-def jitter(denoiser: torch.nn.Module, std: float, seed: int) -> None:
-    """
-    Move what is trained off its starting point: normal noise of `std` in the second matrix of a LoRA, which is zero at
-    first, or noise relative to each weight. The same for the same seed on every device.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in denoiser.named_parameters():
-        if not parameter.requires_grad or (".lora_" in name and ".lora_B." not in name):
-            continue
-        noise = torch.randn(parameter.shape, generator=generator).to(parameter) * std
-        parameter.add_(noise if ".lora_B." in name else noise * parameter)

@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from alignext.diffusion.denoiser import get_denoiser
-from alignext.diffusion.encode import TEXT_ENCODERS, encode_prompts, encode_unconditional
+from alignext.diffusion.prompts import TEXT_ENCODERS, encode_prompts, encode_unconditional
 from alignext.diffusion.sheets import contact_sheet
 from alignext.files import replacing
 

@@ -8,28 +8,32 @@ import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 from alignext.functional.diffusion_preference import (
-    PREDICTION_TYPES,
-    Levels,
-    add_noise,
-    clean_and_noise,
-    ddim_levels,
     diffusion_dpo_errors,
-    flow_levels,
-    guide,
     implicit_rewards,
     inversion_errors,
-    inversion_points,
-    invert,
     label_factor,
-    prediction_target,
     preference_errors,
     preference_loss,
     preference_margin,
     preference_probability,
-    recovered_noise,
     row_mse,
-    step_weight,
     two_pass_backward,
+)
+from alignext.functional.inversion import (
+    Levels,
+    ddim_levels,
+    flow_levels,
+    inversion_points,
+    invert,
+)
+from alignext.functional.predictions import (
+    PREDICTION_TYPES,
+    add_noise,
+    clean_and_noise,
+    guide,
+    prediction_target,
+    recovered_noise,
+    step_weight,
 )
 
 
@@ -172,14 +176,6 @@ def test_levels_are_those_of_the_stock_inverse_scheduler() -> None:
         torch.testing.assert_close(step.x, x, rtol=0, atol=1e-12)
 
 
-def test_source_labels_tell_the_other_end_of_the_step() -> None:
-    there, here = (ddim_levels(ABAR, 10, offset=1, label=label) for label in ("destination", "source"))
-    assert there.timesteps.tolist() == list(range(1, 1000, 100))
-    assert here.timesteps.tolist() == list(range(-99, 900, 100))
-    assert torch.equal(there.a, here.a)
-    assert ddim_levels(ABAR, 10, initial_alpha_cumprod=1.0).s[0] == 0
-
-
 def test_flow_inversion_is_undone_by_the_stock_sampler() -> None:
     stock = FlowMatchEulerDiscreteScheduler(shift=3.0)
     stock.set_timesteps(7)
@@ -266,7 +262,6 @@ def test_no_graph_is_left_by_an_inversion() -> None:
         ({"num_steps": 0}, "num_steps"),
         ({"num_steps": 1001}, "num_steps"),
         ({"num_steps": 1000, "offset": 1}, "offset"),
-        ({"num_steps": 10, "label": "middle"}, "label"),
     ],
 )
 def test_impossible_grids_are_named(arguments: dict, named: str) -> None:
@@ -300,17 +295,19 @@ def test_margin_of_a_hand_made_pair() -> None:
     target = randn(2, *SHAPE)
     wrong = torch.stack([target[0] + 1, target[1]])
     errors = preference_errors(lambda x, t: target, lambda x, t: wrong, target, torch.zeros(2), target)
-    margin = preference_margin(errors.delta, beta=2000)
+    margin = preference_margin(implicit_rewards(errors.delta, beta=2000))
     torch.testing.assert_close(margin, torch.tensor([1000.0], dtype=torch.float64))
-    assert preference_margin(errors.delta, beta=2000, reverse_sign=True).item() == -margin.item()
-    assert preference_margin(errors.delta.flip(0), beta=2000).item() == -margin.item()
+    assert preference_margin(implicit_rewards(errors.delta, beta=2000, reverse_sign=True)).item() == -margin.item()
+    assert preference_margin(implicit_rewards(errors.delta.flip(0), beta=2000)).item() == -margin.item()
 
 
 def test_rewards_differ_by_the_margin() -> None:
     delta, factor = randn(6), torch.rand(3, dtype=torch.float64)
     chosen, rejected = implicit_rewards(delta, 3.0, factor).chunk(2)
-    assert torch.equal(chosen - rejected, preference_margin(delta, 3.0, factor))
-    torch.testing.assert_close(preference_margin(delta, 3.0, factor), -1.5 * factor * (delta[:3] - delta[3:]))
+    assert torch.equal(chosen - rejected, preference_margin(implicit_rewards(delta, 3.0, factor)))
+    torch.testing.assert_close(
+        preference_margin(implicit_rewards(delta, 3.0, factor)), -1.5 * factor * (delta[:3] - delta[3:])
+    )
 
 
 def test_loss_is_log2_at_zero_and_odd_up_to_the_margin() -> None:
@@ -330,7 +327,9 @@ def test_errors_are_means_in_float32_or_better() -> None:
 
 def dpo_margin(policy: Net, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, **kwargs) -> torch.Tensor:
     a, s = ABAR[t].sqrt(), (1 - ABAR[t]).sqrt()
-    return preference_margin(diffusion_dpo_errors(policy, Net(9), x0, noise, t, a, s, **kwargs).delta, 50.0)
+    return preference_margin(
+        implicit_rewards(diffusion_dpo_errors(policy, Net(9), x0, noise, t, a, s, **kwargs).delta, 50.0)
+    )
 
 
 def test_diffusion_dpo_by_hand() -> None:
@@ -373,7 +372,7 @@ def test_batch_is_its_pairs() -> None:
         errors = diffusion_dpo_errors(
             policy, Net(9), x0[both], noise[rows], t[rows], a[rows], s[rows], {"prompt": prompt[both]}
         )
-        return preference_loss(preference_margin(errors.delta, 20.0, label_factor(p[rows])))
+        return preference_loss(preference_margin(implicit_rewards(errors.delta, 20.0, label_factor(p[rows]))))
 
     torch.testing.assert_close(losses([0, 1, 2]), torch.cat([losses([i]) for i in range(3)]), rtol=0, atol=1e-12)
 
@@ -392,7 +391,7 @@ def test_at_the_reference_only_the_published_target_has_no_gradient(kind: str, t
     points = points_of(reference, x0, levels, [[2, 5, 2, 5]], kind)
     errors = inversion_errors(policy, reference, x0, points, levels, target=target, prediction_type=kind)
     assert not errors.delta.any()
-    loss = preference_loss(preference_margin(errors.delta, 2000.0)).mean()
+    loss = preference_loss(preference_margin(implicit_rewards(errors.delta, 2000.0))).mean()
     assert loss.item() == pytest.approx(math.log(2), abs=1e-15)
     loss.backward()
     assert policy.mix.grad.any() == (target != "reference")
@@ -438,7 +437,7 @@ def test_inversion_dpo_by_hand() -> None:
     errors = inversion_errors(
         guide(policy, nothing, 2.0), None, x0, inversion_points(walk, k), levels, {"prompt": prompt}
     )
-    torch.testing.assert_close(preference_margin(errors.delta, 2000.0)[0], -1000 * (S[0] - S[1]))
+    torch.testing.assert_close(preference_margin(implicit_rewards(errors.delta, 2000.0))[0], -1000 * (S[0] - S[1]))
 
 
 def test_points_of_several_steps_are_averaged() -> None:
@@ -500,7 +499,9 @@ def test_smpo_by_hand() -> None:
     points = points_of(policy, x0, levels, [[3, 3]], num_renoise_steps=1)
     errors = inversion_errors(policy, reference, x0, points, levels, target="recovered")
     factor = label_factor(torch.tensor([0.6], dtype=torch.float64))
-    torch.testing.assert_close(preference_margin(errors.delta, 2000.0, factor)[0], -1000 * 2.0 * (gain[0] - gain[1]))
+    torch.testing.assert_close(
+        preference_margin(implicit_rewards(errors.delta, 2000.0, factor))[0], -1000 * 2.0 * (gain[0] - gain[1])
+    )
 
 
 # Soft labels
@@ -518,10 +519,12 @@ def test_probability_is_the_softmax_of_scaled_scores() -> None:
 
 def test_an_unsure_label_is_neutral_and_a_swapped_one_the_opposite() -> None:
     delta, p = randn(2).requires_grad_(), torch.tensor([0.3], dtype=torch.float64)
-    preference_loss(preference_margin(delta, 2000.0, label_factor(torch.full((1,), 0.5)))).sum().backward()
+    preference_loss(
+        preference_margin(implicit_rewards(delta, 2000.0, label_factor(torch.full((1,), 0.5))))
+    ).sum().backward()
     assert not delta.grad.any()
-    loss = preference_loss(preference_margin(delta, 20.0, label_factor(p)))
-    swapped = preference_loss(preference_margin(delta.flip(0), 20.0, label_factor(1 - p)))
+    loss = preference_loss(preference_margin(implicit_rewards(delta, 20.0, label_factor(p))))
+    swapped = preference_loss(preference_margin(implicit_rewards(delta.flip(0), 20.0, label_factor(1 - p))))
     torch.testing.assert_close(loss, swapped)
 
 
@@ -533,7 +536,7 @@ def test_two_passes_give_the_gradient_of_one_graph() -> None:
     points = points_of(reference, x0, levels, torch.arange(1, 8)[:, None].expand(7, 4).tolist())
 
     def loss(delta: torch.Tensor) -> torch.Tensor:
-        return preference_loss(preference_margin(delta, 5.0)).mean()
+        return preference_loss(preference_margin(implicit_rewards(delta, 5.0))).mean()
 
     value = loss(inversion_errors(policy, None, x0, points, levels).delta)
     expected = torch.autograd.grad(value, list(policy.parameters()))

@@ -4,19 +4,19 @@
 import math
 from dataclasses import dataclass, field
 
-from transformers import TrainingArguments
-
 from alignext.functional.diffusion_preference import TARGETS
+from alignext.training.diffusion_arguments import DiffusionTrainingArguments
 
 
 @dataclass
-class DiffusionDPOConfig(TrainingArguments):
+class DiffusionDPOConfig(DiffusionTrainingArguments):
     r"""
     Configuration class for the [`DiffusionDPOTrainer`].
 
-    All fields of [`~transformers.TrainingArguments`] hold here, too. Other defaults than there have `learning_rate`,
-    `lr_scheduler_type` (`"constant_with_warmup"`), `activation_checkpointing` (on), `remove_unused_columns` (off),
-    `label_names` (none), `ddp_find_unused_parameters` and `dispatch_batches` (off).
+    Fields of [`~transformers.TrainingArguments`] are taken as well, but those that are about texts or classes. Other
+    defaults than there have `learning_rate`, `lr_scheduler_type` (`"constant_with_warmup"`),
+    `activation_checkpointing` (on), `remove_unused_columns` (off), `label_names` (none),
+    `ddp_find_unused_parameters` and `dispatch_batches` (off).
 
     Args:
         learning_rate (`float`, *optional*, defaults to `1e-5`):
@@ -42,20 +42,8 @@ class DiffusionDPOConfig(TrainingArguments):
             After full training, save the whole pipeline and not the denoiser alone; checkpoints stay small.
     """
 
-    learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate; 1e-5 suits a LoRA."})
-    lr_scheduler_type: str = field(
-        default="constant_with_warmup", metadata={"help": "The learning rate scheduler type to use."}
-    )
-    activation_checkpointing: bool = field(
-        default=True, metadata={"help": "Recompute activations in the backward pass: a third slower, far less memory."}
-    )
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Kept off: the collator reads the columns."})
-    label_names: list[str] | None = field(default_factory=list, metadata={"help": "Kept empty: pairs have no labels."})
     beta: float = field(
         default=2000.0, metadata={"help": "Strength of the tie to the reference: 2000 for SD 1.5, 5000 for SDXL."}
-    )
-    resolution: int | None = field(
-        default=None, metadata={"help": "Side of the pictures in pixels; that of the pipeline if not given."}
     )
     prompt_dropout: float = field(
         default=0.2, metadata={"help": "Share of pairs that are trained with the empty prompt."}
@@ -65,20 +53,9 @@ class DiffusionDPOConfig(TrainingArguments):
         default=False, metadata={"help": "Encode all pictures once, before training; the VAE then leaves the device."}
     )
     vae_batch_size: int = field(default=8, metadata={"help": "Pictures that the VAE encodes at once."})
-    max_sequence_length: int | None = field(
-        default=None, metadata={"help": "Tokens for the T5 encoder of SD3 and Flux; the pipeline's if not given."}
-    )
-    embedded_guidance: float = field(
-        default=3.5, metadata={"help": "The guidance that a distilled denoiser (Flux dev) is told."}
-    )
-    save_full_pipeline: bool = field(
-        default=False, metadata={"help": "After full training, save the whole pipeline and not the denoiser alone."}
-    )
 
     def __post_init__(self):
         super().__post_init__()
-        if self.ddp_find_unused_parameters is None:
-            self.ddp_find_unused_parameters = False  # Trainer would look for them at every step
         if self.accelerator_config.dispatch_batches:
             raise ValueError("`dispatch_batches` would cut batches in two, winners from losers. Leave it off.")
         self.accelerator_config.dispatch_batches = False  # unset, it is on for streams

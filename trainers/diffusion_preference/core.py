@@ -2,9 +2,8 @@
 """The core of `DiffusionDPOTrainer`, `InversionDPOTrainer` and `SmPOTrainer`: pairs, prompts, margins, metrics."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,17 +15,14 @@ from transformers import DataCollator, TrainerCallback
 
 from alignext.diffusion.denoiser import DenoiserForward, denoiser_name, get_denoiser
 from alignext.diffusion.draws import Draws
-from alignext.diffusion.encode import TEXT_ENCODERS, PromptCache
 from alignext.diffusion.latents import encode_images
-from alignext.diffusion.levels import prediction_type, training_levels
 from alignext.functional.diffusion_preference import (
-    Levels,
     PreferenceErrors,
     implicit_rewards,
     preference_loss,
+    preference_margin,
 )
 from alignext.training.diffusion import DiffusionTrainer
-from alignext.training.runs import check_run
 
 from .config import DiffusionDPOConfig
 from .data import COLUMNS, PairCollator, prepare_pairs
@@ -73,14 +69,7 @@ class DiffusionPreferenceTrainer(DiffusionTrainer):
         denoiser_forward: DenoiserForward | None = None,
         **kwargs: Any,
     ) -> None:
-        pipe = DiffusionPipeline.from_pretrained(model) if isinstance(model, str | os.PathLike) else model
-        if args is None:
-            name = Path(str(getattr(pipe, "name_or_path", None) or type(pipe).__name__)).name
-            args = self._config(f"{name}-{self._name.replace(' ', '-')}")
-        if not isinstance(args, self._config):
-            raise ValueError(f"`args` is a {type(args).__name__}. Pass a `{self._config.__name__}`.")
-        check_run(args)
-        self.prediction_type = prediction_type(pipe.scheduler)
+        pipe, args = self._door(model, args)
         self._check(pipe, args, ref_model)
         scale = getattr(pipe, "vae_scale_factor", 8)
         denoiser = get_denoiser(pipe)
@@ -114,8 +103,6 @@ class DiffusionPreferenceTrainer(DiffusionTrainer):
             optimizers=optimizers,
             **kwargs,
         )
-        self.prompts = PromptCache(pipe, args.max_sequence_length)
-        self._levels: dict[tuple[int, int], Levels] = {}
         self._place_encoders()
         if self._precomputes:
             self._map_datasets(self._precompute)
@@ -132,15 +119,6 @@ class DiffusionPreferenceTrainer(DiffusionTrainer):
 
     def _prepared(self, dataset: Any, args: Any, name: str) -> Any:
         return prepare_pairs(dataset, order_by_score=False, name=name)
-
-    def _map_datasets(self, change: Callable[[Any], Any]) -> None:
-        """Replace every dataset by what `change` makes of it."""
-        if self.train_dataset is not None:
-            self.train_dataset = change(self.train_dataset)
-        if isinstance(self.eval_dataset, Mapping):
-            self.eval_dataset = {name: change(dataset) for name, dataset in self.eval_dataset.items()}
-        elif self.eval_dataset is not None:
-            self.eval_dataset = change(self.eval_dataset)
 
     def _place_encoders(self) -> None:
         """Put the VAE and the text encoders on the device if they are needed, and say so if they are missing."""
@@ -167,9 +145,6 @@ class DiffusionPreferenceTrainer(DiffusionTrainer):
             self.pipe.vae.to(self.accelerator.device)
         elif self.args.random_flip and columns:
             raise ValueError("`random_flip` needs pictures, and the dataset has latents. Set it to False.")
-
-    def _text_encoders(self) -> list[torch.nn.Module]:
-        return [e for name in TEXT_ENCODERS if (e := getattr(self.pipe, name, None)) is not None]
 
     def _release(self) -> None:
         """Take off the device what training does not need any more."""
@@ -228,18 +203,6 @@ class DiffusionPreferenceTrainer(DiffusionTrainer):
         generators = draws.generators("winner") + draws.generators("loser")
         return encode_images(self.pipe, pixels, self.args.vae_batch_size, generators)
 
-    def levels(self, x0: torch.Tensor) -> Levels:
-        """The noise levels that pairs are trained at; flow schedules may depend on the size of the latents."""
-        size = (x0.shape[-2], x0.shape[-1])
-        if size not in self._levels:
-            levels = self._make_levels(size)
-            single = (v.float() if v.is_floating_point() else v for v in (levels.timesteps, levels.a, levels.s))
-            self._levels[size] = Levels(*single).to(x0.device)
-        return self._levels[size]
-
-    def _make_levels(self, size: tuple[int, int]) -> Levels:
-        return training_levels(self.pipe, size)
-
     # Loss
 
     def factor(self, inputs: dict[str, Any]) -> torch.Tensor | float:
@@ -256,8 +219,7 @@ class DiffusionPreferenceTrainer(DiffusionTrainer):
 
     def losses(self, delta: torch.Tensor, batch: PairBatch) -> torch.Tensor:
         """The loss of each pair; their mean is minimised."""
-        chosen, rejected = self.rewards(delta, batch).chunk(2)
-        return preference_loss(chosen - rejected)
+        return preference_loss(preference_margin(self.rewards(delta, batch)))
 
     def compute_loss(
         self,
@@ -274,8 +236,9 @@ class DiffusionPreferenceTrainer(DiffusionTrainer):
 
     @torch.no_grad()
     def _note_errors(self, errors: PreferenceErrors, batch: PairBatch) -> None:
-        chosen, rejected = self.rewards(errors.delta, batch).chunk(2)
-        margins = chosen - rejected
+        rewards = self.rewards(errors.delta, batch)
+        chosen, rejected = rewards.chunk(2)
+        margins = preference_margin(rewards)
         metrics = {
             "rewards/chosen": chosen,
             "rewards/rejected": rejected,

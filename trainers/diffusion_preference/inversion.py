@@ -13,22 +13,20 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from alignext.diffusion.denoiser import get_denoiser
-from alignext.diffusion.encode import InversionCache, encode_unconditional, inversion_identity, weights_digest
+from alignext.diffusion.digests import weights_digest
+from alignext.diffusion.inversions import InversionCache, inversion_identity
 from alignext.diffusion.levels import inversion_levels
+from alignext.diffusion.prompts import encode_unconditional
 from alignext.functional.diffusion_preference import (
-    Denoiser,
-    InversionPoints,
-    Levels,
     PreferenceErrors,
-    guide,
     implicit_rewards,
     inversion_errors,
-    inversion_points,
-    invert,
     label_factor,
     preference_probability,
     two_pass_backward,
 )
+from alignext.functional.inversion import InversionPoints, Levels, inversion_points, invert
+from alignext.functional.predictions import Denoiser, guide
 from alignext.methods import method
 
 from .config import InversionDPOConfig, SmPOConfig

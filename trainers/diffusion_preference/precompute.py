@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from diffusers import DiffusionPipeline
 
-from alignext.diffusion.encode import digest, weights_digest
+from alignext.diffusion.digests import digest, weights_digest
 from alignext.diffusion.latents import encode_images
 
 from .data import IMAGES, LATENTS, PairCollator

@@ -112,7 +112,7 @@ def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
 def prediction(pipe: DiffusionPipeline) -> torch.Tensor:
     """What the denoiser of a tiny pipeline says to a fixed input."""
     from alignext.diffusion.denoiser import DenoiserModule
-    from alignext.diffusion.encode import encode_prompts
+    from alignext.diffusion.prompts import encode_prompts
 
     g = torch.Generator().manual_seed(3)
     module = DenoiserModule(pipe).eval()

@@ -11,15 +11,11 @@ from diffusers import DiffusionPipeline
 from peft import LoraConfig
 
 from alignext import mini
-from alignext.diffusion import encode
-from alignext.diffusion.encode import (
-    InversionCache,
-    PromptCache,
-    encode_prompts,
-    encode_unconditional,
-    inversion_identity,
-)
+from alignext.diffusion import inversions
+from alignext.diffusion import prompts as prompting
+from alignext.diffusion.inversions import InversionCache, inversion_identity
 from alignext.diffusion.latents import encode_images
+from alignext.diffusion.prompts import PromptCache, encode_prompts, encode_unconditional
 from alignext.trainers.diffusion_preference import precompute
 from alignext.trainers.diffusion_preference.data import PairCollator, prepare_pairs
 from alignext.trainers.diffusion_preference.precompute import precompute_latents
@@ -113,9 +109,9 @@ def test_a_pipeline_without_text_encoders():
 
 def test_a_prompt_is_encoded_once_and_alone(monkeypatch: pytest.MonkeyPatch):
     calls = []
-    original = encode.encode_prompts
+    original = prompting.encode_prompts
     monkeypatch.setattr(
-        encode, "encode_prompts", lambda pipe, prompts, n: calls.append(prompts) or original(pipe, prompts, n)
+        prompting, "encode_prompts", lambda pipe, prompts, n: calls.append(prompts) or original(pipe, prompts, n)
     )
     cache = PromptCache(sdxl(), max_prompts=2)
     first = cache(["a", "b", "a"])
@@ -250,7 +246,7 @@ def test_half_a_file_is_never_met(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(encode, "save_file", interrupted)
+    monkeypatch.setattr(inversions, "save_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
         cache.save(keys[1], an_inversion())
     again = InversionCache(tmp_path, identity())
