@@ -73,6 +73,8 @@ REPLACED = {
     "trl.KTOTrainer._prepare_dataset": "dataset processing_class args dataset_name",
     "trl.KTOTrainer._set_signature_columns_if_needed": "",
     "trl.KTOTrainer._compute_loss": "model inputs return_outputs",
+    "trl.KTOTrainer.log": "logs start_time",
+    "trl.KTOTrainer.create_model_card": "model_name dataset_name tags",
     "transformers.TrainerCallback.on_train_begin": "args state control **kwargs",
     "transformers.trainer_callback.ExportableState.state": "",
     # f-DPG
@@ -113,6 +115,7 @@ REPLACED = {
     "trl.RewardTrainer._set_signature_columns_if_needed": "",
     "trl.RewardTrainer.compute_loss": "model inputs return_outputs num_items_in_batch",
     "trl.RewardTrainer.create_model_card": "model_name dataset_name tags",
+    "trl.RewardTrainer.log": "logs start_time",
     # Inversion-DPO, Diffusion-DPO, SmPO
     "transformers.Trainer._set_signature_columns_if_needed": "",
     "transformers.Trainer.compute_loss": "model inputs return_outputs num_items_in_batch",
@@ -229,7 +232,6 @@ CALLED = {
     # BCO
     "trl.KTOTrainer.compute_loss": "model inputs return_outputs num_items_in_batch",
     "trl.KTOTrainer.evaluate": "eval_dataset ignore_keys metric_key_prefix",
-    "trl.KTOTrainer.log": "logs start_time",
     "trl.KTOTrainer.compute_ref_log_probs": "model inputs",
     "trl.KTOTrainer._precompute_ref_logps": "dataset name batch_size",
     "trl.trainer.kto_trainer.DataCollatorForUnpairedPreference.torch_call": "examples",
@@ -342,18 +344,18 @@ ATTRIBUTES = {
     "transformers.PretrainedConfig": "_attn_implementation _name_or_path",
     "trl.KTOTrainer": (
         "beta loss_type ref_model precompute_ref_logps aux_loss_enabled router_aux_loss_coef calculate_KL "
-        "desirable_weight undesirable_weight _metrics _total_train_tokens _tp_size _is_vision_dataset "
+        "desirable_weight undesirable_weight _metrics _tp_size _is_vision_dataset "
         "_signature_columns data_collator callback_handler"
     ),
     "trl.DPOTrainer": (
         "beta ref_model precompute_ref_logps aux_loss_enabled router_aux_loss_coef _metrics data_collator loss_types "
-        "loss_weights label_smoothing _total_train_tokens _tp_size _signature_columns"
+        "loss_weights label_smoothing _tp_size _signature_columns"
     ),
     "trl.RLOOTrainer": (
         "beta ref_model temperature num_generations num_generations_eval num_iterations reward_funcs "
         "reward_func_names reward_weights aux_loss_enabled router_aux_loss_coef model_wrapped _metrics _logs"
     ),
-    "trl.RewardTrainer": "_metrics _total_train_tokens _tp_size label_names data_collator hub_model_id",
+    "trl.RewardTrainer": "_metrics _tp_size label_names data_collator hub_model_id",
 }
 
 # Module -> the private names that it spells, on objects that are not easily made.

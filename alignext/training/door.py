@@ -2,15 +2,20 @@
 """The door of all trainers: which settings and data come in, checked before a model is loaded."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import pyarrow as pa
-from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from datasets import Dataset, IterableDataset
 from trl.trainer.utils import get_config_model_id
 
+from alignext.training.logs import get_logger
 from alignext.training.runs import check_run
 
+
+logger = get_logger(__name__)
 
 Config = TypeVar("Config")
 
@@ -22,7 +27,7 @@ def settings(args: Config | None, config: type[Config], name: str) -> Config:
     Args:
         args (`TrainingArguments`, *optional*): What the user gave.
         config (`type`): The trainer's config class; its defaults hold where nothing is given.
-        name (`str`): Output folder of the defaults, such as `"Qwen2.5-0.5B-BCO"`, see [`model_name`].
+        name (`str`): Output folder of the defaults, such as `"Qwen2.5-0.5B-BCO"`.
 
     Raises:
         ValueError: `args` is of another class, or the run cannot begin, see [`~alignext.training.runs.check_run`].
@@ -61,14 +66,23 @@ def model_name(model: Any) -> str:
     return name.rstrip("/").split("/")[-1] or "model"
 
 
+def named(train_dataset: Any, eval_dataset: Any) -> list[tuple[str, Any]]:
+    """The datasets that a trainer was given, each with its argument. Evaluation data may be a dictionary."""
+    found = [] if train_dataset is None else [("train_dataset", train_dataset)]
+    if isinstance(eval_dataset, dict):  # those of datasets are
+        return found + [(argument(name), dataset) for name, dataset in eval_dataset.items()]
+    return found if eval_dataset is None else [*found, ("eval_dataset", eval_dataset)]
+
+
+def argument(dataset_name: str) -> str:
+    """The argument behind what TRL calls a dataset: `"train"`, `"eval"`, or a key of the evaluation data."""
+    return {"train": "train_dataset", "eval": "eval_dataset"}.get(dataset_name, f"eval_dataset[{dataset_name!r}]")
+
+
 def check_datasets(train_dataset: Any, eval_dataset: Any = None, **columns: Any) -> None:
-    """
-    Check what a trainer was given as its two datasets, see [`check_dataset`] for `columns`. A trainer without training
-    data is left to its parent, and evaluation data may be a dictionary.
-    """
-    if train_dataset is not None:
-        check_dataset(train_dataset, "train_dataset", **columns)
-    for name, dataset in _named(eval_dataset, "eval_dataset"):
+    """Check all that a trainer was given, see [`check_dataset`] for `columns`; without training data, its parent
+    speaks."""
+    for name, dataset in named(train_dataset, eval_dataset):
         check_dataset(dataset, name, **columns)
 
 
@@ -147,18 +161,81 @@ def checked_stream(dataset: Any, name: str, columns: Sequence[str], texts: Seque
     return dataset.map(check, with_indices=True, features=dataset.features)
 
 
-def check_not_all_dropped(dataset: Any, name: str, max_length: int | None) -> None:
+def tell_dropped(rows: int, dataset: Any, name: str, max_length: int | None) -> None:
     """
-    Name what has left nothing of a dataset.
+    Say how much of a dataset `max_length` has left out, if that is more than one row of a hundred.
+
+    Args:
+        rows (`int`): Rows that there were.
+        dataset (`Dataset` or `IterableDataset`): Those that are left; of a stream nothing is known.
+        name (`str`): The argument.
+        max_length (`int`, *optional*): The limit, in tokens.
 
     Raises:
-        ValueError: No row is left, since the prompt of each fills `max_length`.
+        ValueError: No row is left.
     """
-    if isinstance(dataset, Dataset) and len(dataset) == 0:
+    if not isinstance(dataset, Dataset):
+        return
+    if len(dataset) == 0:
         raise ValueError(
-            f"Every prompt of the {name} data has `max_length`={max_length} tokens or more, so that nothing of the "
-            "completions is left to learn from. Raise `max_length`, or shorten the prompts."
+            f"Every row of `{name}` has a prompt of `max_length`={max_length} tokens or more, so that nothing is left "
+            "to learn from. Raise `max_length`, or shorten the prompts."
         )
+    if rows - len(dataset) > rows / 100:
+        logger.warning(
+            "%d of %d rows of `%s` are left out: with their prompts alone, `max_length`=%s is reached.",
+            rows - len(dataset),
+            rows,
+            name,
+            max_length,
+        )
+
+
+def with_lengths(dataset: Any, args: Any, columns: Sequence[str]) -> Any:
+    """The dataset with a column of lengths, where rows are to be grouped by them and it has none."""
+    name = args.length_column_name
+    grouped = args.train_sampling_strategy in ("group_by_length", "batch_rebalance")
+    if not grouped or not isinstance(dataset, Dataset) or name in dataset.column_names:
+        return dataset
+    return dataset.add_column(name, [sum(map(len, row)) for row in zip(*(dataset[c] for c in columns), strict=True)])
+
+
+def former_names(names: Mapping[str, str], page: str) -> Callable[[type], type]:
+    """
+    A decorator of a class whose constructor once took other arguments: each is refused with what stands in its place.
+
+    Args:
+        names (`Mapping[str, str]`): The former arguments, and what to use now.
+        page (`str`): The page that tells more.
+    """
+
+    def decorate(cls: type) -> type:
+        init = cls.__init__
+
+        @functools.wraps(init)
+        def refusing(self: Any, *args: Any, **kwargs: Any) -> None:
+            for name in kwargs.keys() & names.keys():
+                raise TypeError(f"{cls.__name__} has no `{name}`. Use {names[name]}; see {page}.")
+            init(self, *args, **kwargs)
+
+        cls.__init__ = refusing  # ty: ignore[invalid-assignment]
+        return cls
+
+    return decorate
+
+
+@contextmanager
+def users_function(what: str) -> Iterator[None]:
+    """
+    Name a function of the user's that raises, so that its fault is not taken for ours.
+
+    Args:
+        what (`str`): The function and what it was given, as the subject of a sentence.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{what} raised {type(error).__name__}: {error}") from error
 
 
 def distinct(dataset: Dataset, column: str) -> list[Any]:
@@ -203,14 +280,6 @@ def null_error(name: str, row: int, where: str) -> ValueError:
         f"`{name}` must have no null, received one at row {row}, column {where} (rows count from 0). A CSV cell that "
         f"is empty or reads NA comes as null. Fill it in, or leave such rows out{way}."
     )
-
-
-def _named(dataset: Any, name: str) -> list[tuple[str, Any]]:
-    if dataset is None:
-        return []
-    if isinstance(dataset, dict | DatasetDict | IterableDatasetDict):
-        return [(f"{name}[{key!r}]", value) for key, value in dataset.items()]
-    return [(name, dataset)]
 
 
 def _check_type(dataset: Dataset, column: str, name: str) -> None:

@@ -63,7 +63,7 @@ class Sums:
         self._totals[name] = self._totals.get(name, 0.0) + _wide(number)
 
     def means(self, mode: str) -> dict[str, float]:
-        """The mean of each metric that was counted since the last call, and the totals; of all processes."""
+        """The mean of each metric that was counted since the last call, beside them the totals, of all processes."""
         own = {name: [float(value), float(count)] for name, (value, count) in self._sums[mode].items()}
         totals = {name: [float(value), -1.0] for name, value in self._totals.items()}
         self._sums[mode] = {}
@@ -72,6 +72,8 @@ class Sums:
             for name, (value, count) in part.items():
                 of_all = table.setdefault(name, [0.0, 0.0])
                 of_all[0], of_all[1] = of_all[0] + value, of_all[1] + count
+        if not any(count > 0 for _, count in table.values()):
+            return {}
         return {name: value / count if count > 0 else round(value) for name, (value, count) in table.items() if count}
 
     def _real(self, rows: int) -> torch.Tensor:

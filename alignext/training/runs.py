@@ -1,13 +1,12 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""A run of a trainer: whether it can begin, where it goes on, and the card of its result."""
+"""A run of a trainer: whether it can begin, and where it goes on."""
 
 import json
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignext.files import check_output, replacing
+from alignext.files import check_output
 
 
 if TYPE_CHECKING:
@@ -56,21 +55,6 @@ def last_checkpoint(folder: str | os.PathLike) -> str:
     if max(steps, default=-1) < 0:
         raise FileNotFoundError(f"There is no complete checkpoint in {str(folder)!r}. Do not resume, but start anew.")
     return str(steps[max(steps)])
-
-
-def quick_start(folder: str | os.PathLike, start: str) -> None:
-    """
-    Say in the card that TRL wrote into a folder how to use what was trained, where TRL's own lines would not.
-
-    Args:
-        folder (`str` or `os.PathLike`): The trainer's `output_dir`.
-        start (`str`): Markdown below the heading, in place of TRL's.
-    """
-    path = Path(folder, "README.md")
-    text = f"## Quick start\n\n{start.strip()}\n\n"
-    card = re.sub(r"## Quick start\n.*?(?=## Training procedure)", lambda _: text, path.read_text("utf-8"), flags=re.S)
-    with replacing(path) as part:
-        part.write_text(card, encoding="utf-8")
 
 
 def _number(checkpoint: Path) -> int:

@@ -34,7 +34,9 @@ def test_means_are_of_one_mode_and_since_the_last_time(sums: Sums) -> None:
     assert sums.means("eval") == {"loss": 8.0, "tokens": 5}
     assert sums.means("train") == {"loss": 4 / 3, "tokens": 5}
     sums.count("tokens", torch.tensor(2))
-    assert sums.means("train") == {"tokens": 7}
+    assert sums.means("train") == {}
+    sums.add("train", "loss", 1.0)
+    assert sums.means("train") == {"loss": 1.0, "tokens": 7}
 
 
 def test_what_nobody_counted_is_left_out_whatever_its_value(sums: Sums) -> None:

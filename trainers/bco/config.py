@@ -5,7 +5,29 @@ from dataclasses import dataclass, field
 
 from trl import KTOConfig
 
+from alignext.training.door import former_names
 
+
+# Arguments of the trainer and the config that TRL had until 1.13, and what stands in their place.
+FORMER_NAMES = {
+    "embedding_func": "the trainer's `prompt_embedder`",
+    "embedding_tokenizer": "the trainer's `prompt_embedder`, which is given texts",
+    "generate_during_eval": "a callback that generates",
+    "model_init": "`model`",
+    "preprocess_logits_for_metrics": "`compute_metrics`",
+    "model_adapter_name": "the adapter that is active, which is trained",
+    "ref_adapter_name": "the adapter that is loaded, a copy of which is the reference",
+    "max_prompt_length": "`max_length`",
+    "max_completion_length": "`max_length`",
+    "truncation_mode": "`max_length`, which keeps the start",
+    "ref_model_init_kwargs": "the trainer's `ref_model`",
+    "is_encoder_decoder": "a causal language model",
+    "padding_value": "the tokenizer's padding token",
+    "label_pad_token_id": "nothing: labels are masked",
+}
+
+
+@former_names(FORMER_NAMES, "docs/bco.md, Moving from `trl.experimental.bco`")
 @dataclass
 class BCOConfig(KTOConfig):
     r"""

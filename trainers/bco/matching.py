@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from trl.trainer.utils import pad
 
 from alignext.functional.bco import DensityRatio, fit_density_ratio
+from alignext.training import door
 
 
 def prompt_text(prompt: str | list[dict[str, Any]]) -> str:
@@ -101,7 +102,11 @@ class PromptWeights:
         """Embeddings of shape `(n, d)` and the number of the prompt of each row."""
         numbers: dict[Any, int] = {}
         groups = torch.tensor([numbers.setdefault(self.key(row), len(numbers)) for row in dataset])
-        embeddings = torch.as_tensor(self.embed(list(numbers)))
+        prompts = list(numbers)
+        with door.users_function(
+            f"`prompt_embedder`, given {len(prompts)} prompts, the first {str(prompts[0])[:80]!r},"
+        ):
+            embeddings = torch.as_tensor(self.embed(prompts))
         if embeddings.ndim != 2 or len(embeddings) != len(numbers) or not embeddings.isfinite().all():
             raise ValueError(
                 f"`prompt_embedder` was given {len(numbers)} prompts and returned an array of shape "

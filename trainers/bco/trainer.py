@@ -4,42 +4,52 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from transformers import DataCollator
 from trl import KTOTrainer
 from trl.models.utils import disable_gradient_checkpointing
-from trl.trainer.utils import get_config_model_id, use_adapter
+from trl.trainer.utils import use_adapter
 
 from alignext.functional.bco import bco_loss
 from alignext.methods import method
+from alignext.training import door
+from alignext.training.cards import mend_card, result_name
+from alignext.training.logs import get_logger
+from alignext.training.metrics import Sums, has_loss
 from alignext.training.runs import check_run
 
-from .config import BCOConfig
+from .config import FORMER_NAMES, BCOConfig
 from .matching import PromptWeights, embed_with_policy, prompt_text
 from .reward_shift import RewardShift
 
 
 logger = get_logger(__name__)
 
-_EXPECTED = (
-    "expected 'prompt', 'completion', 'label' (example row: {'prompt': 'The sky is', 'completion': ' blue.', 'label': "
-    "True}), or 'prompt', 'chosen', 'rejected'"
-)
+_COLUMNS: dict[str, Any] = {
+    "columns": [("prompt", "completion", "label"), ("chosen", "rejected")],
+    "example": {"prompt": "The sky is", "completion": " blue.", "label": True},
+    "texts": ("prompt", "completion", "chosen", "rejected"),
+}
 _NOT_FOR_THE_MODEL = {"completion_mask", "label", "ref_logps", "udm_weight"}
 
 
 def check_labels(labels: Sequence[Any]) -> None:
-    """Raise `ValueError` unless every label is True, False, 1 or 0: TRL would read 0.2 as True."""
-    wrong = next((label for label in labels if isinstance(label, str) or label not in (True, False)), None)
-    if wrong is not None or None in labels:
-        raise ValueError(
-            f"A `label` is {wrong!r}. Labels must be True or 1 for desirable, False or 0 for undesirable."
-        )
+    """
+    Check that every label is True, False, 1 or 0: TRL would read 0.2 as True.
+
+    Raises:
+        ValueError: One is something else.
+    """
+    for label in labels:
+        if label is None or isinstance(label, str) or label not in (True, False):
+            raise ValueError(
+                f"`label` must be True or 1 for desirable, False or 0 for undesirable completions, received {label!r}."
+            )
 
 
 @dataclass
@@ -64,6 +74,7 @@ class WeightedCollator:
         return batch
 
 
+@door.former_names(FORMER_NAMES, "docs/bco.md, Moving from `trl.experimental.bco`")
 class BCOTrainer(KTOTrainer):
     """
     Trainer for Binary Classifier Optimization (BCO): aligns a language model from single completions with a thumbs-up
@@ -114,25 +125,18 @@ class BCOTrainer(KTOTrainer):
         prompt_embedder: Callable[[list[str]], Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if args is None:
-            name = model if isinstance(model, str) else get_config_model_id(model.config)
-            args = BCOConfig(f"{name.split('/')[-1]}-BCO")
-        if not isinstance(args, BCOConfig):
-            raise ValueError(f"`args` is a {type(args).__name__}. Pass a `BCOConfig`.")
-        check_run(args)
+        args = door.settings(args, BCOConfig, f"{door.model_name(model)}-BCO")
         if prompt_embedder is not None and args.udm_embedding is not None:
             raise ValueError("`prompt_embedder` and `udm_embedding` are both given. Pass one of them.")
         self._prompt_weights: PromptWeights | None = None
-        if train_dataset is not None:
-            self._check_dataset(train_dataset)
+        for name, dataset in door.named(train_dataset, more[0] if more else kwargs.get("eval_dataset")):
+            self._check_dataset(dataset, name)
         # KTO's constructor leaves out all that has to do with its KL term under this name of a loss only.
         args.loss_type = "apo_zero_unpaired"
-        try:
-            super().__init__(model, ref_model, args, data_collator, train_dataset, *more, **kwargs)
-        finally:
-            args.loss_type = "bco"
+        super().__init__(model, ref_model, args, data_collator, train_dataset, *more, **kwargs)
+        self.args.loss_type = self.loss_type = "bco"
         check_run(args, self.model)
-        self.loss_type = args.loss_type
+        self._sums = Sums(self.accelerator)
         self.data_collator = WeightedCollator(self.data_collator)
         self.add_callback(RewardShift())
         if prompt_embedder is not None or args.udm_embedding is not None:
@@ -141,21 +145,32 @@ class BCOTrainer(KTOTrainer):
     # Data
 
     @staticmethod
-    def _check_dataset(dataset: Dataset | IterableDataset) -> None:
-        """Name what is wrong with a dataset before anything is computed; a stream shows its columns only."""
-        columns = list(next(iter(dataset), {}))
-        if not ({"prompt", "completion", "label"} <= set(columns) or {"chosen", "rejected"} <= set(columns)):
-            raise ValueError(f"The dataset does not have the right columns: found {columns}, {_EXPECTED}.")
-        if isinstance(dataset, Dataset) and "label" in columns:
-            check_labels(dataset.unique("label"))
+    def _check_dataset(dataset: Any, name: str) -> list[str]:
+        """Name what is wrong with a dataset before anything is computed; a stream shows its first row only."""
+        columns = door.check_dataset(dataset, name, **_COLUMNS)
+        if {"chosen", "rejected"} <= set(columns):
+            extra = [column for column in ("label", "completion") if column in columns]
+            if extra:  # unpairing would keep the pairs' own
+                raise ValueError(
+                    f"`{name}` must hold pairs or single completions, received 'chosen' and 'rejected' beside "
+                    f"{extra}. For pairs: `dataset.remove_columns({extra})`; for single completions remove the others."
+                )
+        elif isinstance(dataset, Dataset):
+            check_labels(door.distinct(dataset, "label"))
+        return columns
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
-        self._check_dataset(dataset)
+        name = door.argument(dataset_name)
+        columns = self._check_dataset(dataset, name)
+        dataset = door.checked_stream(dataset, name, (*_COLUMNS["texts"], "label"), _COLUMNS["texts"])
+        rows = len(dataset) * (2 if "chosen" in columns else 1) if isinstance(dataset, Dataset) else 0
         dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-        if dataset_name == "train" and isinstance(dataset, Dataset) and len(dataset.unique("label")) == 1:
-            logger.warning(
-                "All labels of the training data are %s: there is nothing to separate.", dataset[0]["label"]
-            )
+        door.tell_dropped(rows, dataset, name, args.max_length)
+        dataset = door.with_lengths(dataset, args, ("prompt_ids", "completion_ids"))
+        if dataset_name == "train" and isinstance(dataset, Dataset):
+            labels = door.distinct(dataset, "label")
+            if len(set(map(bool, labels))) == 1:
+                logger.warning("All labels of the training data are %s: there is nothing to separate.", labels[0])
         return self._with_weights(dataset)
 
     def _match_prompts(self, prompt_embedder: Callable[[list[str]], Any] | None) -> None:
@@ -213,7 +228,7 @@ class BCOTrainer(KTOTrainer):
         fresh = self._signature_columns is None
         super()._set_signature_columns_if_needed()
         if fresh:
-            self._signature_columns += ["udm_weight"]
+            self._signature_columns += ["udm_weight", self.args.length_column_name]
 
     # Loss
 
@@ -278,39 +293,43 @@ class BCOTrainer(KTOTrainer):
 
     @torch.no_grad()
     def _note(self, mode, batch, outputs, logps, rewards, shift, aux_loss) -> None:
-        """Add to the metrics, with one reduction over all processes for all of them."""
+        """Add to the sums that the next log shows the means of."""
         labels, mask = batch["label"], batch["completion_mask"][:, 1:]
-        length = mask.size(1)
-        right = torch.where(labels, rewards > shift, rewards < shift)
-        ratio = batch.get("udm_weight", torch.ones_like(rewards))
-        mean_logits, entropy = (value[:, -length:] * mask for value in (outputs.mean_logits, outputs.entropy))
-        rows = [torch.ones_like(rewards), rewards, logps, mean_logits.sum(1), mask.sum(1), right, ratio]
-        by_class = torch.stack([row.float() for row in rows]) @ torch.stack([labels, ~labels], dim=1).float()
-        aux = rewards.new_zeros(()) if aux_loss is None else aux_loss.detach()
-        totals = torch.stack([entropy.sum(), batch["attention_mask"].sum(), aux, torch.ones_like(aux)]).float()
-        *sums, entropy, tokens, aux, processes = self.accelerator.reduce(
-            torch.cat([by_class.flatten(), totals]), "sum"
-        ).tolist()
-        count, reward, logp, logit, length, right, ratio = zip(sums[::2], sums[1::2], strict=True)
-
-        metrics = {
-            "delta": shift,
-            "entropy": entropy / max(sum(length), 1),
-            "rewards/accuracies": sum(right) / sum(count),
-        }
-        for i, name in enumerate(("chosen", "rejected")):
-            if count[i]:
-                metrics |= {f"rewards/{name}": reward[i] / count[i], f"logps/{name}": logp[i] / count[i]}
-            if length[i]:
-                metrics[f"logits/{name}"] = logit[i] / length[i]
-        if all(count):
-            metrics["rewards/margins"] = metrics["rewards/chosen"] - metrics["rewards/rejected"]
-        if "udm_weight" in batch and count[1]:
-            metrics["udm_weight"] = ratio[1] / count[1]
+        tokens, add = mask.sum(1), partial(self._sums.add, mode)
+        mean_logits, entropy = (
+            (value[:, -mask.size(1) :] * mask).sum(1) for value in (outputs.mean_logits, outputs.entropy)
+        )
+        add("delta", shift)
+        add("entropy", entropy, tokens)
+        add("rewards/accuracies", torch.where(labels, rewards > shift, rewards < shift))
+        for name, of_class in (("chosen", labels), ("rejected", ~labels)):
+            add(f"rewards/{name}", rewards, of_class)
+            add(f"logps/{name}", logps, of_class)
+            add(f"logits/{name}", mean_logits, tokens * of_class)
+        if "udm_weight" in batch:
+            add("udm_weight", batch["udm_weight"], ~labels)
         if aux_loss is not None:
-            metrics["aux_loss"] = aux / processes
-        for name, value in metrics.items():
-            self._metrics[mode][name].append(value)
-        if mode == "train":
-            self._total_train_tokens += int(tokens) // self._tp_size
-        self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+            add("aux_loss", aux_loss)
+        seen = batch["attention_mask"].sum() / self._tp_size
+        self._sums.count("num_tokens", seen if mode == "train" else 0.0)
+
+    def log(self, logs, start_time=None):
+        if has_loss(logs):
+            mode = "train" if self.model.training else "eval"
+            means = self._sums.means(mode)
+            if {"rewards/chosen", "rewards/rejected"} <= means.keys():
+                means["rewards/margins"] = means["rewards/chosen"] - means["rewards/rejected"]
+            self._metrics[mode].update({name: [mean] for name, mean in means.items()})
+        super().log(logs, start_time)
+
+    # Saving
+
+    def _save(self, output_dir=None, state_dict=None):
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            mend_card(output_dir or self.args.output_dir, result_name(self.args))
+
+    def create_model_card(self, model_name=None, dataset_name=None, tags=None):
+        super().create_model_card(model_name, dataset_name, tags)
+        if self.is_world_process_zero():
+            mend_card(self.args.output_dir, result_name(self.args, model_name))

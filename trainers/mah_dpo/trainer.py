@@ -2,16 +2,15 @@
 """`MAHDPOTrainer`: TRL's DPO trainer with one output head per objective."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
 import torch
-from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
-from datasets import Dataset, IterableDataset, concatenate_datasets
-from transformers import AutoConfig, AutoModelForCausalLM, DataCollator
+from datasets import Dataset, IterableDataset
+from transformers import AutoModelForCausalLM, DataCollator
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import DPOTrainer
 from trl.trainer.utils import get_config_model_id
@@ -20,9 +19,15 @@ from alignext.functional.mah_dpo import multi_objective_loss, pair_losses
 from alignext.heads.auto import AutoModelForCausalLMWithObjectiveHeads
 from alignext.heads.mixin import ObjectiveHeadsMixin
 from alignext.methods import method
-from alignext.training.runs import check_run, quick_start
+from alignext.training import door
+from alignext.training.cards import mend_card, result_name
+from alignext.training.logs import get_logger
+from alignext.training.metrics import Sums, has_loss
+from alignext.training.runs import check_run
 
+from . import objectives
 from .config import MAHDPOConfig
+from .objectives import ObjectiveCollator
 from .sampling import ObjectiveSampler
 
 
@@ -30,17 +35,13 @@ logger = get_logger(__name__)
 
 _NOT_FOR_THE_MODEL = {"completion_mask", "ref_chosen_logps", "ref_rejected_logps", "objective_ids"}
 _HEAD_SETTINGS = ("head_type", "head_rank", "head_alpha", "head_init_std", "head_init_seed", "head_dtype")
-# The table of sums over pairs, and over the tokens of some completions, that all metrics are made of.
-_PAIR_METRICS = (
-    "loss rewards/chosen rewards/rejected rewards/accuracies rewards/margins logps/chosen logps/rejected".split()
-)
+# Metrics whose mean is over the tokens of some completions rather than over pairs.
 _TOKEN_METRICS = {
     "entropy": "tokens",
     "mean_token_accuracy": "chosen",
     "logits/chosen": "chosen",
     "logits/rejected": "rejected",
 }
-_TABLE = ("rows", "chosen", "rejected", "tokens", *_PAIR_METRICS, *_TOKEN_METRICS)
 _CARD = """
 ```python
 from alignext import AutoModelForCausalLMWithObjectiveHeads
@@ -55,18 +56,6 @@ print(tokenizer.decode(ids[0], skip_special_tokens=True))
 
 The weights mix one output head per objective; `model.merge_heads(weights)` gives a stock model of one mixture.
 """
-
-
-@dataclass
-class ObjectiveCollator:
-    """Puts the objectives of the rows into the batch that another collator makes, for chosen and rejected alike."""
-
-    collator: DataCollator
-
-    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = self.collator(examples)
-        ids = torch.tensor([example["objective_id"] for example in examples])
-        return {**batch, "objective_ids": ids.repeat(2)}
 
 
 @dataclass
@@ -140,21 +129,18 @@ class MAHDPOTrainer(DPOTrainer):
         peft_config: Any = None,
         **kwargs: Any,
     ) -> None:
-        if args is None:
-            name = model if isinstance(model, str) else get_config_model_id(model.config)
-            defaults: dict[str, Any] = {"output_dir": f"{name.split('/')[-1]}-MAH-DPO"}
-            args = MAHDPOConfig(**defaults)
-        if not isinstance(args, MAHDPOConfig):
-            raise ValueError(f"`args` is a {type(args).__name__}. Pass a `MAHDPOConfig`.")
-        check_run(args)
-        if isinstance(train_dataset, dict):
-            train_dataset = self._joined(train_dataset, args.objective_column)
+        args = door.settings(args, MAHDPOConfig, f"{door.model_name(model)}-MAH-DPO")
         self._column = args.objective_column
-        saved = _saved_heads(model, args)
+        train_dataset = objectives.joined(train_dataset, self._column)
+        if train_dataset is not None:
+            objectives.check_columns(train_dataset, self._column, "train_dataset")
+        saved = objectives.saved_heads(model, args)
         if (saved["head_type"] if saved else args.head_type) == "low_rank" and is_deepspeed_zero3_enabled():
             raise NotImplementedError("Low-rank heads are not gathered under ZeRO-3. Use full ones, or ZeRO-2.")
-        self.objectives = self._find_objectives(saved, train_dataset, args)
-        self.objective_loss_weights = self._loss_weights(args.objective_loss_weights)
+        self.objectives = objectives.find_objectives(saved, train_dataset, args)
+        for name, dataset in door.named(None, eval_dataset):
+            self._check(dataset, name)
+        self.objective_loss_weights = objectives.loss_weights(args.objective_loss_weights, self.objectives)
         settings: dict[str, Any] = {"objectives": self.objectives, "is_trainable": True}
         if saved is None:  # a checkpoint with heads keeps them as they are
             settings |= {name: getattr(args, name) for name in _HEAD_SETTINGS}
@@ -175,84 +161,22 @@ class MAHDPOTrainer(DPOTrainer):
                     f"`peft_config` is a {type(peft_config).__name__}, which cannot train the heads beside it."
                 )
             peft_config.modules_to_save = [*(peft_config.modules_to_save or []), "objective_heads"]
-        self._tables: dict[str, torch.Tensor] = {}  # sums since the last log, see `_note`
-        try:
-            super().__init__(
-                model,
-                ref_model,
-                args,
-                data_collator,
-                train_dataset,
-                eval_dataset,
-                *more,
-                peft_config=peft_config,
-                **kwargs,
-            )
-        finally:
-            args.model_init_kwargs = init_kwargs
+        super().__init__(
+            model,
+            ref_model,
+            args,
+            data_collator,
+            train_dataset,
+            eval_dataset,
+            *more,
+            peft_config=peft_config,
+            **kwargs,
+        )
+        self.args.model_init_kwargs = init_kwargs
         check_run(args, self.model)
+        self._sums = Sums(self.accelerator)
         self._collate_objectives()
         self._warn()
-
-    # Objectives
-
-    @staticmethod
-    def _joined(datasets: dict[str, Dataset], column: str) -> Dataset:
-        """One dataset of those of the objectives."""
-        if not datasets:
-            raise ValueError("`train_dataset` is an empty dictionary. Give a dataset for each objective.")
-        streams = [name for name, dataset in datasets.items() if not isinstance(dataset, Dataset)]
-        if streams:
-            raise ValueError(
-                f"`train_dataset` has a stream of {', '.join(map(repr, streams))}, whose rows cannot be counted. Give "
-                f"a `Dataset` for each objective, or one stream with a column {column!r}."
-            )
-        named = [
-            dataset if column in dataset.column_names else dataset.add_column(column, [name] * len(dataset))
-            for name, dataset in datasets.items()
-        ]
-        return concatenate_datasets(named)
-
-    @staticmethod
-    def _find_objectives(saved: dict[str, Any] | None, dataset: Any, args: MAHDPOConfig) -> list[str]:
-        """The names in the order of the heads: the model's, the config's, or those in the data."""
-        if saved is not None:
-            if args.objectives is not None and args.objectives != saved["objectives"]:
-                raise ValueError(
-                    f"`objectives` is {args.objectives}, but the model's heads are {saved['objectives']}."
-                )
-            return list(saved["objectives"])
-        if args.objectives is not None:
-            return list(args.objectives)
-        if dataset is None:
-            raise ValueError("`train_dataset` is required.")
-        if not isinstance(dataset, Dataset):
-            raise ValueError("`objectives` is needed: those of a stream cannot be looked up beforehand.")
-        _check_columns(dataset, args.objective_column)
-        found = set(dataset.unique(args.objective_column))
-        if None in found:
-            raise ValueError(f"Some `{args.objective_column}` are null, but every pair needs an objective.")
-        if all(isinstance(value, int) for value in found):
-            return [str(k) for k in range(max(found) + 1)]
-        return sorted(found)
-
-    def _loss_weights(self, given: Mapping[str, float] | Sequence[float] | str | None) -> torch.Tensor:
-        """`a_k`, shape `(H,)`."""
-        names = self.objectives
-        if isinstance(given, str):
-            raise ValueError(f"`objective_loss_weights` is {given!r}. Give one number for each of {names}.")
-        if isinstance(given, Mapping):
-            unknown = [name for name in given if name not in names]
-            if unknown:
-                raise ValueError(f"`objective_loss_weights` names {unknown}, but the objectives are {names}.")
-            given = [given.get(name, 1.0) for name in names]
-        weights = torch.ones(len(names)) if given is None else torch.as_tensor(given, dtype=torch.float32)
-        if weights.shape != (len(names),) or not weights.isfinite().all() or (weights < 0).any() or not weights.any():
-            raise ValueError(
-                f"`objective_loss_weights` are {weights.tolist()}. Give one for each of {names}, finite, not negative "
-                "and not all 0."
-            )
-        return weights
 
     def _check_model(self, model: Any) -> None:
         inner = model.get_base_model() if is_peft_model(model) else model
@@ -286,37 +210,40 @@ class MAHDPOTrainer(DPOTrainer):
 
     # Data
 
+    def _check(self, dataset: Any, name: str) -> Any:
+        """The dataset, its columns checked. That of one objective may be named for it instead of having a column."""
+        of_one = name.removeprefix("eval_dataset['").removesuffix("']")
+        if of_one in self.objectives and isinstance(dataset, Dataset):
+            dataset = objectives.with_objective(dataset, of_one, self._column)
+        objectives.check_columns(dataset, self._column, name)
+        return dataset
+
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
         names, column = self.objectives, self._column
-        if dataset_name in names and isinstance(dataset, Dataset) and column not in dataset.column_names:
-            dataset = dataset.add_column(column, [dataset_name] * len(dataset))  # an evaluation per objective
-        _check_columns(dataset, column)
+        name = door.argument(dataset_name)
+        dataset = self._check(dataset, name)
+        texts = ("prompt", "chosen", "rejected")
+        dataset = door.checked_stream(dataset, name, (*texts, column), texts)
 
         def number(row: dict[str, Any]) -> dict[str, int]:
-            return {"objective_id": _objective_id(row[column], names, column, dataset_name)}
+            return {"objective_id": objectives.objective_id(row[column], names, column, dataset_name)}
 
         dataset = dataset.map(number)
+        rows = len(dataset) if isinstance(dataset, Dataset) else 0
         # datasets hashes `args` to name what it keeps, and with what loads the heads half of all modules: for seconds.
-        loading, args.model_init_kwargs = args.model_init_kwargs, None
-        try:
-            dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-        finally:
-            args.model_init_kwargs = loading
+        args = door.with_args(args, model_init_kwargs=None)
+        dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        door.tell_dropped(rows, dataset, name, args.max_length)
+        dataset = door.with_lengths(dataset, args, ("prompt_ids", "chosen_ids", "rejected_ids"))
         if dataset_name == "train" and isinstance(dataset, Dataset) and args.objective_sampling != "natural":
-            present = set(dataset.unique("objective_id"))
-            absent = [name for k, name in enumerate(names) if k not in present]
-            if absent:
-                raise ValueError(
-                    f"The objectives {absent} have no pairs to train on (those whose prompt alone fills `max_length` "
-                    "do not count). Leave them out, or set `objective_sampling='natural'`."
-                )
+            objectives.check_present(dataset, names)
         return dataset
 
     def _set_signature_columns_if_needed(self) -> None:
         fresh = self._signature_columns is None
         super()._set_signature_columns_if_needed()
         if fresh:
-            self._signature_columns += ["objective_id"]
+            self._signature_columns += ["objective_id", self.args.length_column_name]
 
     def _collate_objectives(self) -> None:
         if not isinstance(self.data_collator, ObjectiveCollator):
@@ -417,8 +344,6 @@ class MAHDPOTrainer(DPOTrainer):
         )
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss
-            aux_loss = self.accelerator.reduce(outputs.aux_loss.detach(), "mean")
-            self._metrics[mode]["aux_loss"].append(aux_loss.item())
         values = {
             "loss": losses,
             "rewards/chosen": self.beta * (chosen - ref_chosen),
@@ -434,100 +359,69 @@ class MAHDPOTrainer(DPOTrainer):
 
     @torch.no_grad()
     def _note(self, mode: str, inputs: dict, outputs: Any, ids: torch.Tensor, values: dict[str, torch.Tensor]) -> None:
-        """Add to the metrics, overall and by objective, with one reduction over all processes for all of them."""
+        """Add to the sums, overall and by objective, that the next log shows the means of."""
         chosen, rejected = values["rewards/chosen"], values["rewards/rejected"]
-        values |= {"rewards/accuracies": (chosen > rejected).float(), "rewards/margins": chosen - rejected}
-        values |= {"entropy": outputs.entropy, "mean_token_accuracy": outputs.is_top1.chunk(2)[0].float()}
-        values |= dict(zip(("logits/chosen", "logits/rejected"), outputs.mean_logits.chunk(2), strict=True))
+        values |= {"rewards/accuracies": chosen > rejected, "rewards/margins": chosen - rejected}
         mask = inputs["completion_mask"][:, 1:].bool()
-        masks = dict(zip(("chosen", "rejected"), mask.chunk(2), strict=True)) | {"tokens": mask}
-
-        table = []
-        for k in range(len(self.objectives)):
-            own = ids == k
-            of = {name: m & own.repeat(len(m) // len(own))[:, None] for name, m in masks.items()}
-            sums = {"rows": own.sum()} | {name: m.sum() for name, m in of.items()}
-            sums |= {name: values[name].where(own, 0.0).sum() for name in _PAIR_METRICS}
-            sums |= {name: values[name][of[count]].sum() for name, count in _TOKEN_METRICS.items()}
-            table.append(torch.stack([sums[name].float() for name in _TABLE]))
-        seen = inputs["attention_mask"].sum().float()
-        flat = self.accelerator.reduce(torch.cat([*table, seen[None]]), "sum").cpu()
-        by_objective = flat[:-1].view(len(table), -1)
-        self._tables[mode] = self._tables.get(mode, 0.0) + by_objective.double()
-        for name, value in _means(by_objective.sum(0)).items():
-            if name != "loss":  # the trainer logs it
-                self._metrics[mode][name].append(value)
-        if mode == "train":
-            self._total_train_tokens += int(flat[-1]) // self._tp_size
-        self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+        masks = dict(zip(("chosen", "rejected"), mask.chunk(2), strict=True))
+        masks["tokens"] = torch.cat(mask.chunk(2), 1)
+        tokens = {
+            "entropy": torch.cat(outputs.entropy.chunk(2), 1),
+            "mean_token_accuracy": outputs.is_top1.chunk(2)[0],
+            **dict(zip(("logits/chosen", "logits/rejected"), outputs.mean_logits.chunk(2), strict=True)),
+        }
+        ones = torch.ones_like(ids)
+        table = {name: (value, ones) for name, value in values.items()}
+        for name, value in tokens.items():
+            counted = masks[_TOKEN_METRICS[name]]
+            table[name] = (value.float().where(counted, 0.0).sum(1), counted.sum(1))
+        for name, (value, count) in table.items():
+            for k, objective in enumerate(self.objectives):
+                self._sums.add(mode, f"{objective}/{name}", value, count * (ids == k))
+            if name == "loss":  # see `_loss_of_all`
+                count = self.objective_loss_weights.to(value)[ids]
+                value = count * value
+            self._sums.add(mode, name, value, count)
+        if self.aux_loss_enabled:
+            self._sums.add(mode, "aux_loss", outputs.aux_loss)
+        seen = inputs["attention_mask"].sum() / self._tp_size
+        self._sums.count("num_tokens", seen if mode == "train" else 0.0)
 
     def log(self, logs, start_time=None):
-        mode = "train" if self.model.training else "eval"
-        table = self._tables.pop(mode, None)
-        if table is not None:
-            for objective, sums in zip(self.objectives, table, strict=True):
-                if sums[0]:  # an objective without rows has no mean
-                    of_objective = {f"{objective}/{name}": [value] for name, value in _means(sums).items()}
-                    self._metrics[mode].update(of_objective)
+        if has_loss(logs):
+            mode = "train" if self.model.training else "eval"
+            means = self._sums.means(mode)
+            loss = self._loss_of_all(means)
+            if mode == "eval":  # the mean of batches would depend on how rows meet in them
+                logs.update({name: loss for name in logs if name.endswith("_loss")})
+            self._metrics[mode].update({name: [mean] for name, mean in means.items()})
         super().log(logs, start_time)
+
+    def _loss_of_all(self, means: dict[str, float]) -> float:
+        """The loss as if all rows had been one batch; the mean over all pairs, which it may be, leaves the means."""
+        loss = means.pop("loss", 0.0)
+        if self.args.objective_reduction == "objective_mean":
+            losses = [means.get(f"{objective}/loss") for objective in self.objectives]
+            weights = self.objective_loss_weights.tolist()
+            present = [(a, mean) for a, mean in zip(weights, losses, strict=True) if mean is not None]
+            loss = sum(a * mean for a, mean in present) / (sum(a for a, _ in present) or 1.0)
+        return loss + self.router_aux_loss_coef * means.get("aux_loss", 0.0)
 
     # Saving
 
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
+        folder = output_dir or self.args.output_dir
         if self.args.should_save and is_peft_model(self.model):
             # An adapter has no config of its own; this one tells which objectives its heads are for.
-            self.model.get_base_model().config.save_pretrained(output_dir or self.args.output_dir)
+            self.model.get_base_model().config.save_pretrained(folder)
+        if self.args.should_save:
+            mend_card(folder, result_name(self.args))
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None):
         super().create_model_card(model_name, dataset_name, tags)
         if self.is_world_process_zero():
             # TRL's loads the base class, which leaves out the heads.
-            name = self.hub_model_id or model_name or self.args.output_dir
+            name = result_name(self.args, model_name)
             weights = {objective: round(1 / len(self.objectives), 2) for objective in self.objectives}
-            quick_start(self.args.output_dir, _CARD.format(name=name, weights=weights))
-
-
-def _saved_heads(model: Any, args: MAHDPOConfig) -> dict[str, Any] | None:
-    """The settings of the heads that a model or checkpoint has already."""
-    if isinstance(model, str):
-        revision = (args.model_init_kwargs or {}).get("revision") or "main"
-        config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=args.trust_remote_code)
-    else:
-        config = model.config
-    return getattr(config, "objective_heads", None)
-
-
-def _check_columns(dataset: Dataset | IterableDataset, column: str) -> list[str]:
-    """Name what is wrong with a dataset before anything is computed."""
-    columns = list(next(iter(dataset), {}))
-    if {"image", "images"} & set(columns):
-        raise ValueError("The dataset has pictures, which models with objective heads do not see. Use `DPOTrainer`.")
-    if not {"chosen", "rejected", column} <= set(columns):
-        raise ValueError(
-            f"The dataset does not have the right columns: found {columns}, expected 'prompt', 'chosen', 'rejected', "
-            f"{column!r} (example row: {{'prompt': 'The sky is', 'chosen': ' blue.', 'rejected': ' green.', "
-            f"{column!r}: 'truthful'}})."
-        )
-    return columns
-
-
-def _objective_id(value: Any, names: list[str], column: str, dataset_name: str) -> int:
-    """The number of the head; `value` is its name or number."""
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(names):
-        return value
-    if value not in names:
-        raise ValueError(
-            f"An `{column}` of the {dataset_name} data is {value!r}, expected one of {names}, or a number below "
-            f"{len(names)}."
-        )
-    return names.index(value)
-
-
-def _means(sums: torch.Tensor) -> dict[str, float]:
-    """The metrics of one row of the table of sums."""
-    of = dict(zip(_TABLE, sums, strict=True))
-    means = {name: of[name] / of["rows"] for name in _PAIR_METRICS} | {
-        name: of[name] / of[count].clamp(min=1) for name, count in _TOKEN_METRICS.items()
-    }
-    return {name: value.item() for name, value in means.items()}
+            mend_card(self.args.output_dir, name, _CARD.format(name=name, weights=weights))

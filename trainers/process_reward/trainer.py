@@ -8,24 +8,29 @@ from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import AutoModelForTokenClassification, AutoTokenizer, set_seed
 from trl import RewardTrainer
 from trl.data_utils import get_dataset_column_names
-from trl.trainer.utils import create_model_from_path, get_config_model_id, global_then_local_main_first, pad
+from trl.trainer.utils import create_model_from_path, global_then_local_main_first, pad
 
 from alignext.functional.process_reward import IGNORED, process_reward_loss
 from alignext.methods import method
 from alignext.rewards.process import ProcessReward, encode_steps
-from alignext.training.runs import check_run, quick_start
+from alignext.training import door
+from alignext.training.cards import mend_card, result_name
+from alignext.training.metrics import Sums, has_loss
+from alignext.training.runs import check_run
 
 from .config import ProcessRewardConfig
 
 
-_EXPECTED = (
-    "expected prompt, steps, labels. Example row: {'prompt': 'What is 2 + 3 * 4?', 'steps': ['3 * 4 = 12.', "
-    "'2 + 12 = 15.'], 'labels': [1.0, 0.0]}; the prompt may be a list of messages, a label without meaning null"
-)
+_COLUMNS: dict[str, Any] = {
+    "columns": [("prompt", "steps", "labels"), ("input_ids", "labels")],
+    "example": {"prompt": "What is 2 + 3 * 4?", "steps": ["3 * 4 = 12.", "2 + 12 = 15."], "labels": [1.0, 0.0]},
+    "texts": ("prompt", "steps"),
+    "hint": "The prompt may be a list of messages, a label without meaning null.",
+}
 _CARD = """
 ```python
 from alignext.rewards.process import ProcessReward
@@ -36,6 +41,7 @@ print(reward.scores(["What is 2 + 3 * 4?"], [["3 * 4 = 12.", "2 + 12 = 15."]])) 
 
 `alignext.guided_generate(model, tokenizer, prompts, reward)` decodes with it.
 """
+_TOKENIZED = Features({"input_ids": List(Value("int32")), "labels": List(Value("float64"))})
 
 
 @dataclass
@@ -113,40 +119,33 @@ class ProcessRewardTrainer(RewardTrainer):
         peft_config: Any = None,
         **kwargs: Any,
     ) -> None:
-        if args is None:
-            name = model if isinstance(model, str) else get_config_model_id(model.config)
-            args = ProcessRewardConfig(f"{name.split('/')[-1]}-Process-Reward")
-        if not isinstance(args, ProcessRewardConfig):
-            raise ValueError(f"`args` is a {type(args).__name__}. Pass a `ProcessRewardConfig`.")
-        check_run(args)
-        if train_dataset is not None:
-            _check_columns(train_dataset)
+        args = door.settings(args, ProcessRewardConfig, f"{door.model_name(model)}-Process-Reward")
+        door.check_datasets(train_dataset, eval_dataset, **_COLUMNS)
         if peft_config is not None and getattr(peft_config, "task_type", None) != "TOKEN_CLS":
             raise ValueError(
                 f"`peft_config.task_type` is {peft_config.task_type!r}, which leaves the head untrained and unsaved. "
                 "Use 'TOKEN_CLS'."
             )
         model_init_kwargs, args.model_init_kwargs = args.model_init_kwargs, None
-        try:
-            if isinstance(model, str):
-                model, processing_class = _load(model, args, model_init_kwargs, quantization_config, processing_class)
-                quantization_config = None
-            model.config.process_reward = {"step_separator": args.step_separator, "loss_type": args.loss_type}
-            super().__init__(
-                model,
-                args,
-                data_collator or SolutionCollator(0, args.pad_to_multiple_of),
-                train_dataset,
-                eval_dataset,
-                processing_class,
-                *more,
-                quantization_config=quantization_config,
-                peft_config=peft_config,
-                **kwargs,
-            )
-        finally:
-            args.model_init_kwargs = model_init_kwargs
+        if isinstance(model, str):
+            model, processing_class = _load(model, args, model_init_kwargs, quantization_config, processing_class)
+            quantization_config = None
+        model.config.process_reward = {"step_separator": args.step_separator, "loss_type": args.loss_type}
+        super().__init__(
+            model,
+            args,
+            data_collator or SolutionCollator(0, args.pad_to_multiple_of),
+            train_dataset,
+            eval_dataset,
+            processing_class,
+            *more,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+            **kwargs,
+        )
+        self.args.model_init_kwargs = model_init_kwargs
         check_run(args, self.model)
+        self._sums = Sums(self.accelerator)
         if isinstance(self.data_collator, SolutionCollator):
             self.data_collator.pad_token_id = self.processing_class.pad_token_id
         self.label_names = ["labels"]  # for `compute_metrics`
@@ -165,22 +164,31 @@ class ProcessRewardTrainer(RewardTrainer):
     # Data
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
-        if "input_ids" in _check_columns(dataset):
+        name = door.argument(dataset_name)
+        if "input_ids" in door.check_dataset(dataset, name, **_COLUMNS):
             return dataset
+        dataset = door.checked_stream(dataset, name, ("prompt", "steps", "labels"), _COLUMNS["texts"])
         settings: dict[str, Any] = {"remove_columns": get_dataset_column_names(dataset)}
         if isinstance(dataset, Dataset):
-            settings |= {"num_proc": args.dataset_num_proc, "desc": f"Tokenizing {dataset_name} dataset"}
+            settings |= {
+                "num_proc": args.dataset_num_proc,
+                "desc": f"Tokenizing {dataset_name} dataset",
+                # or a label would keep the type of its column, in which what has none is true
+                "features": _TOKENIZED,
+            }
         fn_kwargs = {"tokenizer": processing_class, "args": args}
         with global_then_local_main_first():
             tokenized = dataset.map(_tokenize, fn_kwargs=fn_kwargs, **settings)
             # Solutions that hold no label within `max_length` are empty here.
-            tokenized = tokenized.filter(lambda row: len(row["input_ids"]) > 0)
-        if isinstance(tokenized, Dataset) and len(tokenized) == 0:
+            kept = tokenized.filter(lambda row: len(row["input_ids"]) > 0)
+        if isinstance(kept, Dataset) and len(kept) == 0:
             raise ValueError(
                 f"No solution of the {dataset_name} data has a label within `max_length`={args.max_length} tokens. "
                 "Raise it, or shorten the prompts."
             )
-        return tokenized
+        if isinstance(tokenized, Dataset):
+            door.tell_dropped(len(tokenized), kept, name, args.max_length)
+        return kept
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
@@ -197,23 +205,24 @@ class ProcessRewardTrainer(RewardTrainer):
         self._note(mode, logits.detach().float(), labels, inputs["attention_mask"])
         return (loss, outputs) if return_outputs else loss
 
+    @torch.no_grad()
     def _note(self, mode: str, logits: torch.Tensor, labels: torch.Tensor, attention_mask: torch.Tensor) -> None:
-        """Add to the metrics, with one reduction over all processes for all of them."""
+        """Add to the sums that the next log shows the means of."""
         labelled = labels != IGNORED
         scores = logits.sigmoid() if self.args.loss_type == "bce" else logits
-        right = (scores > 0.5) == (labels > 0.5)
-        sums = [(value * labelled).sum() for value in (torch.ones_like(scores), scores, labels, right)]
-        totals = torch.stack([total.float() for total in [*sums, attention_mask.sum()]])
-        count, score, label, right, tokens = self.accelerator.reduce(totals, "sum").tolist()
-        metrics = {"mean_score": score, "mean_label": label}
+        metrics = {"mean_score": scores, "mean_label": labels}
         if self.args.loss_type == "bce":
-            metrics["accuracy"] = right
-        if count:  # ready-made rows may have no labels
-            for name, value in metrics.items():
-                self._metrics[mode][name].append(value / count)
-        if mode == "train":
-            self._total_train_tokens += int(tokens) // self._tp_size
-        self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+            metrics["accuracy"] = ((scores > 0.5) == (labels > 0.5)).float()
+        for name, values in metrics.items():
+            self._sums.add(mode, name, values.where(labelled, 0.0).sum(1), labelled.sum(1))
+        self._sums.count("num_tokens", attention_mask.sum() / self._tp_size if mode == "train" else 0.0)
+
+    def log(self, logs, start_time=None):
+        if has_loss(logs):
+            mode = "train" if self.model.training else "eval"
+            means = self._sums.means(mode)
+            self._metrics[mode].update({name: [mean] for name, mean in means.items()})
+        super().log(logs, start_time)
 
     # Saving
 
@@ -222,14 +231,15 @@ class ProcessRewardTrainer(RewardTrainer):
         if is_peft_model(self.accelerator.unwrap_model(self.model)):
             # An adapter has no config of its own, and what a separator is would be lost.
             self.model.config.save_pretrained(output_dir or self.args.output_dir)
+        if self.args.should_save:
+            mend_card(output_dir or self.args.output_dir, result_name(self.args))
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None):
         super().create_model_card(model_name, dataset_name, tags)
         if self.is_world_process_zero():
             # TRL's is for models that give a text one score.
-            quick_start(
-                self.args.output_dir, _CARD.format(name=self.hub_model_id or model_name or self.args.output_dir)
-            )
+            name = result_name(self.args, model_name)
+            mend_card(self.args.output_dir, name, _CARD.format(name=name))
 
 
 def _load(
@@ -249,14 +259,6 @@ def _load(
             name, revision=init.get("revision"), trust_remote_code=args.trust_remote_code
         )
     return model, tokenizer
-
-
-def _check_columns(dataset: Dataset | IterableDataset) -> list[str]:
-    """The columns, if they are those of solutions, tokenized or not."""
-    columns = get_dataset_column_names(dataset)
-    if not ({"prompt", "steps", "labels"} <= set(columns) or {"input_ids", "labels"} <= set(columns)):
-        raise ValueError(f"The dataset does not have the right columns: found {columns}, {_EXPECTED}.")
-    return columns
 
 
 def _tokenize(row: dict[str, Any], tokenizer: Any, args: ProcessRewardConfig) -> dict[str, list]:

@@ -425,7 +425,7 @@ def test_checkpointing_changes_nothing(tiny: str, tmp_path: Path) -> None:
         ([0, 7] * 4, {"objectives": ["x", "y"]}, "is 7, expected one of"),
         (["x", "y"] * 4, {"objective_loss_weights": [1.0]}, "Give one for each of"),
         (["x", "y"] * 4, {"objective_loss_weights": {"z": 1}}, r"names \['z'\]"),
-        (["x", "y"] * 4, {"objective_loss_weights": "x"}, "is 'x'. Give one number for each"),
+        (["x", "y"] * 4, {"objective_loss_weights": "x"}, "must be a number for each of .*, received 'x'"),
         (["x", "y"] * 4, {"objective_loss_weights": [0.0, 0.0]}, "not all 0"),
         (["x", "y"] * 4, {"objective_loss_weights": [1.0, math.nan]}, "finite"),
     ],
@@ -468,7 +468,7 @@ def test_wrong_models_are_named(tiny: str, saved: str, tmp_path: Path) -> None:
         MAH.start(tmp_path, model=AutoModelForCausalLM.from_pretrained(tiny))
     with pytest.raises(ValueError, match="the model's heads are"):
         MAH.start(tmp_path, model=saved, objectives=["y", "x"])
-    with pytest.raises(ValueError, match="Pass a `MAHDPOConfig`"):
+    with pytest.raises(ValueError, match="must be a `MAHDPOConfig`"):
         MAHDPOTrainer(tiny, args=DPOConfig(str(tmp_path), use_cpu=True, bf16=False), train_dataset=pairs())
     with pytest.raises(ValueError, match="pictures"):
         MAH.start(tmp_path, model=tiny, dataset=pairs().add_column("image", ["a.png"] * 8))
