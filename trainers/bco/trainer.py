@@ -330,6 +330,7 @@ class BCOTrainer(KTOTrainer):
             mend_card(output_dir or self.args.output_dir, result_name(self.args))
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None):
+        model_name = model_name or result_name(self.args).split("/")[-1]
         super().create_model_card(model_name, dataset_name, tags)
         if self.is_world_process_zero():
             mend_card(self.args.output_dir, result_name(self.args, model_name))

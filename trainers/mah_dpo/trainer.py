@@ -419,6 +419,7 @@ class MAHDPOTrainer(DPOTrainer):
             mend_card(folder, result_name(self.args))
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None):
+        model_name = model_name or result_name(self.args).split("/")[-1]
         super().create_model_card(model_name, dataset_name, tags)
         if self.is_world_process_zero():
             # TRL's loads the base class, which leaves out the heads.

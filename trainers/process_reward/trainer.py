@@ -235,6 +235,7 @@ class ProcessRewardTrainer(RewardTrainer):
             mend_card(output_dir or self.args.output_dir, result_name(self.args))
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None):
+        model_name = model_name or result_name(self.args).split("/")[-1]
         super().create_model_card(model_name, dataset_name, tags)
         if self.is_world_process_zero():
             # TRL's is for models that give a text one score.
