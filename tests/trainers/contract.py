@@ -1,20 +1,23 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""What the trainer contract suite runs on: a row per trainer, small data, a way to start it on the mini-LM."""
+"""What the contract suite of the trainers asks of a row, and the rows of language models: small data, the mini-LM."""
 
 import copy
+import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from datasets import Dataset
-from huggingface_hub import HfApi, constants
-from peft import LoraConfig
+from huggingface_hub import HfApi, ModelCard, constants
+from peft import LoraConfig, PeftModel
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     PreTrainedModel,
     Trainer,
     TrainerCallback,
@@ -121,9 +124,88 @@ SHORT_RUN = {
 }
 
 
-@dataclass(frozen=True, eq=False)  # compared and hashed by identity: it holds dicts
-class Row:
-    """One trainer under contract.
+@dataclass(frozen=True, eq=False, kw_only=True)  # compared and hashed by identity: it holds dicts
+class AnyRow(ABC):
+    """One trainer under contract: what a clause may ask of it, whatever the model is that it trains.
+
+    Args:
+        name (`str`, *optional*): Of the row; that of the trainer if not given.
+        learns (`str`, *optional*, defaults to `"pairs"`): What a row of its data holds: `"votes"`, `"pairs"`,
+            `"prompts"` or `"steps"`.
+        samples (`bool`, *optional*, defaults to `False`): Whether it generates: evaluation then draws random numbers.
+        ours (`bool`, *optional*, defaults to `True`): Whether the class is alignext's: a few clauses bind only those.
+        at_reference (`bool`, *optional*, defaults to `True`): Whether the first rewards are zero.
+        slow (`bool`, *optional*, defaults to `False`): Whether its tests are.
+    """
+
+    trainer: type[Trainer]
+    config: type[TrainingArguments]
+    name: str | None = None
+    learns: str = "pairs"
+    samples: bool = False
+    ours: bool = True
+    at_reference: bool = True
+    slow: bool = False
+
+    # What a class of rows has in common.
+    lora = LORA
+    summed = ("loss", "grad_norm")  # metrics of a step that do not depend on how it is cut into batches
+    close = 1e-3  # how close they are, relative to what they are
+    rate = 1e-3  # of SGD
+    draws: ClassVar[dict[str, Any]] = {}  # config fields that let the data draw random numbers
+    files = frozenset({"README.md"})  # what is pushed
+
+    def __str__(self) -> str:
+        return self.name or self.trainer.__name__
+
+    @abstractmethod
+    def data(self) -> Dataset:
+        """Eight or more rows to train on."""
+
+    @abstractmethod
+    def start(self, folder: Path, *, peft_config: Any = None, dataset: Any = None, **settings: Any) -> Trainer:
+        """The trainer, ready for three steps of four rows; `settings` override the config."""
+
+    @abstractmethod
+    def bare(self, **arguments: Any) -> Trainer:
+        """The trainer with the least that it takes."""
+
+    @abstractmethod
+    def origins(self, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Arguments of `start` that name the untrained model by its path, and that hand it over."""
+
+    @abstractmethod
+    def trained(self, trainer: Trainer) -> torch.nn.Module:
+        """What it trains."""
+
+    @abstractmethod
+    def untrained(self) -> torch.nn.Module:
+        """The same before training, without a trainer."""
+
+    @abstractmethod
+    def said(self, trainer: Trainer) -> torch.Tensor:
+        """What the trained model says to a fixed input."""
+
+    @abstractmethod
+    def opened(self, saved: Path | None, lora: bool) -> torch.Tensor:
+        """The same of what stock classes open in a folder; of the untrained model without one."""
+
+    def moves(self, name: str) -> bool:
+        """Whether a LoRA run trains the parameter of that name."""
+        return "lora_" in name
+
+    def check_first(self, log: dict[str, float]) -> None:
+        """Holds what is logged of the first step; a row may know more of it."""
+        assert "loss" in log
+
+    def check_card(self, card: ModelCard) -> None:
+        """Holds the model card; a row may know more of it."""
+        assert card.text
+
+
+@dataclass(frozen=True, eq=False)
+class Row(AnyRow):
+    """A trainer of language models, on the embedded one.
 
     Args:
         trainer (`type`): The class.
@@ -131,8 +213,6 @@ class Row:
         dataset (`Callable[[bool], Dataset]`): Builds its data; `True` asks for the conversational format.
         settings (`dict`, *optional*): Config fields that the class needs beyond those every run gets.
         arguments (`dict`, *optional*): Constructor arguments beyond model, config, data, tokenizer and adapter.
-        samples (`bool`, *optional*, defaults to `False`): Whether it generates: evaluation then draws random numbers.
-        ours (`bool`, *optional*, defaults to `False`): Whether the class is alignext's: a few clauses bind only those.
         auto (*optional*): The stock class that opens what was saved, by default that of causal language models.
         auto_settings (`dict`, *optional*): What its `from_pretrained` needs to open the mini-LM.
         task (`str`, *optional*, defaults to `"CAUSAL_LM"`): The task of its adapters.
@@ -144,20 +224,20 @@ class Row:
     dataset: Callable[[bool], Dataset]
     settings: dict[str, Any] = field(default_factory=dict)
     arguments: dict[str, Any] = field(default_factory=dict)
-    samples: bool = False
-    ours: bool = False
     auto: Any = AutoModelForCausalLM
     auto_settings: dict[str, Any] = field(default_factory=dict)
     task: str = "CAUSAL_LM"
     head: str | None = None
 
-    def __str__(self) -> str:
-        return self.trainer.__name__
+    files = AnyRow.files | {"model.safetensors", "config.json", "tokenizer.json"}
 
     def load(self, folder: Path = MINI_LM) -> PreTrainedModel:
         """The model in a folder. A head that is not in it is drawn from the seed of every config."""
         set_seed(42)
         return self.auto.from_pretrained(folder, **self.auto_settings)
+
+    def data(self) -> Dataset:
+        return self.dataset(False)
 
     def start(
         self,
@@ -166,12 +246,11 @@ class Row:
         conversational: bool = False,
         peft_config: Any = None,
         dataset: Dataset | None = None,
-        eval_dataset: Dataset | None = None,
+        eval_dataset: Any = None,
         model: object = str(MINI_LM),
         trainer: type[Trainer] | None = None,
         **settings: Any,
     ) -> Trainer:
-        """The trainer on the mini-LM, ready for three steps of four rows; `settings` override the config."""
         defaults = SHORT_RUN | {"output_dir": str(folder), "lr_scheduler_type": "constant", "bf16": False}
         peft_config = copy.deepcopy(peft_config)  # peft writes into it
         if peft_config is not None:
@@ -184,6 +263,44 @@ class Row:
             peft_config=peft_config,
             **self.arguments,
         )
+
+    def bare(self, **arguments: Any) -> Trainer:
+        return self.trainer(model=str(MINI_LM), train_dataset=self.data(), **self.arguments | arguments)
+
+    def origins(self, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+        return {"model": str(MINI_LM)}, {"model": self.load()}
+
+    def trained(self, trainer: Trainer) -> torch.nn.Module:
+        return trainer.model
+
+    def untrained(self) -> torch.nn.Module:
+        return self.load()
+
+    def said(self, trainer: Trainer) -> torch.Tensor:
+        return logits(trainer.model)
+
+    def opened(self, saved: Path | None, lora: bool) -> torch.Tensor:
+        model = self.load(MINI_LM if lora or saved is None else saved)
+        if saved is None:
+            return logits(model)
+        tokenizer = AutoTokenizer.from_pretrained(saved)
+        assert tokenizer.get_vocab() == AutoTokenizer.from_pretrained(MINI_LM).get_vocab()
+        assert tokenizer.chat_template
+        return logits(PeftModel.from_pretrained(model, saved) if lora else model)
+
+    def moves(self, name: str) -> bool:
+        return "lora_" in name or f"{self.head}.modules_to_save" in name
+
+    def check_card(self, card: ModelCard) -> None:
+        (snippet,) = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+        compile(snippet, "card", "exec")
+        assert ("pipeline(" in snippet) == (self.auto is AutoModelForCausalLM)  # which the other classes do without
+
+
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    ids = AutoTokenizer.from_pretrained(MINI_LM)("Lily and Tom went home.", return_tensors="pt").input_ids
+    with torch.no_grad():
+        return model.eval()(input_ids=ids).logits
 
 
 def curve(trainer: Trainer) -> list[tuple[int, float, float]]:

@@ -34,7 +34,7 @@ from alignext.trainers.mah_dpo import MAHDPOConfig, MAHDPOTrainer
 from alignext.trainers.process_reward import ProcessRewardConfig, ProcessRewardTrainer
 
 from .contract import MINI_LM, Row, count_vowels, curve, preference_by_objective, prompts, solutions, unpaired, weights
-from .diffusion_preference.contract import Row as DiffusionRow
+from .diffusion import DiffusionRow
 
 
 class Dictated(FDPGTrainer):

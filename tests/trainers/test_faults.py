@@ -21,7 +21,7 @@ from alignext.cli.training import checkpoint_of, train
 from alignext.training.runs import last_checkpoint
 
 from .contract import Row, assert_same, curve, weights
-from .diffusion_preference.contract import Row as DiffusionRow
+from .diffusion import DiffusionRow
 from .invariant import ROWS, lively_lm
 
 

@@ -28,7 +28,8 @@ from alignext.trainers.diffusion_preference import (
 from alignext.training.diffusion import adapter_off
 
 from ..contract import assert_same, curve
-from .contract import Row, latent_pairs, pairs, picture, weights
+from ..diffusion import DiffusionRow as Row
+from ..diffusion import latent_pairs, pairs, picture, weights
 from .tiny import PIPELINES, flux, sd, sdxl
 
 

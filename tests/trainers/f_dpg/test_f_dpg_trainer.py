@@ -225,7 +225,8 @@ def test_loss_of_reused_samples_looks_at_the_policy_as_it_is(tmp_path: Path) -> 
     ratio = (log_pi.detach() - out["old_logps"]).exp()
     (-(ratio * advantages.float() * log_pi).mean()).backward()
     expected = trainer.model.get_input_embeddings().weight.grad
-    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-6)
+    # Against the size of the whole gradient: kernels of another processor sum in another order.
+    assert (found - expected).norm() < 1e-5 * expected.norm()
     assert (ratio - 1).abs().max() > 1e-3
 
 

@@ -1,20 +1,30 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""What the contract suite of the diffusion trainers runs on: a row per trainer, small data, tiny random pipelines."""
+"""The rows of diffusion trainers in the contract suite: small data, tiny random pipelines."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import pytest
 import torch
 from datasets import Dataset
 from diffusers import DiffusionPipeline
+from huggingface_hub import ModelCard
+from peft import LoraConfig
 from PIL import Image
 from transformers import Trainer, TrainingArguments
 
-from ..contract import SHORT_RUN
-from ..contract import weights as of_model
-from .tiny import SIZE, sd
+from alignext.diffusion.denoiser import DenoiserModule
+from alignext.diffusion.prompts import encode_prompts
+
+from .contract import SHORT_RUN, AnyRow
+from .contract import weights as of_model
+from .diffusion_preference.tiny import SIZE, sd
+
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def picture(seed: int) -> Image.Image:
@@ -56,52 +66,104 @@ def latent_pairs(count: int = 8, width: int = 16, channels: int = 4, pooled: int
     return Dataset.from_list(rows)
 
 
-@dataclass(frozen=True, eq=False)  # compared and hashed by identity: it holds dicts
-class Row:
-    """One trainer under contract.
+@dataclass(frozen=True, eq=False)
+class DiffusionRow(AnyRow):
+    """A trainer of diffusion pipelines, on a tiny random one.
 
     Args:
         trainer (`type`): The class.
         config (`type`): Its config class.
         settings (`dict`, *optional*): Config fields that differ from the defaults.
-        name (`str`, *optional*): Of the row; that of the trainer if not given.
-        at_reference (`bool`, *optional*, defaults to `True`): Whether its first margin is zero.
+        pipe (`Callable[[], DiffusionPipeline]`, *optional*): Makes the pipeline, by default Stable Diffusion's.
+        dataset (`Callable[[], Dataset]`, *optional*): Makes its data, by default pairs.
     """
 
     trainer: type[Trainer]
     config: type[TrainingArguments]
     settings: dict[str, Any] = field(default_factory=dict)
-    name: str | None = None
-    at_reference: bool = True
+    pipe: Callable[[], DiffusionPipeline] = sd
+    dataset: Callable[[], Dataset] = pairs
 
-    def __str__(self) -> str:
-        return self.name or self.trainer.__name__
+    lora = LoraConfig(r=2, lora_alpha=4)
+    close, rate = 2e-3, 1e-2
+    draws: ClassVar[dict[str, Any]] = {"random_flip": True}
+
+    @property
+    def summed(self) -> tuple[str, ...]:
+        return ("loss", "grad_norm", *(("rewards/margins", "mse/policy") if self.learns == "pairs" else ()))
+
+    @property
+    def files(self) -> set[str]:
+        return {"README.md", *(f"{self.denoiser}/{name}" for name in ("config.json", WEIGHTS))}
+
+    @property
+    def denoiser(self) -> str:
+        return "unet" if hasattr(self.pipe(), "unet") else "transformer"
+
+    def data(self) -> Dataset:
+        return self.dataset()
 
     def start(
         self,
         folder: Path,
         *,
-        pipe: DiffusionPipeline | Callable[[], DiffusionPipeline] = sd,
+        pipe: DiffusionPipeline | str | Callable[[], DiffusionPipeline] | None = None,
         dataset: Dataset | None = None,
         eval_dataset: Any = None,
         peft_config: object = None,
+        trainer: type[Trainer] | None = None,
         arguments: dict[str, Any] | None = None,
         **settings: Any,
     ) -> Trainer:
-        """The trainer on a tiny pipeline, ready for three steps of four pairs; `settings` override the config."""
         defaults = SHORT_RUN | {
             "output_dir": str(folder),
             "max_sequence_length": 16,
             "resolution": SIZE,  # Flux does not say, and 1024 is meant
         }
-        return self.trainer(
+        pipe = self.pipe if pipe is None else pipe
+        return (trainer or self.trainer)(
             model=pipe() if callable(pipe) and not isinstance(pipe, DiffusionPipeline) else pipe,
             args=self.config(**defaults | self.settings | settings),
-            train_dataset=pairs() if dataset is None else dataset,
+            train_dataset=self.data() if dataset is None else dataset,
             eval_dataset=eval_dataset,
             peft_config=peft_config,
             **(arguments or {}),
         )
+
+    def bare(self, **arguments: Any) -> Trainer:
+        return self.trainer(model=self.pipe(), train_dataset=self.data(), peft_config=self.lora, **arguments)
+
+    def origins(self, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+        self.pipe().save_pretrained(folder / "pipe")
+        return {"pipe": str(folder / "pipe")}, {"pipe": self.pipe()}
+
+    def trained(self, trainer: Trainer) -> torch.nn.Module:
+        return trainer.denoiser
+
+    def untrained(self) -> torch.nn.Module:
+        return getattr(self.pipe(), self.denoiser)
+
+    def said(self, trainer: Trainer) -> torch.Tensor:
+        trainer.denoiser.eval()
+        return prediction(trainer.pipe)
+
+    def opened(self, saved: Path | None, lora: bool) -> torch.Tensor:
+        pipe, name = self.pipe(), self.denoiser
+        if saved is not None and lora:
+            pipe.load_lora_weights(saved)
+        elif saved is not None:
+            network = type(getattr(pipe, name)).from_pretrained(saved, subfolder=name).eval()
+            pipe.register_modules(**{name: network})
+        return prediction(pipe)
+
+    def check_first(self, log: dict[str, float]) -> None:
+        if self.learns == "pairs" and self.at_reference:
+            assert log["loss"] == pytest.approx(math.log(2), abs=1e-6)
+            assert log["rewards/accuracies"] == 0.5
+            assert log["mse/policy"] == log["mse/ref"] > 0
+
+    def check_card(self, card: ModelCard) -> None:
+        assert (card.data.library_name, card.data.pipeline_tag) == ("diffusers", "text-to-image")
 
 
 def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -111,9 +173,6 @@ def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
 
 def prediction(pipe: DiffusionPipeline) -> torch.Tensor:
     """What the denoiser of a tiny pipeline says to a fixed input."""
-    from alignext.diffusion.denoiser import DenoiserModule
-    from alignext.diffusion.prompts import encode_prompts
-
     g = torch.Generator().manual_seed(3)
     module = DenoiserModule(pipe).eval()
     with torch.no_grad():
