@@ -51,51 +51,41 @@ WITHOUT = ("works", "LoRA", "half precision", "CPU offload", "torch.compile", "q
 
 
 _COMPILED = ("model", "in place", "blocks")
-
-
-def compiled(file: str, *names: str) -> Cell:
-    tests = (f"{file}::test_compiled_pipeline_gives_the_same_result[{name}]" for name in names)
-    return tested(*tests, word="tested without code generation")
+_VARIANTS = ("alignedgen-kontext", "alignedgen-flux2", "alignedgen-flux2-klein", "alignedgen-qwen")
 
 
 def contract(row: str) -> dict[str, Cell]:
-    """What the contract suite of the pipelines holds for its row."""
-    file = "tests/pipelines/test_contract.py"
-    return {
+    """What the contract suite of the pipelines holds for its row, or for a variant."""
+    file = f"tests/pipelines/test_contract{'_of_variants' * (row in _VARIANTS)}.py"
+    compiled = (f"{file}::test_compiled_pipeline_gives_the_same_result[{way}-{row}]" for way in _COMPILED)
+    cells = {
         "works": tested(f"{file}::test_active_setting_does_something[{row}]"),
         "LoRA": tested(f"{file}::test_lora_is_used[{row}]"),
-        "half precision": runs(
-            *(f"{file}::test_half_precision_runs_and_stays[dtype{k}-active-{row}]" for k in (0, 1))
-        ),
         "CPU offload": tested(f"{file}::test_offloaded_pipeline_gives_the_same_result[active-{row}]"),
-        "torch.compile": compiled(file, *(f"{way}-{row}" for way in _COMPILED)),
+        "torch.compile": tested(*compiled, word="tested without code generation"),
     }
+    if row not in _VARIANTS:
+        half = (f"{file}::test_half_precision_runs_and_stays[dtype{k}-active-{row}]" for k in (0, 1))
+        cells["half precision"] = runs(*half)
+    return cells
 
 
 def search(name: str) -> dict[str, Cell]:
     """What the tests of the search hold for a pipeline that has no row in the contract suite."""
-    file = "tests/pipelines/latent_search/test_search.py"
     cells = {
-        "works": tested(f"{file}::test_runs_end_to_end_and_returns_what_it_scored[{name}]"),
-        "CPU offload": tested(f"{file}::test_offloaded_pipeline_gives_the_same_result[{name}]"),
+        "works": tested(f"{_SEARCH}::test_runs_end_to_end_and_returns_what_it_scored[{name}]"),
+        "CPU offload": tested(f"{_SEARCH}::test_offloaded_pipeline_gives_the_same_result[{name}]"),
     }
     if name not in ("latte", "text-to-video-sd"):
-        cells["LoRA"] = tested(f"{file}::test_lora_is_used[{name}]")
-    return cells if name == "wan-2.2" else cells | {"torch.compile": compiled(file, name)}
-
-
-def aligned(name: str, works: str) -> dict[str, Cell]:
-    """The same for AlignedGen."""
-    file = f"{_ALIGNED}/test_treatments.py"
-    return {
-        "works": tested(f"{_ALIGNED}/{works}"),
-        "LoRA": tested(f"{file}::test_lora_is_used[{name}]"),
-        "CPU offload": tested(f"{file}::test_offloaded_pipeline_gives_the_same_result[{name}]"),
-        "torch.compile": compiled(file, *(f"{name}-{way}" for way in _COMPILED)),
-    }
+        cells["LoRA"] = tested(f"{_SEARCH}::test_lora_is_used[{name}]")
+    if name != "wan-2.2":
+        test = f"{_SEARCH}::test_compiled_pipeline_gives_the_same_result[{name}]"
+        cells["torch.compile"] = tested(test, word="tested without code generation")
+    return cells
 
 
 _ALIGNED = "tests/pipelines/alignedgen"
+_SEARCH = "tests/pipelines/latent_search/test_search.py"
 _DECODING = "tests/decoding/test_guided.py"
 PIPELINES = [
     Row("RIVAL", "Stable Diffusion 1, 2", contract("rival-sd")),
@@ -103,14 +93,10 @@ PIPELINES = [
     Row("RIVAL", "ControlNet, Stable Diffusion 1, 2", contract("rival-sd-controlnet")),
     Row("RIVAL", "ControlNet, XL", contract("rival-sdxl-controlnet")),
     Row("AlignedGen", "FLUX.1", contract("alignedgen")),
-    Row("AlignedGen", "FLUX.1 Kontext", aligned("kontext", "test_kontext.py::test_forward_is_the_slow_reference")),
-    Row("AlignedGen", "FLUX.2", aligned("flux2", "test_flux2.py::test_pipeline[AlignedGenFlux2Pipeline]")),
-    Row(
-        "AlignedGen",
-        "FLUX.2 klein",
-        aligned("flux2-klein", "test_flux2.py::test_pipeline[AlignedGenFlux2KleinPipeline]"),
-    ),
-    Row("AlignedGen", "Qwen-Image", aligned("qwen", "test_qwen.py::test_pipeline")),
+    Row("AlignedGen", "FLUX.1 Kontext", contract("alignedgen-kontext")),
+    Row("AlignedGen", "FLUX.2", contract("alignedgen-flux2")),
+    Row("AlignedGen", "FLUX.2 klein", contract("alignedgen-flux2-klein")),
+    Row("AlignedGen", "Qwen-Image", contract("alignedgen-qwen")),
     Row("AlignedGen", "FLUX.1 img2img", {"works": tested(f"{_ALIGNED}/test_pipeline.py::test_img2img")}),
     Row(
         "AlignedGen",
@@ -191,49 +177,20 @@ TRAINING = (
 )
 
 
-def language(trainer: str) -> dict[str, Cell]:
-    """What the contract suite of the language model trainers holds on the embedded Llama."""
+def trains(row: str) -> dict[str, Cell]:
+    """What the contract suite of the trainers holds for its row."""
     file = "tests/trainers/test_contract.py"
     return {
-        "trains": tested(f"{file}::test_trains_every_parameter[standard-{trainer}]"),
-        "LoRA": tested(f"{file}::test_lora_trains_the_adapter_and_nothing_else[{trainer}]"),
-        "accumulation": tested(f"{file}::test_accumulating_is_a_larger_batch[{trainer}]"),
-        "resume": tested(
-            *(f"{file}::test_resumed_run_is_the_uninterrupted_one[{k}-{trainer}]" for k in ("full", "lora"))
-        ),
+        "trains": tested(f"{file}::test_trains_every_parameter[{row}]"),
+        "LoRA": tested(f"{file}::test_lora_trains_the_adapter_and_nothing_else[{row}]"),
+        "accumulation": tested(f"{file}::test_accumulating_is_a_larger_batch[{row}]"),
+        "resume": tested(*(f"{file}::test_resumed_run_is_the_uninterrupted_one[{k}-{row}]" for k in ("full", "lora"))),
     }
 
 
 def both(test: str) -> dict[str, Cell]:
     """A test with and without LoRA."""
     return {"trains": tested(f"{test}[full]"), "LoRA": tested(f"{test}[lora]")}
-
-
-_DIFFUSION = "tests/trainers/diffusion_preference/test_contract.py"
-
-
-def diffusion(name: str) -> dict[str, Cell]:
-    """What the contract suite of the diffusion trainers holds on a tiny Stable Diffusion."""
-    return {
-        "trains": tested(f"{_DIFFUSION}::test_trains_every_parameter[{name}]"),
-        "LoRA": tested(f"{_DIFFUSION}::test_lora_trains_the_adapter_and_nothing_else[{name}]"),
-    } | steps(name)
-
-
-def steps(name: str) -> dict[str, Cell]:
-    """The part of it that holds on other families, too."""
-    resumed = f"{_DIFFUSION}::test_resumed_run_is_the_uninterrupted_one"
-    return {
-        "accumulation": tested(f"{_DIFFUSION}::test_accumulating_is_a_larger_batch[{name}]"),
-        "resume": tested(*(f"{resumed}[{k}-{name}]" for k in ("full", "lora"))),
-    }
-
-
-def family(method: str, trainer: str, name: str) -> dict[str, Cell]:
-    """All families train a LoRA."""
-    file = "tests/trainers/diffusion_preference/test_trainers.py"
-    cell = tested(f"{file}::test_every_family_trains[{trainer}-{name}]")
-    return {"trains": cell, "LoRA": cell} | steps(f"{trainer}-{name}") | unsharded(method)
 
 
 def unsharded(method: str) -> dict[str, Cell]:
@@ -266,7 +223,7 @@ TRAINERS = [
     Row(
         "BCO",
         "Llama",
-        language("BCOTrainer")
+        trains("BCOTrainer")
         | distributed("bco", *(f"{_TRAINERS}/bco/{_TWO}[{case}]" for case in ("ema", "running_mean")))
         | sharded("bco"),
     ),
@@ -283,7 +240,7 @@ TRAINERS = [
     Row(
         "f-DPG",
         "Llama",
-        language("FDPGTrainer")
+        trains("FDPGTrainer")
         | distributed(
             "f-dpg",
             *(
@@ -298,7 +255,7 @@ TRAINERS = [
     Row(
         "MAH-DPO",
         "Llama",
-        language("MAHDPOTrainer")
+        trains("MAHDPOTrainer")
         | distributed("mah-dpo", *(f"{_TRAINERS}/mah_dpo/{_TWO}[{case}]" for case in ("full", "low_rank")))
         | sharded("mah-dpo")
         | {
@@ -329,7 +286,7 @@ TRAINERS = [
     Row(
         "Process rewards",
         "Llama",
-        language("ProcessRewardTrainer")
+        trains("ProcessRewardTrainer")
         | distributed("process-reward", f"{_TRAINERS}/process_reward/{_TWO}")
         | sharded("process-reward"),
     ),
@@ -344,19 +301,19 @@ TRAINERS = [
             Row(
                 method,
                 "Stable Diffusion 1, 2",
-                diffusion(trainer)
+                trains(trainer)
                 | distributed(
                     method.lower(), f"{_TRAINERS}/diffusion_preference/{_TWO}[{trainer.removesuffix('Trainer')}]"
                 )
                 | unsharded(method),
             ),
-            Row(method, "Stable Diffusion XL", family(method, trainer, "sdxl")),
-            Row(method, "Stable Diffusion 3", family(method, trainer, "sd3")),
-            Row(method, "FLUX.1", family(method, trainer, "flux")),
+            Row(method, "Stable Diffusion XL", trains(f"{trainer}-sdxl") | unsharded(method)),
+            Row(method, "Stable Diffusion 3", trains(f"{trainer}-sd3") | unsharded(method)),
+            Row(method, "FLUX.1", trains(f"{trainer}-flux") | unsharded(method)),
         )
     ),
     # settings of `SmPOTrainer`
-    Row("InPO", "Stable Diffusion 1, 2", diffusion("InPO") | distributed("inpo") | unsharded("SmPO")),
+    Row("InPO", "Stable Diffusion 1, 2", trains("InPO") | distributed("inpo") | unsharded("SmPO")),
 ]
 
 TABLES = {"Without training": (WITHOUT, PIPELINES), "Training": (TRAINING, TRAINERS)}

@@ -63,10 +63,13 @@ class Row:
         attention (`str`): One of its attention layers that the method changes.
         attention_kwargs (`str`): Call argument that scales a LoRA.
         schedulers (`tuple[Callable, ...]`): Make other schedulers of the row's own one.
-        latents (`Callable[[DiffusionPipeline, Tensor], Tensor]`): Latents of `vae.decode` as the loop has them.
+        latents (`Callable[[DiffusionPipeline, Tensor], Tensor]`, *optional*): Latents of `vae.decode` as the loop has
+            them; `None` if the row does not say.
         unpacked (`Callable[[DiffusionPipeline, Tensor], Tensor]`): Of the loop's latents, what `vae.decode` takes.
         cutoff (`type`, *optional*): diffusers' callback that switches guidance off half-way, if it has one that works.
         exempt (`dict[str, str]`): How the names of tests begin that cannot hold for the method, and why.
+        several (`str`): Call argument that asks for several images, or videos, of a prompt.
+        slow (`bool`): Whether its tests are: another row of its method stands for it among the fast ones.
     """
 
     name: str
@@ -85,12 +88,14 @@ class Row:
         lambda own: EulerDiscreteScheduler.from_config(own.config),
         lambda own: PNDMScheduler.from_config(own.config),
     )
-    latents: Callable[[DiffusionPipeline, torch.Tensor], torch.Tensor] = lambda pipe, z: z
+    latents: Callable[[DiffusionPipeline, torch.Tensor], torch.Tensor] | None = lambda pipe, z: z
     unpacked: Callable[[DiffusionPipeline, torch.Tensor], torch.Tensor] = lambda pipe, latents: (
         latents / pipe.vae.config.scaling_factor
     )
     cutoff: type[PipelineCallback] | None = SDCFGCutoffCallback
     exempt: dict[str, str] = field(default_factory=dict)
+    several: str = "num_images_per_prompt"
+    slow: bool = False
 
     def build(self, ours: bool = True) -> DiffusionPipeline:
         pipe = (self.ours if ours else self.stock)(**self.components())
@@ -207,6 +212,7 @@ ROWS = [
         **RIVAL,
         embeds=XL_EMBEDS,
         cutoff=SDXLCFGCutoffCallback,
+        slow=True,
     ),
     Row(
         "rival-sd-controlnet",
@@ -216,6 +222,7 @@ ROWS = [
         **RIVAL,
         inputs=control_picture,
         cutoff=None,  # it leaves ControlNet with both branches
+        slow=True,
     ),
     Row(
         "rival-sdxl-controlnet",
@@ -249,6 +256,7 @@ ROWS = [
         ours=FluxSearchPipeline,
         **FLUX,
         **SEARCH,
+        slow=True,
     ),
 ]
 

@@ -28,7 +28,9 @@ from .contract import (
 )
 
 
-pytestmark = pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
+pytestmark = pytest.mark.parametrize(
+    "row", [pytest.param(row, id=row.name, marks=[pytest.mark.slow] * row.slow) for row in ROWS]
+)
 
 BOTH = pytest.mark.parametrize("mode", ["neutral", "active"])
 
@@ -127,7 +129,7 @@ def test_neutral_setting_is_the_stock_result_bit_for_bit(row, pipe, setting):
 
 
 def test_active_setting_does_something(row, pipe):
-    latents = {"latents": latents_of(pipe, row, 1)}
+    latents = {"latents": latents_of(pipe, row, 1)} if row.latents else {}
     difference = run(pipe, row, "active", **latents) - run(pipe, row, "stock", **latents)
     assert difference.abs().max() > 1e-3
 
@@ -189,7 +191,7 @@ def test_components_are_untouched_after_a_call(row, pipe, mode, scheduler):
     if scheduler is not None:
         pipe.scheduler = other_scheduler(row, pipe, scheduler)
     before = footprint(pipe)
-    run(pipe, row, mode, num_images_per_prompt=2)
+    run(pipe, row, mode, **{row.several: 2})
     assert changes(before, footprint(pipe)) == []
 
 
@@ -532,14 +534,14 @@ def test_neutral_setting_is_stock_under_a_treatment(row, pipe, treatment):
 
 @BOTH
 def test_offloaded_pipeline_gives_the_same_result(row, pipe, mode):
-    check_offload(pipe, lambda: run(pipe, row, mode, num_images_per_prompt=2), row.denoiser)
+    check_offload(pipe, lambda: run(pipe, row, mode, **{row.several: 2}), row.denoiser)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the compiler
 @pytest.mark.parametrize("way", COMPILED)
 def test_compiled_pipeline_gives_the_same_result(row, pipe, way):
-    check_compiled(pipe, lambda: run(pipe, row, "active", num_images_per_prompt=2), row.denoiser, way)
+    check_compiled(pipe, lambda: run(pipe, row, "active", **{row.several: 2}), row.denoiser, way)
 
 
 def test_lora_is_used(row, pipe, tmp_path):

@@ -284,7 +284,7 @@ SAVING = {"max_steps": 5, "save_strategy": "steps", "save_steps": 3}
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[[AnyRow, bool], tuple[Trainer, Path]]:
-    """A row's trainer after five steps, and its folder with a checkpoint of the third: trained once for two clauses."""
+    """A row's trainer after five steps, and its folder with a checkpoint of the third; for two clauses."""
 
     @functools.cache
     def trained(row: AnyRow, lora: bool) -> tuple[Trainer, Path]:
