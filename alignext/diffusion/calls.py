@@ -1,7 +1,10 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """The arguments of a stock pipeline call, row by row of its batch."""
 
-from collections.abc import Sequence
+import functools
+import inspect
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -48,3 +51,86 @@ def take(call: dict[str, Any], rows: Sequence[int]) -> dict[str, Any]:
         if name in taken:
             taken[name] = 1
     return taken
+
+
+@contextmanager
+def starting_from(pipe: Any, latents: torch.Tensor) -> Generator[None]:
+    """
+    Within it, the pipeline's loop starts from `latents` in the layout in which it steps on them. A stock call takes
+    `latents=` in its own layout, which is another one in FLUX.2.
+
+    Args:
+        pipe (`DiffusionPipeline`): With `prepare_latents`, as diffusers' pipelines have it. Its call is made without
+            `latents`.
+        latents (`torch.Tensor`): Unit noise, or clean latents for a schedule without steps.
+    """
+    prepare = pipe.prepare_latents
+    signature = inspect.signature(prepare)
+
+    def prepared(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        # What is drawn is thrown away: it takes nothing from the call's own generator.
+        own = {"latents": None, "generator": torch.Generator().manual_seed(0)}
+        bound.arguments.update({name: value for name, value in own.items() if name in signature.parameters})
+        result = prepare(*bound.args, **bound.kwargs)
+        drawn = result[0] if isinstance(result, tuple) else result
+        given = (latents * getattr(pipe.scheduler, "init_noise_sigma", 1.0)).to(drawn.device)
+        return (given, *result[1:]) if isinstance(result, tuple) else given
+
+    pipe.prepare_latents = prepared
+    try:
+        yield
+    finally:
+        del pipe.prepare_latents
+
+
+@contextmanager
+def watching_start(pipe: Any) -> Generator[list[torch.Tensor]]:
+    """Within it, the latents that the pipeline's loop starts from are put into the list that this gives."""
+    prepare, seen = pipe.prepare_latents, []
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        result = prepare(*args, **kwargs)
+        seen[:] = [result[0] if isinstance(result, tuple) else result]
+        return result
+
+    pipe.prepare_latents = watched
+    try:
+        yield seen
+    finally:
+        del pipe.prepare_latents
+
+
+@contextmanager
+def watching_steps(scheduler: Any) -> Generator[list[torch.Tensor]]:
+    """Within it, the latents that the scheduler's last step gave are in the list that this gives."""
+    step, seen = scheduler.step, []
+
+    @functools.wraps(step)  # pipelines look at its arguments
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        result = step(*args, **kwargs)
+        seen[:] = [result[0]]
+        return result
+
+    scheduler.step = watched
+    try:
+        yield seen
+    finally:
+        del scheduler.step
+
+
+def loop_latents(output: torch.Tensor, steps: list[torch.Tensor], call: dict[str, Any]) -> torch.Tensor:
+    """
+    The latents that a stock call ended with, in the layout in which its loop steps on them. With
+    `output_type="latent"` most calls return just these; FLUX.2 klein's unpacks and scales them.
+
+    Args:
+        output (`torch.Tensor`): What the call returned with `output_type="latent"`.
+        steps (`list[torch.Tensor]`): From [`watching_steps`]. Loops over frames have other rows there: theirs does not
+            count.
+        call (`dict`): All arguments of the call. A callback may have changed what the last step gave.
+    """
+    if not steps or len(steps[0]) != len(output):
+        return output
+    same = steps[0].shape == output.shape
+    return output if same and (call.get("callback_on_step_end") or torch.equal(steps[0], output)) else steps[0]

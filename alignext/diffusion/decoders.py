@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
-from alignext.diffusion.calls import take
+from alignext.diffusion.calls import starting_from, take, watching_start
 from alignext.diffusion.latents import decode_latents, float32_if_forced
 from alignext.diffusion.schedulers import NoStepsScheduler
 
@@ -99,23 +99,71 @@ def decoder(pipe: Any, stock: Callable[..., Any], call: dict[str, Any]) -> Calla
     found = next((_DECODERS[c.__name__] for c in type(pipe).__mro__ if c.__name__ in _DECODERS), None)
     if found is not None:
         return lambda latents: found(pipe, latents, call)
-    return lambda latents: only_decode(pipe, stock, take(call, [0] * len(latents)), latents, "pt")[0]
+    encoded: dict[int, Any] = {}
+    return lambda latents: only_decode(pipe, stock, take(call, [0] * len(latents)), latents, "pt", encoded)[0]
 
 
 def only_decode(
-    pipe: Any, stock: Callable[..., Any], call: dict[str, Any], latents: torch.Tensor | None, output_type: str
+    pipe: Any,
+    stock: Callable[..., Any],
+    call: dict[str, Any],
+    latents: torch.Tensor,
+    output_type: str,
+    encoded: dict[int, Any] | None = None,
 ) -> Any:
     """
     The stock call without a step, on a copy of the pipeline that shares its models: decodes `latents` as the stock
-    call does, watermark and safety checker included. Without latents and with `output_type="latent"`, it returns the
-    initial latents that the call would draw.
+    call does, watermark and safety checker included.
+
+    Args:
+        pipe (`DiffusionPipeline`): The pipeline.
+        stock (`Callable`): `stock(pipe, **call)`, the stock `__call__`.
+        call (`dict`): All arguments of the call, for as many samples as there are latents.
+        latents (`torch.Tensor`): Clean latents, in the layout in which the loop steps on them.
+        output_type (`str`): As the stock call takes it.
+        encoded (`dict`, *optional*): Where what the text encoders gave is kept, by number of samples: decoding needs
+            its shape alone, so that it is encoded once for many calls.
     """
+    twin = _without_steps(pipe)
+    call = call | {"output_type": output_type, "generator": fixed_generator()}  # some decoders draw noise
+    if encoded is not None and hasattr(twin, "encode_prompt"):
+        encode, rows = twin.encode_prompt, len(latents)
+
+        def encode_once(*args: Any, **kwargs: Any) -> Any:
+            if rows not in encoded:
+                encoded[rows] = encode(*args, **kwargs)
+            return encoded[rows]
+
+        twin.encode_prompt = encode_once
+    if not hasattr(twin, "prepare_latents"):
+        return stock(twin, **call | {"latents": latents})
+    with starting_from(twin, latents):
+        return stock(twin, **call | {"latents": None})
+
+
+def initial_latents(pipe: Any, stock: Callable[..., Any], call: dict[str, Any]) -> torch.Tensor:
+    """
+    Initial latents that the stock call would draw, unit noise in the layout in which its loop steps on them.
+
+    Args:
+        pipe (`DiffusionPipeline`): The pipeline.
+        stock (`Callable`): `stock(pipe, **call)`, the stock `__call__`.
+        call (`dict`): All arguments of the call.
+    """
+    twin, call = _without_steps(pipe), call | {"latents": None, "output_type": "latent", "return_dict": False}
+    if not hasattr(twin, "prepare_latents"):
+        return stock(twin, **call)[0]
+    with watching_start(twin) as seen:
+        stock(twin, **call)
+    return seen[0]
+
+
+def _without_steps(pipe: Any) -> Any:
+    """A copy of the pipeline that shares its models, whose loop runs no step."""
     twin = copy.copy(pipe)
     twin._progress_bar_config = {**getattr(pipe, "_progress_bar_config", {}), "disable": True}
     twin.scheduler = NoStepsScheduler(pipe.scheduler)
-    generator = call["generator"] if latents is None else fixed_generator()  # some decoders draw noise
-    changes = {"latents": latents, "output_type": output_type, "generator": generator}
-    return stock(twin, **call | changes)
+    return twin
 
 
 def fixed_generator() -> torch.Generator:

@@ -25,7 +25,7 @@ def check_call(call: dict[str, Any], lookahead_steps: int) -> None:
     """
     for name, reason in _REFUSED.items():
         if call.get(name) is not None:
-            raise NotImplementedError(f"`{name}` {reason}. Leave it out.")
+            raise NotImplementedError(f"`{name}` {reason}. Leave it out, or take a pipeline without it.")
     ends = [call.get("control_guidance_start", 0.0), call.get("control_guidance_end", 1.0)]
     for value, neutral in zip(ends, (0.0, 1.0), strict=True):
         if lookahead_steps > 1 and any(v != neutral for v in (value if isinstance(value, list) else [value])):
@@ -54,14 +54,20 @@ def check_pipeline(pipe: Any) -> None:
         raise ValueError("FreeInit runs the loop several times. Call `pipe.disable_free_init()`.")
 
 
-def check_stepping(pipe: Any, scheduler: Any) -> None:
+def check_stepping(pipe: Any, scheduler: Any, stepped: bool = True) -> None:
     """
-    Asked at every evaluation of the model, the first included: whether it is the search that will step.
+    Asked at every evaluation of the model, the first included: whether it is this scheduler that will step.
+
+    Args:
+        pipe (`DiffusionPipeline`): In the middle of its call.
+        scheduler (scheduler): Its own, or the search.
+        stepped (`bool`, *optional*, defaults to `True`): False if a whole call has shown that it was not.
 
     Raises:
         NotImplementedError: For a pipeline that steps another scheduler than `pipe.scheduler`.
     """
-    if pipe.scheduler is not scheduler or not scheduler.plan:
+    planned = bool(getattr(scheduler, "plan", True))
+    if pipe.scheduler is not scheduler or not planned or not stepped:
         name, other = type(pipe).__name__, type(pipe.scheduler).__name__
         steps = "a scheduler of its own" if pipe.scheduler is scheduler else f"{other}, a scheduler of its own"
         raise NotImplementedError(

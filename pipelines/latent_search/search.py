@@ -6,8 +6,14 @@ from typing import Any
 
 import torch
 
-from alignext.diffusion.calls import number_of_prompts, take
-from alignext.diffusion.decoders import decoder, only_decode
+from alignext.diffusion.calls import (
+    loop_latents,
+    number_of_prompts,
+    starting_from,
+    take,
+    watching_steps,
+)
+from alignext.diffusion.decoders import decoder, initial_latents, only_decode
 from alignext.diffusion.recording import DENOISERS
 from alignext.logs import pipeline_logger
 from alignext.methods import method
@@ -145,13 +151,16 @@ class LatentSearch:
 
     def _stock(self, call: dict[str, Any]) -> Any:
         """The stock call, and the rewards of what it returns."""
-        output = stock_call(self.pipe, **call)
-        samples, decode = output[0], self._decode(call)
-        if call["output_type"] != "latent":
-            samples, decode = as_unit_tensor(samples), lambda images: images
+        texts = texts_of(call)  # before the call, as some pipelines write into the list
+        with watching_steps(self.pipe.scheduler) as steps:
+            output = stock_call(self.pipe, **call)
+        if call["output_type"] == "latent":
+            samples, decode = loop_latents(output[0], steps, call), self._decode(call)
+        else:
+            samples, decode = as_unit_tensor(output[0]), lambda images: images
         P = number_of_prompts(call)
         m = len(samples) // P
-        rewards = LatentReward(self.reward_fn, decode, texts_of(call), self.config)(samples)
+        rewards = LatentReward(self.reward_fn, decode, texts, self.config)(samples)
         nfe = P * m * len(self.pipe.scheduler.timesteps)
         extra = {"history": [], "nfe": nfe, "reward_evals": P * m}
         return extended(output, {"rewards": rewards.unflatten(0, (P, m)).float().cpu(), **extra})
@@ -159,8 +168,7 @@ class LatentSearch:
     def _best_of_n(self, call: dict[str, Any], P: int) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
         """n samples of the stock sampler, scored once."""
         inner = self._expand(call, P, self.config.budget)
-        with in_chunks(self._denoisers(), self.config.model_batch_size):
-            latents = stock_call(self.pipe, **inner)[0]
+        latents = self._sampled(inner)
         rewards = LatentReward(self.reward_fn, self._decode(call), texts_of(call), self.config)(latents)
         rewards, order = by_prompt(rewards, P).sort(dim=1, descending=True, stable=True)
         latents = latents.unflatten(0, (P, -1))
@@ -179,15 +187,14 @@ class LatentSearch:
         for p in range(P):
             one = take(call, [p])
             generator = call["generator"][p] if isinstance(call.get("generator"), list) else call.get("generator")
-            probe = one | {"return_dict": False, "generator": None}
-            start = only_decode(self.pipe, stock_call, probe, None, "latent")[0]
+            start = initial_latents(self.pipe, stock_call, one | {"generator": None})
             score = LatentReward(self.reward_fn, self._decode(call), texts_of(one), self.config)
 
             def evaluate(noise: torch.Tensor, p=p, like=start, score=score, generator=generator) -> tuple:
                 inner = take(call, [p] * len(noise)) | {"output_type": "latent", "return_dict": False}
-                inner |= {"latents": noise.to(like), "generator": generator}
-                with in_chunks(self._denoisers(), self.config.model_batch_size):
-                    latents = stock_call(self.pipe, **inner)[0]
+                inner |= {"latents": None, "generator": generator}
+                with starting_from(self.pipe, noise.to(like)):
+                    latents = self._sampled(inner)
                 counts["nfe"] += len(noise) * len(self.pipe.scheduler.timesteps)
                 counts["reward_evals"] += len(noise)
                 return latents, score(latents)
@@ -224,9 +231,10 @@ class LatentSearch:
         with (
             attached(self.pipe, scheduler),
             in_chunks(self._denoisers(), self.config.model_batch_size, rows),
+            watching_steps(scheduler) as steps,
         ):
             try:
-                latents = stock_call(self.pipe, **inner)[0]
+                latents = loop_latents(stock_call(self.pipe, **inner)[0], steps, call)
             except KeyboardInterrupt:
                 if not scheduler.stop():
                     raise
@@ -244,6 +252,17 @@ class LatentSearch:
         return latents, scheduler.rewards, extra | ({"interrupted": True} if interrupted else {})
 
     # ------------------------------------------------------------------------------------------------------ the pieces
+
+    def _sampled(self, call: dict[str, Any]) -> torch.Tensor:
+        """What the stock sampler makes of a call, as latents of its loop."""
+        scheduler, size = self.pipe.scheduler, self.config.model_batch_size
+        with (
+            in_chunks(self._denoisers(), size, lambda batch: check_stepping(self.pipe, scheduler)),
+            watching_steps(scheduler) as steps,
+        ):
+            latents = loop_latents(stock_call(self.pipe, **call)[0], steps, call)
+        check_stepping(self.pipe, scheduler, stepped=bool(steps))
+        return latents
 
     def _denoisers(self) -> list[torch.nn.Module]:
         found = (getattr(self.pipe, name, None) for name in DENOISERS)

@@ -62,6 +62,41 @@ def test_position_tables_and_scalars_are_never_cut():
     assert take_rows(torch.tensor(5), rows, 1).item() == 5
 
 
+class Listed(torch.nn.Module):
+    """Takes and gives its batch as lists, as Z-Image's transformer, with residuals for two layers."""
+
+    def forward(self, x, t, prompts, controlnet_block_samples=()):
+        assert len(x) == len(t) == len(prompts) and all(len(more) == len(x) for more in controlnet_block_samples)
+        more = sum(controlnet_block_samples) if controlnet_block_samples else [0] * len(x)
+        return ([a * b + p.sum() + c for a, b, p, c in zip(x, t, prompts, more, strict=True)],)
+
+
+@pytest.mark.parametrize("size", [None, 1, 3])
+def test_a_batch_may_be_a_list(size):
+    x, t = [torch.randn(2, 3) for _ in range(4)], torch.randn(4)
+    same = torch.tensor([0, 0, 2, 2])
+    x[1], x[3], t = x[0], x[2], t[same]
+    prompts = [torch.randn(length) for length in (2, 3)]
+    prompts = [prompts[i // 2] for i in range(4)]
+    layers = tuple(torch.randn(4, 1, 1)[same] for _ in range(2))
+    model = Listed()
+    (whole,) = model(x, t, prompts, controlnet_block_samples=layers)
+    with in_chunks([model], size, lambda batch: same):
+        (parts,) = model(x, t, prompts, controlnet_block_samples=layers)
+    assert isinstance(parts, list) and all(map(torch.equal, parts, whole))
+
+
+def test_numbers_as_many_as_rows_are_not_cut():
+    model = Denoiser()
+    x = torch.randn(4, 2)
+    assert take_rows([7, 8, 9, 10], torch.tensor([1]), 4, "skip_layers") == [7, 8, 9, 10]
+    pair = (torch.randn(4, 3), torch.randn(4, 3))  # cosines and sines of positions
+    assert take_rows(pair, torch.tensor([1]), 4, "image_rotary_emb") is pair
+    with in_chunks([model], 2):
+        model(x, added={"embeds": torch.zeros(4, 2)})
+    assert model.seen == [2, 2]
+
+
 def test_the_module_is_as_before_also_after_an_exception():
     plain, wrapped = Denoiser(), Denoiser()
     own = wrapped.forward

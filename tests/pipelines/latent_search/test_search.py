@@ -407,7 +407,11 @@ def test_an_unknown_pipeline_decodes_through_its_own_call(monkeypatch):
 
     known = run(pipe, call)
     monkeypatch.setattr(decode, "_DECODERS", {})
+    encode, encoded = pipe.text_encoder.forward, []
+    pipe.text_encoder.forward = lambda *args, **kwargs: encoded.append(1) or encode(*args, **kwargs)
     fallback = run(pipe, call)
+    # With and without the prompt, for the search, for decoding four samples and two, and for what comes back.
+    assert len(encoded) == 2 * 4
     torch.testing.assert_close(fallback.images, known.images)
     torch.testing.assert_close(fallback.rewards, known.rewards, atol=1e-4, rtol=1e-4)
 
@@ -563,8 +567,9 @@ def test_a_pipeline_that_steps_a_scheduler_of_its_own_is_refused_before_an_evalu
     pipe.set_progress_bar_config(disable=True)
     rows, scheduler = Rows(pipe), pipe.scheduler
     reference = Image.new("RGB", (16, 16), "red")
-    with pytest.raises(NotImplementedError, match="RIVALPipeline cannot be searched in this call: it steps DDIM"):
-        run(pipe, {}, reference_image=reference)
+    for config in (configured(), configured(strategy="best_of_n"), RandomNoiseSearch(rounds=1)):
+        with pytest.raises(NotImplementedError, match="RIVALPipeline cannot be searched in this call: it steps DDIM"):
+            run(pipe, {}, config, reference_image=reference)
     assert rows.total == 0 and pipe.scheduler is scheduler
 
 
