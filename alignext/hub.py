@@ -3,6 +3,7 @@
 
 import os
 import sys
+from dataclasses import MISSING, fields
 from importlib import import_module
 from json import dumps, loads
 from pathlib import Path
@@ -10,7 +11,6 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from diffusers.utils import logging
 from huggingface_hub import (
     CommitInfo,
     CommitOperationAdd,
@@ -24,14 +24,16 @@ from huggingface_hub import (
 )
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from yaml import YAMLError
 
 import alignext
 from alignext.files import replacing
+from alignext.logs import pipeline_logger
 
 
-logger = logging.get_logger(__name__)
+logger = pipeline_logger(__name__)
 
 
 # A mixin for pipelines: type checkers see what it is put before, `pipeline.py` files keep one pipeline class.
@@ -55,6 +57,12 @@ class HubMixin(_Pipeline):
     _name: str
     _tag_names: list[str]
     _paper: dict[str, str]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The stock configuration."""
+        _tell_auto_pipelines(type(self))  # they read it first, and then look for the class by its name
+        return super().config
 
     def to_json_string(self) -> str:
         """The stock JSON of the configuration, naming the stock class, so that `model_index.json` does."""
@@ -139,7 +147,20 @@ class HubMixin(_Pipeline):
 
 def stock_class(pipe: HubMixin) -> type[DiffusionPipeline]:
     """The diffusers pipeline class that `pipe` is a subclass of, the nearest one."""
-    return next(c for c in type(pipe).__mro__ if issubclass(c, DiffusionPipeline) and _package(c) == "diffusers")
+    return _stock(type(pipe))
+
+
+def _stock(cls: type) -> type[DiffusionPipeline]:
+    return next(c for c in cls.__mro__ if issubclass(c, DiffusionPipeline) and _package(c) == "diffusers")
+
+
+def _tell_auto_pipelines(cls: type) -> None:
+    """Let `AutoPipelineFor...from_pipe` take `cls` for its stock class. Its module is large: only if it is loaded."""
+    auto = sys.modules.get("diffusers.pipelines.auto_pipeline")
+    if auto is None or auto._get_model(cls.__name__) is not None:
+        return
+    if (model := auto._get_model(_stock(cls).__name__)) is not None:
+        auto.SUPPORTED_TASKS_MAPPINGS.append({model: cls})
 
 
 def model_card(
@@ -192,24 +213,42 @@ Without `custom_pipeline` it loads as the stock `{stock_class(pipe).__name__}`, 
 
 class FileHubMixin:
     """
-    Gives what is one safetensors file, by its own `save` and `load`, a way to the Hub and back.
+    Gives a dataclass of tensors a file, and a way to the Hub and back. What is no tensor in it stands in the file's
+    metadata, by its own `_plain` and `_fields`.
 
-    Class attributes to define: `_file_name` (`str`), its name in a repository; `_method` (`str`), `module:class` whose
-    tags and paper the card takes; `_kind` (`str`), what it is, the card's heading and tag; `_use` (`str`), what the
-    card says beneath it.
+    Class attributes to define: `_key` (`str`), its name in the metadata; `_file_name` (`str`), the file's in a
+    repository; `_method` (`str`), `module:class` whose tags and paper the card takes; `_kind` (`str`), the card's
+    heading and tag; `_use` (`str`), what the card says beneath it.
     """
 
+    _key: ClassVar[str]
     _file_name: ClassVar[str]
     _method: ClassVar[str]
     _kind: ClassVar[str]
     _use: ClassVar[str]
 
-    if TYPE_CHECKING:
+    def save(self, path: str | os.PathLike) -> None:
+        """Write one safetensors file. An existing file is replaced only when the new one is complete."""
+        found = {f.name: getattr(self, f.name) for f in fields(self)}  # ty: ignore[invalid-argument-type]
+        tensors = {name: x.detach().cpu().contiguous().clone() for name, x in found.items() if isinstance(x, Tensor)}
+        with replacing(path) as part:
+            save_file(tensors, part, metadata={"format": "pt", self._key: dumps(self._plain())})
 
-        def save(self, path: str | os.PathLike) -> None: ...
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Self:
+        """Read a file that `save` wrote."""
+        tensors, plain = cls._read(path, cls._key)
+        absent = {f.name: None for f in fields(cls) if f.default is MISSING}  # ty: ignore[invalid-argument-type]
+        return cls(**absent | tensors | cls._fields(plain))
 
-        @classmethod
-        def load(cls, path: str | os.PathLike) -> Self: ...
+    def _plain(self) -> Any:
+        """All that is no tensor, as JSON has it."""
+        raise NotImplementedError
+
+    @classmethod
+    def _fields(cls, plain: Any) -> dict[str, Any]:
+        """The fields that `_plain` told of."""
+        raise NotImplementedError
 
     @classmethod
     def _read(cls, path: str | os.PathLike, key: str) -> tuple[dict[str, Tensor], Any]:

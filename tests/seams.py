@@ -161,6 +161,7 @@ CALLED = {
         "original_size crops_coords_top_left target_size dtype text_encoder_projection_dim"
     ),
     "diffusers.StableDiffusionPipeline.prepare_extra_step_kwargs": "generator eta",
+    "diffusers.pipelines.auto_pipeline._get_model": "pipeline_class_name",
     "diffusers.StableDiffusionPipeline.progress_bar": "iterable total",
     "diffusers.StableDiffusionPipeline.maybe_free_model_hooks": "",
     "diffusers.UNet2DConditionModel.forward": (
@@ -179,9 +180,6 @@ CALLED = {
     "diffusers.image_processor.VaeImageProcessor.preprocess": "image height width resize_mode",
     "diffusers.image_processor.VaeImageProcessor.postprocess": "image output_type do_denormalize",
     "diffusers.image_processor.VaeImageProcessor.apply_overlay": "mask init_image image",
-    "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img.retrieve_latents": (
-        "encoder_output generator sample_mode"
-    ),
     "diffusers.pipelines.flux.pipeline_flux.retrieve_timesteps": (
         "scheduler num_inference_steps device timesteps sigmas"
     ),
@@ -294,6 +292,7 @@ CALLED = {
 
 # Attributes of classes and modules.
 PRESENT = [
+    "diffusers.pipelines.auto_pipeline.SUPPORTED_TASKS_MAPPINGS",
     "diffusers.UNet2DConditionModel.attn_processors",
     "diffusers.StableDiffusionPipeline._execution_device",
     "diffusers.StableDiffusionPipeline.do_classifier_free_guidance",

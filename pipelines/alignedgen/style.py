@@ -1,20 +1,13 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """The style that a set of images takes over, as something to keep, save and share."""
 
-import json
-import os
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 import torch
-from safetensors.torch import save_file
 
-from alignext.files import replacing
 from alignext.functional.alignedgen import renoise
 from alignext.hub import FileHubMixin
-
-
-PLAIN = ("grid", "seed", "scaling")  # fields that are no tensors
 
 
 @dataclass(frozen=True)
@@ -53,6 +46,7 @@ class StyleReference(FileHubMixin):
         `ValueError`: If not exactly one of `x0` and `trajectory` is given, or shapes do not fit.
     """
 
+    _key: ClassVar[str] = "style_reference"
     _file_name: ClassVar[str] = "style_reference.safetensors"
     _method: ClassVar[str] = "alignext.pipelines.alignedgen.mixin:AlignedGenMixin"
     _kind: ClassVar[str] = "Style reference"
@@ -132,6 +126,45 @@ class StyleReference(FileHubMixin):
             )
         return self.trajectory[step]
 
+    def check_model(self, transformer) -> None:
+        """Refuse a style of another model."""
+        config = transformer.config
+        if self.num_channels != config.in_channels:
+            raise ValueError(
+                f"`style_reference` has {self.num_channels} channels, the transformer takes {config.in_channels}. "
+                "Make it with this model."
+            )
+        widths = {
+            "prompt_embeds": config.joint_attention_dim,
+            "pooled_prompt_embeds": config.get("pooled_projection_dim"),  # FLUX.1 only
+        }
+        for name, wanted in widths.items():
+            text = getattr(self, name)
+            found = None if text is None else text.shape[-1]
+            if found != wanted:
+                raise ValueError(
+                    f"`style_reference.{name}` has {found} channels, the transformer takes {wanted}. Make it with "
+                    "this model."
+                )
+
+    def check_schedule(self, sigmas: torch.Tensor) -> None:
+        """Refuse a recorded style whose noise levels are not those of the loop."""
+        recorded = self.sigmas
+        if recorded is None:
+            return
+        if len(recorded) != len(sigmas):
+            raise ValueError(
+                f"`style_reference` was recorded with {len(recorded)} steps, received {len(sigmas)} steps. Use as "
+                "many, or a style made by `encode_style`, which goes with any number."
+            )
+        difference = (recorded.to(sigmas) - sigmas).abs().max().item()
+        if difference > 1e-4:
+            raise ValueError(
+                f"`style_reference` was recorded at other noise levels than those of this loop, up to "
+                f"{difference:.4f} apart: they depend on the size of the images and on the scheduler. Use the ones of "
+                "the recording, or a style made by `encode_style`, which goes with any."
+            )
+
     def _draw(self) -> torch.Tensor:
         generator = torch.Generator().manual_seed(self.seed)
         return torch.randn(self._clean.shape, generator=generator).to(self._clean.device)
@@ -145,21 +178,11 @@ class StyleReference(FileHubMixin):
         return replace(self, **tensors)
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in PLAIN}
-        return {name: x for name, x in found.items() if x is not None}
+        return {f.name: x for f in fields(self) if isinstance(x := getattr(self, f.name), torch.Tensor)}
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Write one safetensors file. An existing file is replaced only when the new one is complete."""
-        tensors = {name: x.detach().cpu().contiguous().clone() for name, x in self._tensors().items()}
-        plain = json.dumps({name: getattr(self, name) for name in PLAIN})
-        with replacing(path) as part:
-            save_file(tensors, part, metadata={"format": "pt", "style_reference": plain})
+    def _plain(self) -> dict[str, Any]:
+        return {"grid": self.grid, "seed": self.seed, "scaling": self.scaling}
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "StyleReference":
-        """Read a file written by [`~StyleReference.save`]."""
-        tensors, plain = cls._read(path, "style_reference")
-        found: dict[str, Any] = {"pooled_prompt_embeds": None} | tensors
-        for name, value in plain.items():
-            found[name] = tuple(value) if isinstance(value, list) else value
-        return cls(**found)
+    def _fields(cls, plain: dict[str, Any]) -> dict[str, Any]:
+        return {name: tuple(x) if isinstance(x, list) else x for name, x in plain.items()}
