@@ -62,12 +62,12 @@ class Workload:
         if args.model_shape == "sdxl":
             self.embeds |= {f"{name.replace('prompt', 'pooled_prompt')}": randn(1, 1280) for name in names}
         self.rows = 0
-        self.pipe.unet.register_forward_pre_hook(self._count, with_kwargs=True)
+        self.pipe.unet.conv_in.register_forward_pre_hook(self._count)
 
     def _flags(self) -> dict:
         return {} if isinstance(self.pipe, RIVALXLPipeline) else {"requires_safety_checker": False}
 
-    def _count(self, unet: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+    def _count(self, layer: torch.nn.Module, args: tuple) -> None:
         self.rows += len(args[0])
 
     def null(self) -> dict:

@@ -4,7 +4,8 @@
 
 Notation: `a` is the anchor, the image whose style the others take over; `b` a target. Attention tensors have the
 layout `(B, S, n, d)`: images, tokens, heads, channels of a head. A picture is `h x w` tokens, `N = h w`; the position
-of a token is `(0, row, column)`.
+of a token is `(0, row, column)`. The paper's numbers of its equations were not at
+hand; they are not numbered here.
 """
 
 from collections.abc import Callable

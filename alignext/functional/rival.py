@@ -3,7 +3,8 @@
 [arXiv 2305.18729](https://huggingface.co/papers/2305.18729), NeurIPS 2023).
 
 Notation: `_G` generated image, `_R` reference picture, `z_t` the reference's inverted latent at timestep `t`. The DDIM
-inversion chain itself is `diffusers.DDIMInverseScheduler`, which matches the paper's step exactly.
+inversion chain itself is `diffusers.DDIMInverseScheduler`, which matches the paper's step exactly. The paper's own
+numbers of its equations were not at hand; they are not numbered here.
 """
 
 import math
@@ -108,8 +109,9 @@ def cross_image_attention(
     if reference_weight != 1:
         bias = query.new_zeros(1, 1, 1, n_ref + key.shape[2])
         bias[..., :n_ref] = math.log(reference_weight)
-    key = torch.cat([reference_key.repeat_interleave(images, 0), key], dim=2)
-    value = torch.cat([reference_value.repeat_interleave(images, 0), value], dim=2)
+    # One reference is not copied for each image before it is put in front of the image's own.
+    per_image = (x[:, None].expand(-1, images, -1, -1, -1).flatten(0, 1) for x in (reference_key, reference_value))
+    key, value = (torch.cat(pair, dim=2) for pair in zip(per_image, (key, value), strict=True))
     return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
 
 

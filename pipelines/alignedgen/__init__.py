@@ -2,6 +2,7 @@
 """AlignedGen: a set of images in one style."""
 
 from alignext.pipelines.alignedgen.attention import AlignedAttention
+from alignext.pipelines.alignedgen.levers import Levers
 from alignext.pipelines.alignedgen.mixin import AlignedGenPipelineOutput
 from alignext.pipelines.alignedgen.pipeline import AlignedGenPipeline
 from alignext.pipelines.alignedgen.pipeline_flux2 import AlignedGenFlux2Pipeline
@@ -20,6 +21,7 @@ __all__ = [
     "AlignedGenPipeline",
     "AlignedGenPipelineOutput",
     "AlignedGenQwenImagePipeline",
+    "Levers",
     "StyleReference",
     "aligned_attention",
 ]

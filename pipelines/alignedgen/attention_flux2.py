@@ -12,7 +12,9 @@ from diffusers.models.transformers.transformer_flux2 import (
     Flux2Transformer2DModelOutput,
 )
 
-from alignext.pipelines.alignedgen.attention import AlignedAttention, AlignedFluxAttnProcessor, Anchor
+from alignext.pipelines.alignedgen.attention import AlignedAttention
+from alignext.pipelines.alignedgen.attention_flux import AlignedFluxAttention, AlignedFluxAttnProcessor
+from alignext.pipelines.alignedgen.layers import Anchor
 from alignext.pipelines.alignedgen.style import StyleReference
 
 
@@ -43,7 +45,7 @@ class AlignedFlux2SingleAttnProcessor(Flux2ParallelSelfAttnProcessor):
         return attn.to_out(torch.cat([out.flatten(2, 3).to(query.dtype), attn.mlp_act_fn(mlp)], dim=-1))
 
 
-class AlignedFlux2Attention(AlignedAttention):
+class AlignedFlux2Attention(AlignedFluxAttention):
     """[`AlignedAttention`] for FLUX.2, whose positions have four axes: picture, row, column, place in the text."""
 
     processor_classes = {

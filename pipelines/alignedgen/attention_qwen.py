@@ -11,7 +11,8 @@ from diffusers.models.transformers.transformer_qwenimage import (
     apply_rotary_emb_qwen,
 )
 
-from alignext.pipelines.alignedgen.attention import AlignedAttention, Anchor
+from alignext.pipelines.alignedgen.attention import AlignedAttention
+from alignext.pipelines.alignedgen.layers import Anchor
 from alignext.pipelines.alignedgen.style import StyleReference
 
 
@@ -79,13 +80,14 @@ class AlignedQwenAttention(AlignedAttention):
     processor_classes = {QwenDoubleStreamAttnProcessor2_0: AlignedQwenAttnProcessor}
     texts = {"prompt_embeds": "encoder_hidden_states"}
 
-    def __init__(self, transformer, *args):
-        if type(transformer.pos_embed) is not QwenEmbedRope:
+    def _check_transformer(self) -> None:
+        positions = type(self.transformer.pos_embed)
+        if positions is not QwenEmbedRope:
             raise NotImplementedError(
-                f"AlignedGen does not support `{type(transformer).__name__}` with positions of the kind "
-                f"`{type(transformer.pos_embed).__name__}`, those of layered images."
+                f"AlignedGen does not support `{type(self.transformer).__name__}` with positions of the kind "
+                f"`{positions.__name__}`, those of layered images."
             )
-        super().__init__(transformer, *args)
+        super()._check_transformer()
 
     @staticmethod
     def _same(a: Any, b: Any) -> bool:
@@ -107,7 +109,7 @@ class AlignedQwenAttention(AlignedAttention):
         )
         turns = [
             rope.rope_params(torch.tensor([float(by)]), size, rope.theta)
-            for by, size in zip(self.settings.offset(steps, 3), rope.axes_dim, strict=True)
+            for by, size in zip(self.levers.offset(steps, 3), rope.axes_dim, strict=True)
         ]
         self.shifted = table * torch.cat(turns, dim=1).to(device)
 

@@ -2,20 +2,21 @@
 """AlignedGen as a mixin over a stock Flux pipeline. The denoising loop that runs is the stock one."""
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from diffusers.pipelines.flux.pipeline_output import FluxPipelineOutput
 
+from alignext.diffusion.calls import number_of_outputs
+from alignext.diffusion.latents import encode_images
 from alignext.diffusion.pictures import to_pil
 from alignext.hub import HubMixin
 from alignext.methods import method
-from alignext.pipelines.alignedgen.checks import check_call
+from alignext.pipelines.alignedgen.levers import Levers
 from alignext.pipelines.alignedgen.sharing import aligned_attention
 from alignext.pipelines.alignedgen.style import StyleReference
-from alignext.signatures import show_stock_arguments
+from alignext.signatures import check_names, show_stock_arguments
 
 
 @dataclass
@@ -51,22 +52,12 @@ class AlignedGenMixin(HubMixin):
 
     def __init_subclass__(cls, **kwargs) -> None:
         super().__init_subclass__(**kwargs)
-        show_stock_arguments(cls, AlignedGenMixin)
+        show_stock_arguments(cls, AlignedGenMixin, Levers)
 
     @torch.no_grad()
     def __call__(
         self,
         *args,
-        style_lambda: float = 1.1,
-        lambda_schedule: str | Callable[[float], float] = "constant",
-        share_blocks: str | tuple[int, int] = "single",
-        share_start: float = 0.0,
-        share_end: float = 1.0,
-        adain: bool = True,
-        shift: str | tuple[float, ...] = "width",
-        isolate_anchor: bool = True,
-        anchor_index: int = 0,
-        target_batch_size: int | None = None,
         shared_noise: bool = False,
         style_reference: StyleReference | None = None,
         style_image=None,
@@ -76,37 +67,14 @@ class AlignedGenMixin(HubMixin):
     ):
         r"""
         The stock call, its images in one style. All arguments of the stock pipeline are accepted and mean the same.
+        One image without a style, or `share_end=0`, is the stock call.
 
         Image `anchor_index` is the anchor: it is the image that the stock pipeline makes of the same call. The others,
         the targets, take over its style. With `style_reference` or `style_image` every image is a target. Prompts that
         name the style (`"a fox, watercolor"`) help.
 
         Args:
-            style_lambda (`float`, *optional*, defaults to 1.1):
-                `lambda >= 0`, by which the shared keys are multiplied: more is closer to the anchor. 0 does not switch
-                sharing off; `share_end=0` does.
-            lambda_schedule (`str` or `Callable[[float], float]`, *optional*, defaults to `"constant"`):
-                `"constant"`; `"sigma_squared"` for `lambda = sigma^2` at noise level sigma, from 1 to 0, for which
-                `style_lambda` is not used; or a function of sigma.
-            share_blocks (`str` or `tuple[int, int]`, *optional*, defaults to `"single"`):
-                Layers that share: `"single"` for the single-stream ones, `"double"` for the double-stream ones,
-                `"all"`, or `(lo, hi)`, half open, counted through both kinds, double first: `(19, 57)` is `"single"`
-                for FLUX.1. Qwen-Image has double-stream layers only.
-            share_start, share_end (`float`, *optional*, defaults to 0.0 and 1.0):
-                Step i of N shares if `share_start <= i / N < share_end`. Other steps are stock.
-            adain (`bool`, *optional*, defaults to `True`):
-                Give the targets' image queries and keys the anchor's mean and variance, per head and channel.
-            shift (`str` or `tuple[float, ...]`, *optional*, defaults to `"width"`):
-                Where a target sees the anchor: `"width"` to its right, `"height"` below, `"none"` in the same place,
-                or what is added to each axis of the positions.
-            isolate_anchor (`bool`, *optional*, defaults to `True`):
-                The anchor attends to itself only. Else it also sees its own shifted keys, at `lambda = 1`, and is no
-                longer the stock image.
-            anchor_index (`int`, *optional*, defaults to 0):
-                Which image of the call is the anchor; images come prompt by prompt.
-            target_batch_size (`int`, *optional*):
-                Targets per call of the transformer, after one call for the anchor: bounds memory for any number of
-                prompts. All together if not given. Same images up to rounding.
+            **kwargs: The fields of [`Levers`], and the stock arguments.
             shared_noise (`bool`, *optional*, defaults to `False`):
                 All images start from the anchor's noise, or from image 0's if there is no anchor.
             style_reference ([`StyleReference`], *optional*):
@@ -142,49 +110,84 @@ class AlignedGenMixin(HubMixin):
         ```
         """
         stock = super().__call__
+        levers = Levers(**{f.name: kwargs.pop(f.name) for f in fields(Levers) if f.name in kwargs})
         bound = inspect.signature(stock).bind(*args, **kwargs)
         bound.apply_defaults()
         call: dict[str, Any] = bound.arguments
-        off = share_start == share_end
         external = style_reference is not None or style_image is not None
-        check_call(self, call, style_reference, style_image, style_prompt, anchor_index, record_style, off)
-        if style_image is not None and not off:
-            height, width = self._style_size(call)
-            style_reference = self.encode_style(
-                style_image,
-                style_prompt or "",
-                height=height,
-                width=width,
-                max_sequence_length=call["max_sequence_length"],
+        images = number_of_outputs(call)
+        self._check_style(style_reference, style_image, style_prompt, record_style)
+        if not external and not 0 <= levers.anchor_index < images:
+            raise ValueError(
+                f"`anchor_index` must be in 0..{images - 1} for {images} images, received {levers.anchor_index}."
             )
+        if images == 1 and not external and levers.isolate_anchor:  # an anchor alone
+            levers = replace(levers, share_start=0.0, share_end=0.0)
+        encodes = style_image is not None and not levers.off
+        if self.vae is None and (encodes or call["output_type"] != "latent"):
+            raise ValueError(
+                "The pipeline has no VAE, but `style_image` and images as output need one. Load it, or pass a "
+                "`style_reference` and `output_type='latent'`."
+            )
+        if encodes:
+            with aligned_attention(self.transformer, **vars(levers)):
+                pass  # it refuses what does not go together before anything is encoded
+            style_reference = self._style_of(style_image, style_prompt or "", call)
         with aligned_attention(
             self.transformer,
             scheduler=self.scheduler,
             style_reference=style_reference,
-            style_lambda=style_lambda,
-            lambda_schedule=lambda_schedule,
-            share_blocks=share_blocks,
-            share_start=share_start,
-            share_end=share_end,
-            adain=adain,
-            shift=shift,
-            isolate_anchor=isolate_anchor,
-            anchor_index=anchor_index,
-            target_batch_size=target_batch_size,
             record=record_style,
+            **vars(levers),
         ) as sharing:
             if shared_noise:
-                self._noise_row = 0 if external else anchor_index
+                self._noise_row = 0 if external else levers.anchor_index
             try:
                 output = stock(**call)
             finally:
                 self.__dict__.pop("_noise_row", None)
         if not record_style:
             return output
-        style = sharing.recorded(self._scaling())
+        style = sharing.recorded(self._scaling() if self.vae is not None else None)
         if not call["return_dict"]:
             return *output, style
         return AlignedGenPipelineOutput(images=output.images, style_reference=style)
+
+    def _check_style(self, reference, style_image, style_prompt: str | None, record: bool) -> None:
+        """Refuse styles that do not go together, before anything is computed."""
+        if reference is not None and style_image is not None:
+            raise ValueError("Pass either `style_reference` or `style_image`, received both.")
+        if style_prompt is not None and style_image is None:
+            raise ValueError(
+                f"`style_prompt` {style_prompt!r} describes `style_image`, which was not passed. A `style_reference` "
+                "carries its own text; put the style of generated images into their prompts."
+            )
+        if reference is not None and not isinstance(reference, StyleReference):
+            raise ValueError(
+                f"`style_reference` must be a `StyleReference`, received {type(reference).__name__}. For a picture "
+                "use `style_image`, for a file `StyleReference.load(path)`."
+            )
+        if record and (reference is not None or style_image is not None):
+            raise ValueError(
+                "`record_style=True` records the anchor, but with `style_reference` or `style_image` there is none. "
+                "Keep the style you have."
+            )
+        here = None if self.vae is None else self._scaling()
+        if reference is not None and reference.scaling is not None and here is not None:
+            if any(abs(a - b) > 1e-6 for a, b in zip(reference.scaling, here, strict=True)):
+                raise ValueError(
+                    f"`style_reference` comes from a VAE with shift and scaling factor {reference.scaling}, this one "
+                    f"has {here}. Make it with this pipeline."
+                )
+
+    def _style_of(self, image, prompt: str, call: dict) -> StyleReference:
+        """The style of a picture, for the images of a call and with its way of encoding texts."""
+        height, width = self._style_size(call)
+        known = inspect.signature(self.encode_prompt).parameters
+        given = {name: call[name] for name in known if name in call and "prompt" not in name}
+        if "lora_scale" in known:
+            given["lora_scale"] = (call.get("joint_attention_kwargs") or {}).get("scale")
+        return self.encode_style(image, prompt, height=height, width=width, **given)
 
     @torch.no_grad()
     def encode_style(
@@ -199,6 +202,7 @@ class AlignedGenMixin(HubMixin):
         max_sequence_length: int = 512,
         prompt_embeds: torch.Tensor | None = None,
         pooled_prompt_embeds: torch.Tensor | None = None,
+        **encode_kwargs,
     ) -> StyleReference:
         """
         Make a style of a picture: its latents, and the embedding of a text that describes it. Nothing is trained or
@@ -220,6 +224,9 @@ class AlignedGenMixin(HubMixin):
                 Of the prompt, in tokens.
             prompt_embeds, pooled_prompt_embeds (`torch.Tensor`, *optional*):
                 Embeddings of the prompt instead of `prompt`, with one row.
+            encode_kwargs:
+                Further arguments of the pipeline's `encode_prompt` (FLUX.1: `lora_scale`; FLUX.2:
+                `text_encoder_out_layers`).
 
         Returns:
             [`StyleReference`]: For any number of calls, of any size and number of steps.
@@ -227,17 +234,25 @@ class AlignedGenMixin(HubMixin):
         Raises:
             `ValueError`: If `image` is not one picture, or the model is no text-to-image model.
         """
+        known = [*inspect.signature(AlignedGenMixin.encode_style).parameters]
+        check_names(encode_kwargs, [*known, *inspect.signature(self.encode_prompt).parameters], "encode_style")
+        if self.vae is None:
+            raise ValueError("The pipeline has no VAE to encode `image` with. Load one.")
         default = self.default_sample_size * self.vae_scale_factor
         unit = 2 * self.vae_scale_factor
         picture = to_pil(image[0] if getattr(image, "ndim", 0) == 4 and len(image) == 1 else image)
         scale = ((height or default) * (width or default) / (picture.width * picture.height)) ** 0.5
         h, w = (max(1, round(side * scale / unit)) for side in (picture.height, picture.width))
         pixels = self.image_processor.preprocess(picture, h * unit, w * unit)
-        x0 = self._clean_latents(pixels.to(self._execution_device, self.vae.dtype))
+        x0 = self._clean_latents(pixels)
         given = {"prompt_2": prompt_2, "pooled_prompt_embeds": pooled_prompt_embeds}
         given = {name: value for name, value in given.items() if value is not None}  # not all models take them
         texts = self._texts(
-            prompt=prompt, prompt_embeds=prompt_embeds, max_sequence_length=max_sequence_length, **given
+            prompt=prompt,
+            prompt_embeds=prompt_embeds,
+            max_sequence_length=max_sequence_length,
+            **given,
+            **encode_kwargs,
         )
         self.maybe_free_model_hooks()
         return StyleReference(*texts, (h, w), x0=x0, seed=seed, scaling=self._scaling())
@@ -254,8 +269,7 @@ class AlignedGenMixin(HubMixin):
                 f"The transformer takes {self.transformer.config.in_channels} channels, packed latents of the VAE "
                 f"have {channels}: a style image needs a text-to-image checkpoint, not a Fill or Control one."
             )
-        z = self.vae.encode(pixels).latent_dist.mode().float()
-        z = (z - (self.vae.config.shift_factor or 0.0)) * self.vae.config.scaling_factor
+        z = encode_images(self, pixels, sample=False)
         return self._pack_latents(z, *z.shape)
 
     def _texts(self, **given) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -4,6 +4,7 @@
 import torch
 from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline
 
+from alignext.diffusion.latents import encode_images
 from alignext.pipelines.alignedgen.mixin import AlignedGenMixin
 
 
@@ -12,15 +13,12 @@ class AlignedGenQwenImagePipeline(AlignedGenMixin, QwenImagePipeline):
     [`QwenImagePipeline`] whose images of one call come out in one style; see [`AlignedGenMixin`] for what it adds.
     Everything else is inherited.
 
-    This model has double-stream layers only, so `share_blocks` must be given: `"all"` or a range `(lo, hi)`. Which
+    This model has double-stream layers only, so sharing needs `share_blocks`: `"all"` or a range `(lo, hi)`. Which
     layers share best on it is not known.
     """
 
     def _clean_latents(self, pixels: torch.Tensor) -> torch.Tensor:
-        config = self.vae.config
-        z = self.vae.encode(pixels[:, :, None]).latent_dist.mode().float()
-        mean, std = (torch.tensor(x).to(z).view(1, -1, 1, 1, 1) for x in (config.latents_mean, config.latents_std))
-        z = ((z - mean) / std)[:, :, 0]
+        z = encode_images(self, pixels[:, :, None], sample=False)[:, :, 0]
         return self._pack_latents(z, *z.shape)
 
     def _texts(self, **given) -> tuple[torch.Tensor, torch.Tensor | None]:

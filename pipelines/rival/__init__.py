@@ -3,9 +3,7 @@
 
 from alignext.pipelines.rival.inversion import RIVALInversion
 from alignext.pipelines.rival.pipeline import RIVALPipeline
-from alignext.pipelines.rival.pipeline_controlnet import RIVALControlNetPipeline
-from alignext.pipelines.rival.pipeline_xl import RIVALXLPipeline
-from alignext.pipelines.rival.pipeline_xl_controlnet import RIVALXLControlNetPipeline
+from alignext.pipelines.rival.variants import RIVALControlNetPipeline, RIVALXLControlNetPipeline, RIVALXLPipeline
 
 
 __all__ = [

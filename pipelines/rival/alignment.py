@@ -1,26 +1,33 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""What RIVAL puts into one stock denoising loop: self-attention processors, wrappers of UNet and `scheduler.step`."""
+"""The hooks of RIVAL in one stock denoising loop: self-attention processors, wrappers of UNet and `scheduler.step`."""
 
 import functools
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers.models.attention_processor import Attention
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 
-from alignext.functional.rival import adain, attention_mode, cross_image_attention, epsilon_to_v, v_to_epsilon
+from alignext.functional.rival import adain, cross_image_attention, epsilon_to_v, v_to_epsilon
 from alignext.pipelines.rival.inversion import RIVALInversion
+from alignext.pipelines.rival.presets import Levers
 from alignext.wrapping import wrapped
 
 
 class RIVALAttnProcessor:
-    """Self-attention that stores the reference's keys and values, or reads them; otherwise calls `processor`."""
+    """
+    Self-attention in which images read the reference; outside of the thresholds, the stock `processor`.
+
+    The reference's rows stand behind those of the images. If they have a call of their own, which comes first, their
+    keys and values are kept until the step.
+    """
 
     def __init__(self, alignment: "Alignment", processor):
         self.alignment = alignment
         self.processor = processor
-        self.reference: list[torch.Tensor] = []
+        self.reference: tuple[torch.Tensor, ...] = ()
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None, **kwargs):
         mode = self.alignment.mode
@@ -46,24 +53,23 @@ class RIVALAttnProcessor:
         if attn.group_norm is not None:
             hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
 
+        rows, n = len(hidden_states), self.alignment.image_rows
         query = self._heads(attn, attn.to_q(hidden_states), attn.norm_q)
-        own: list[torch.Tensor] = []
-        if mode != "replace":
-            own = [
-                self._heads(attn, attn.to_k(hidden_states), attn.norm_k),
-                self._heads(attn, attn.to_v(hidden_states)),
-            ]
-        if mode == "write":
-            self.reference = own
-            out = torch.nn.functional.scaled_dot_product_attention(query, own[0], own[1])
-        else:
-            key, value = own or (None, None)
-            # A reference pass of R rows serves every branch of guidance when the reference prompt is the null prompt.
-            references = self.alignment.branches * self.alignment.inversion.num_references
-            copies = references // self.reference[0].shape[0]
-            key_R, value_R = (x.repeat(copies, 1, 1, 1) if copies > 1 else x for x in self.reference)
-            weight = self.alignment.settings.reference_weight
-            out = cross_image_attention(query, key, value, key_R, value_R, reference_weight=weight)
+        # Images that read nothing but the reference need no keys and values of their own.
+        source = hidden_states if mode == "concat" else hidden_states[n:]
+        if len(source):
+            key = self._heads(attn, attn.to_k(source), attn.norm_k)
+            value = self._heads(attn, attn.to_v(source))
+        own = (key[:n], value[:n]) if mode == "concat" else (None, None)
+        reference = (key[n - rows :], value[n - rows :]) if n < rows else self.reference
+        parts = []
+        if n:
+            parts.append(self.alignment.read(query[:n], *own, *reference))
+        else:  # the reference alone: its images come in another call
+            self.reference = reference
+        if n < rows:
+            parts.append(torch.nn.functional.scaled_dot_product_attention(query[n:], *reference))
+        out = torch.cat(parts) if len(parts) > 1 else parts[0]
 
         out = out.transpose(1, 2).flatten(2).to(query.dtype)
         out = attn.to_out[1](attn.to_out[0](out))
@@ -79,41 +85,34 @@ class RIVALAttnProcessor:
         return norm(x) if norm is not None else x
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The knobs of one call; see [`RIVALMixin.__call__`]."""
-
-    t_align: float
-    t_early: float
-    t_inject: float
-    adain_strength: float = 1.0
-    reference_weight: float = 1.0
-
-
 class Alignment:
     """
-    The state of one call. While [`~Alignment.installed`], every UNet call of the stock loop is preceded by a pass over
-    the reference's latents of that very timestep, and every `scheduler.step` by the noise alignment.
+    The state of one call. While [`~Alignment.installed`], every UNet call of the stock loop has the reference's rows
+    of that very timestep behind its own, and every `scheduler.step` is preceded by the noise alignment.
 
     Args:
         inversion ([`RIVALInversion`]): The reference's chain, R pictures.
-        settings ([`Settings`]): Thresholds and strengths.
+        levers ([`Levers`]): Thresholds and strengths.
         images_per_reference (`int`): M; the loop's batch is R * M rows, reference-major (per guidance branch).
         added_cond_kwargs (`dict[str, tuple[Tensor, Tensor]]`): Further UNet conditions (unconditional, conditional).
         repaint (`torch.Tensor` of shape `(R * M, 1, h, w)`, bool, *optional*): Inpainting: where not to keep.
     """
 
-    def __init__(self, inversion: RIVALInversion, settings: Settings, images_per_reference: int, **conditions):
-        self.inversion = inversion
-        self.settings = settings
-        self.images_per_reference = images_per_reference
-        self.added_cond_kwargs = conditions.pop("added_cond_kwargs", {})
-        self.repaint = conditions.pop("repaint", None)
+    def __init__(
+        self,
+        inversion: RIVALInversion,
+        levers: Levers,
+        images_per_reference: int,
+        added_cond_kwargs: dict[str, tuple[torch.Tensor, torch.Tensor]],
+        repaint: torch.Tensor | None = None,
+    ):
+        self.inversion, self.levers, self.images_per_reference = inversion, levers, images_per_reference
+        self.added_cond_kwargs, self.repaint = added_cond_kwargs, repaint
         self.chain_index = {int(t): k for k, t in enumerate(inversion.timesteps, start=1)}
         self.mode = "plain"
         self.branches = 1
+        self.image_rows = 0  # of the UNet call that runs; the reference's rows come behind them
         self.reference_noise: torch.Tensor | None = None
-        self.in_reference_pass = False
         self.processors: list[RIVALAttnProcessor] = []
 
     @contextmanager
@@ -132,53 +131,60 @@ class Alignment:
                 layer.set_processor(processor)
             # `wraps` because the loop inspects the signature of `scheduler.step` for `eta` and `generator`.
             scheduler.step = functools.wraps(step)(functools.partial(self._step, scheduler, step))
-            with wrapped(unet, lambda forward: functools.partial(self._around_unet, unet, forward)):
+            with wrapped(unet, lambda forward: functools.partial(self._around_unet, forward)):
                 yield
         finally:
             scheduler.__dict__.pop("step", None)
             for layer, processor in zip(layers, kept, strict=True):
                 layer.set_processor(processor)
 
-    def _around_unet(self, unet, forward, *args, **kwargs):
-        self._before_unet(unet, args, kwargs)
-        return forward(*args, **kwargs)
+    def read(self, query, key, value, reference_key, reference_value) -> torch.Tensor:
+        """Attention of the images' rows, which read the reference's rows of their own branch of guidance."""
+        # With the null prompt one row per reference serves every branch of guidance, and a single one all rows.
+        copies = self.branches * self.inversion.num_references // len(reference_key)
+        if copies > 1 and len(reference_key) > 1:
+            reference_key, reference_value = (x.repeat(copies, 1, 1, 1) for x in (reference_key, reference_value))
+        weight = self.levers.reference_weight
+        return cross_image_attention(query, key, value, reference_key, reference_value, reference_weight=weight)
 
-    def _before_unet(self, unet, args, kwargs) -> None:
-        if self.in_reference_pass:
-            return
-        sample, t = args[0], int(args[1])
-        config, settings = self.inversion.scheduler, self.settings
-        offset = config["steps_offset"] if config["timestep_spacing"] == "leading" else 0
+    def _around_unet(self, forward, sample: torch.Tensor, timestep: torch.Tensor, **kwargs):
+        """The loop's UNet call, in which the reference's rows take part, or before which they run."""
+        t, scheduler = int(timestep), self.inversion.scheduler
+        offset = scheduler["steps_offset"] if scheduler["timestep_spacing"] == "leading" else 0
+        self.mode, align = self.levers.mode(t - offset), self.levers.aligns(t)
         # The branches are read off the batch, since a callback may switch guidance off half-way.
-        self.branches = sample.shape[0] // (self.inversion.num_references * self.images_per_reference)
-        mode = attention_mode(t - offset, settings.t_align, settings.t_inject)
-        align = t > settings.t_early and settings.adain_strength > 0
-        self.mode = mode
-        if mode == "plain" and not align:
-            return
-        self.mode, self.in_reference_pass = "plain" if mode == "plain" else "write", True
-        try:
-            noise = self._reference_pass(unet, sample, args[1], kwargs.get("cross_attention_kwargs"))
-        finally:
-            self.mode, self.in_reference_pass = mode, False
-        self.reference_noise = noise[-self.inversion.num_references :] if align else None
+        self.branches = len(sample) // (self.inversion.num_references * self.images_per_reference)
+        self.image_rows, self.reference_noise = len(sample), None
+        if self.mode == "plain" and not align:
+            return forward(sample, timestep, **kwargs)
+        reference = self._reference_call(sample, t, kwargs)
+        joint = _joined({"sample": sample, **kwargs}, reference)
+        if joint is not None:
+            noise = forward(joint.pop("sample"), timestep, **joint)[0]
+            noise, noise_R = noise[: len(sample)], noise[len(sample) :]
+            output = (noise,) if kwargs.get("return_dict") is False else UNet2DConditionOutput(sample=noise)
+        else:
+            self.image_rows = 0
+            noise_R = forward(reference.pop("sample"), timestep, **reference)[0]
+            self.image_rows = len(sample)
+            output = forward(sample, timestep, **kwargs)
+        self.reference_noise = noise_R[-self.inversion.num_references :] if align else None
+        return output
 
-    def _reference_pass(self, unet, sample: torch.Tensor, t: torch.Tensor, cross_attention_kwargs) -> torch.Tensor:
-        """Predict the reference's noise from its own latents `z_t`, without ControlNet residuals."""
+    def _reference_call(self, sample: torch.Tensor, t: int, kwargs: dict) -> dict[str, Any]:
+        """The arguments of a UNet call for the reference's latents `z_t`, without ControlNet residuals."""
         inversion = self.inversion
         # The unconditional rows matter only to the unconditional branch's attention, and only if they differ.
-        both = self.mode == "write" and self.branches == 2 and not inversion.is_null
+        both = self.mode != "plain" and self.branches == 2 and not inversion.is_null
         select = (lambda pair: torch.cat(pair).to(sample)) if both else (lambda pair: pair[1].to(sample))
-        latents = inversion.latents[self.chain_index[int(t)]].to(sample)
-        added = {name: select(pair) for name, pair in self.added_cond_kwargs.items()}
-        return unet(
-            torch.cat([latents] * 2) if both else latents,
-            t,
-            encoder_hidden_states=select((inversion.negative_prompt_embeds, inversion.prompt_embeds)),
-            added_cond_kwargs=added or None,
-            cross_attention_kwargs=cross_attention_kwargs,
-            return_dict=False,
-        )[0]
+        latents = inversion.latents[self.chain_index[t]].to(sample)
+        return {
+            "sample": torch.cat([latents] * 2) if both else latents,
+            "encoder_hidden_states": select((inversion.negative_prompt_embeds, inversion.prompt_embeds)),
+            "added_cond_kwargs": {name: select(pair) for name, pair in self.added_cond_kwargs.items()} or None,
+            "cross_attention_kwargs": kwargs.get("cross_attention_kwargs"),
+            "return_dict": False,
+        }
 
     def _step(self, scheduler, step, model_output, timestep, sample, *args, **kwargs):
         k = self.chain_index[int(timestep)]
@@ -188,14 +194,14 @@ class Alignment:
         output = step(model_output, timestep, sample, *args, **kwargs)
         self.reference_noise = None
         for processor in self.processors:
-            processor.reference = []
+            processor.reference = ()
         if self.repaint is not None:
             kept = self._per_image(self.inversion.latents[k - 1].to(output[0]))
             output = (torch.where(self.repaint, output[0], kept), *output[1:])
         return output
 
     def _aligned(self, scheduler, model_output, timestep, sample, reference_noise, latents) -> torch.Tensor:
-        strength = self.settings.adain_strength
+        strength = self.levers.adain_strength
         alpha_bar = scheduler.alphas_cumprod[int(timestep)].to(sample.device)
         # At zero terminal SNR epsilon cannot be recovered from v, which there is the (negative) picture itself.
         if scheduler.config.prediction_type == "epsilon" or alpha_bar < 1e-4:
@@ -208,3 +214,45 @@ class Alignment:
     def _per_image(self, x: torch.Tensor) -> torch.Tensor:
         """(R, ...) -> (R * M, ...), reference-major."""
         return x.repeat_interleave(self.images_per_reference, dim=0)
+
+
+_RESIDUALS = ("down_block_additional_residuals", "mid_block_additional_residual")
+_PER_ROW = ("sample", "encoder_hidden_states", "added_cond_kwargs")
+
+
+def _joined(call: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any] | None:
+    """One UNet call for both, the reference's rows last; None where sizes differ, or rows cannot be told."""
+    rows = len(reference["sample"])
+    joint = {name: _stacked(call.get(name), reference[name]) for name in _PER_ROW}
+    if any(value is NotImplemented for value in joint.values()):
+        return None
+    for name, value in call.items():
+        if name in _PER_ROW:
+            continue
+        if name in _RESIDUALS:  # of ControlNet, which does not see the reference
+            value = _padded(value, rows)
+        elif isinstance(value, torch.Tensor) or (
+            isinstance(value, dict) and any(map(torch.is_tensor, value.values()))
+        ):
+            return None
+        joint[name] = value
+    return joint | {"return_dict": False}
+
+
+def _stacked(a: Any, b: Any) -> Any:
+    """Rows of `b` behind those of `a`, in dictionaries as well; NotImplemented if they do not go together."""
+    if a is None and b is None:
+        return None
+    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+        stacked = {name: _stacked(a[name], b[name]) for name in a}
+        return NotImplemented if any(x is NotImplemented for x in stacked.values()) else stacked
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) and a.shape[1:] == b.shape[1:]:
+        return torch.cat([a, b.to(a)])
+    return NotImplemented
+
+
+def _padded(residuals: Any, rows: int) -> Any:
+    """Residuals with so many rows of zeros behind them."""
+    if isinstance(residuals, torch.Tensor):
+        return torch.cat([residuals, residuals.new_zeros(rows, *residuals.shape[1:])])
+    return None if residuals is None else type(residuals)(_padded(x, rows) for x in residuals)

@@ -5,19 +5,23 @@ import PIL.Image
 import torch
 from diffusers.image_processor import VaeImageProcessor
 
+from alignext.diffusion.calls import number_of_prompts
+from alignext.diffusion.pictures import as_masks
+
 
 TEXTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
 EMBEDDINGS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
 
 
 def binary_mask(mask, size: tuple[int, int], scale: int) -> torch.Tensor:
-    """Mask(s) of any kind to (n, 1, height, width) of zeros and ones, cropped and resized like the picture."""
+    """Mask(s) of any kind to (n, 1, height, width) of zeros and ones, turned, cropped and resized like the picture."""
     processor = VaeImageProcessor(
         vae_scale_factor=scale, do_normalize=False, do_binarize=True, do_convert_grayscale=True
     )
-    if isinstance(mask, PIL.Image.Image):
-        return processor.preprocess(mask, *size, resize_mode="crop")
-    return processor.preprocess(mask, *size)
+    masks = as_masks(mask)
+    if not masks:
+        raise ValueError("`mask_image` must hold at least one mask, received none.")
+    return torch.cat([processor.preprocess(one, *size, resize_mode="crop") for one in masks])
 
 
 def to_repaint(mask, size: tuple[int, int], scale: int, rows: int) -> torch.Tensor:
@@ -35,16 +39,11 @@ def to_repaint(mask, size: tuple[int, int], scale: int, rows: int) -> torch.Tens
     return repaint.repeat_interleave(rows // len(repaint), dim=0)
 
 
-def batch_size(call: dict) -> int:
-    """P, the number of prompts of a call."""
-    if call.get("prompt") is not None:
-        return len(call["prompt"]) if isinstance(call["prompt"], list) else 1
-    return len(call["prompt_embeds"]) if call.get("prompt_embeds") is not None else 1
-
-
 def match_prompts(call: dict, references: int) -> None:
     """Repeat the prompts of `call` in place until there are as many as references, prompt-major."""
-    prompts = batch_size(call)
+    prompts = number_of_prompts(call)
+    if not prompts:
+        raise ValueError("`prompt` must hold at least one text, received none.")
     if max(prompts, references) % min(prompts, references):
         raise ValueError(
             f"{prompts} prompts and {references} reference pictures do not divide each other. Pass one of either, as "
@@ -67,7 +66,7 @@ def match_prompts(call: dict, references: int) -> None:
 
 def own_prompts(call: dict, references: int) -> dict:
     """The prompts of `call`, one per reference: what the reference shows when its prompt is "the same as `prompt`"."""
-    per_reference = batch_size(call) // references
+    per_reference = number_of_prompts(call) // references
     own = {}
     for name in ("prompt", "prompt_2", "prompt_embeds", "pooled_prompt_embeds"):
         value = call.get(name)

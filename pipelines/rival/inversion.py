@@ -1,15 +1,11 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""The reusable result of inverting reference pictures."""
+"""The inversion of reference pictures, to be used again, and how it is told whether it fits."""
 
-import json
-import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from safetensors.torch import save_file
 
-from alignext.files import replacing
 from alignext.hub import FileHubMixin
 
 
@@ -86,6 +82,7 @@ class RIVALInversion(FileHubMixin):
         "A picture inverted by a RIVAL pipeline of alignext, for variations with the base model and the number of "
         "steps that it was made with: `pipe(prompt, inversion=found)`."
     )
+    _key: ClassVar[str] = "scheduler"
 
     latents: torch.Tensor
     timesteps: torch.Tensor
@@ -115,17 +112,32 @@ class RIVALInversion(FileHubMixin):
         ]
         return all(torch.equal(a, b) for a, b in pairs if a is not None and b is not None)
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Write one safetensors file. An existing file is replaced only when the new one is complete."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "scheduler"}
-        tensors = {name: x.detach().cpu().contiguous().clone() for name, x in tensors.items() if x is not None}
-        with replacing(path) as part:
-            save_file(tensors, part, metadata={"format": "pt", "scheduler": json.dumps(self.scheduler)})
+    def _plain(self) -> dict:
+        return self.scheduler
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "RIVALInversion":
-        """Read a file written by [`~RIVALInversion.save`]."""
-        tensors, scheduler = cls._read(path, "scheduler")
-        pooled = {"pooled_prompt_embeds": None, "negative_pooled_prompt_embeds": None}
-        found: dict[str, Any] = pooled | tensors
-        return cls(**found, scheduler=scheduler)
+    def _fields(cls, plain: dict) -> dict[str, Any]:
+        return {"scheduler": plain}
+
+
+def check_inversion(pipe, inversion: RIVALInversion, steps: int, size: tuple[int, int], needs_size: bool) -> None:
+    """Refuse an inversion that does not fit the call."""
+    if inversion.num_inference_steps != steps:
+        raise ValueError(
+            f"`num_inference_steps` is {steps}, but `inversion` was made with {inversion.num_inference_steps}. "
+            "Leave `num_inference_steps` out, or invert again."
+        )
+    made_with, now = inversion.scheduler, scheduler_settings(pipe.scheduler)
+    differ = {k: (made_with.get(k), now[k]) for k in now if made_with.get(k) != now[k]}
+    if differ:
+        raise ValueError(f"`inversion` was made with another scheduler (then, now): {differ}. Invert again.")
+    if not same_model(inversion.fingerprint, model_fingerprint(pipe.unet)):
+        raise ValueError("`inversion` was made with another UNet. Invert again with this pipeline's `invert`.")
+    if not inversion.latents[-1].isfinite().all():
+        raise ValueError("`inversion` is not finite: a model overflowed in float16. Invert again in float32.")
+    made_size = tuple(side * pipe.vae_scale_factor for side in inversion.latents.shape[-2:])
+    if needs_size and size != made_size:
+        raise ValueError(
+            f"Inverted initial latents and inpainting need the reference's size {made_size}, received `height` and "
+            f"`width` {size}. Leave them out, invert at that size, or use `init='shuffle'`."
+        )

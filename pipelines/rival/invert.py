@@ -1,6 +1,7 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """Walking a picture up the DDIM chain with any stock Stable Diffusion pipeline."""
 
+import inspect
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -8,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import retrieve_latents
-from diffusers.utils import logging
 
+from alignext.diffusion.latents import encode_images
 from alignext.diffusion.pictures import as_list, to_pil
-from alignext.pipelines.rival.checks import check_model
+from alignext.diffusion.schedulers import rebuild_scheduler
+from alignext.logs import pipeline_logger
 from alignext.pipelines.rival.inputs import EMBEDDINGS
 from alignext.pipelines.rival.inversion import RIVALInversion, model_fingerprint, scheduler_settings
+from alignext.signatures import check_names
 
 
-logger = logging.get_logger(__name__)
+logger = pipeline_logger(__name__)
 
 _Pipeline = DiffusionPipeline if TYPE_CHECKING else object
 
@@ -76,20 +78,27 @@ class InvertMixin(_Pipeline):
             `ValueError`: Neither or both of `image` and `latents`; sizes or numbers of prompts that do not fit; a
                 model or scheduler RIVAL cannot run on.
         """
-        check_model(self)
+        known = [*inspect.signature(InvertMixin.invert).parameters, *inspect.signature(self.encode_prompt).parameters]
+        check_names(embeds_kwargs, known, "invert")
+        self._check_model()
         if (image is None) == (latents is None):
             raise ValueError(
                 f"Pass exactly one of `image` and `latents`, received {'neither' if image is None else 'both'}."
             )
+        count, channels = len(as_list(image) if latents is None else latents), self.unet.config.in_channels
+        if not count:
+            raise ValueError("`image` must hold at least one picture, received none.")
+        if latents is None and self.vae is None:
+            raise ValueError("The pipeline has no VAE to encode `image` with. Load one, or pass `latents`.")
+        if latents is not None and (latents.ndim != 4 or latents.shape[1] != channels):
+            raise ValueError(f"`latents` must have shape (R, {channels}, h, w), received {tuple(latents.shape)}.")
         with self._ddim_scheduler():
             device = self._execution_device
             if latents is None:
-                latents = self._encode_image(image, *self._size(height, width), device)
+                size = self._size(height, width)
+                pixels = torch.cat([self._pixels(picture, *size) for picture in as_list(image)])
+                latents = encode_images(self, pixels, sample=False)
             latents = latents.to(device, torch.float32)
-            channels = self.unet.config.in_channels
-            if latents.ndim != 4 or latents.shape[1] != channels:
-                raise ValueError(f"`latents` must have shape (R, {channels}, h, w), received {tuple(latents.shape)}.")
-            count = len(latents)
             embeds = self._encode_reference(
                 count,
                 prompt,
@@ -103,7 +112,7 @@ class InvertMixin(_Pipeline):
             added = {name: pair[1] for name, pair in self._added_conditions(embeds, height, width).items()}
             dtype = embeds["prompt_embeds"].dtype
 
-            inverse = DDIMInverseScheduler.from_config(self.scheduler.config)
+            inverse = rebuild_scheduler(self.scheduler, DDIMInverseScheduler)
             inverse.set_timesteps(num_inference_steps, device=device)
             chain = [latents]
             for t in self.progress_bar(inverse.timesteps):
@@ -116,6 +125,11 @@ class InvertMixin(_Pipeline):
                     return_dict=False,
                 )[0]
                 chain.append(inverse.step(noise.float(), t, chain[-1], return_dict=False)[0])
+            if not chain[-1].isfinite().all():
+                raise ValueError(
+                    f"The inversion is not finite: the UNet overflows in {self.unet.dtype}. Load it in bfloat16 or "
+                    "float32."
+                )
             settings = scheduler_settings(self.scheduler)
             kept: dict[str, Any] = {name: embeds.get(name) for name in EMBEDDINGS}
         self.maybe_free_model_hooks()
@@ -176,27 +190,6 @@ class InvertMixin(_Pipeline):
         ids = ids.to(pooled.device).expand(len(pooled), -1)
         return {"text_embeds": (embeds["negative_pooled_prompt_embeds"], pooled), "time_ids": (ids, ids)}
 
-    def _encode_image(self, image, height: int, width: int, device: torch.device) -> torch.Tensor:
-        """Pictures to clean latents (R, C, h, w), float32: mean of the posterior, no sampling."""
-        pixels = torch.cat([self._pixels(picture, height, width) for picture in as_list(image)])
-        vae, dtype = self.vae, self.vae.dtype
-        upcast = dtype == torch.float16 and vae.config.force_upcast
-        try:
-            if upcast:
-                vae.to(torch.float32)
-            encoded = vae.encode(pixels.to(device, torch.float32 if upcast else dtype))
-        finally:
-            if upcast:
-                vae.to(dtype)
-        latents = retrieve_latents(encoded, sample_mode="argmax").float()
-        if getattr(vae.config, "latents_mean", None) is not None and vae.config.latents_std is not None:
-            mean, std = (
-                torch.tensor(x, device=device).view(1, -1, 1, 1)
-                for x in (vae.config.latents_mean, vae.config.latents_std)
-            )
-            return (latents - mean) * vae.config.scaling_factor / std
-        return latents * vae.config.scaling_factor
-
     def _pixels(self, picture, height: int, width: int) -> torch.Tensor:
         """One picture of any kind to (1, 3, height, width) in [-1, 1]."""
         fits = isinstance(picture, torch.Tensor) and picture.shape == (3, height, width)
@@ -219,11 +212,51 @@ class InvertMixin(_Pipeline):
         if not isinstance(original, DDIMScheduler):
             logger.info(f"RIVAL runs on DDIM; {type(original).__name__} is put back afterwards.")
             # A config that lacks these keys would get defaults that clip latents or end the chain elsewhere.
-            self.scheduler = DDIMScheduler.from_config(
-                original.config, clip_sample=False, set_alpha_to_one=False, steps_offset=1, timestep_spacing="leading"
+            self.scheduler = rebuild_scheduler(
+                original,
+                DDIMScheduler,
+                clip_sample=False,
+                set_alpha_to_one=False,
+                steps_offset=1,
+                timestep_spacing="leading",
             )
         try:
             yield
         finally:
             if self.scheduler is not original:
                 self.scheduler = original
+
+    def _check_model(self) -> None:
+        """Refuse a UNet or scheduler that the method cannot run on."""
+        unet, vae = self.unet.config, None if self.vae is None else self.vae.config
+        latent_channels = unet.out_channels if vae is None else vae.latent_channels
+        if unet.in_channels != latent_channels:
+            raise ValueError(
+                f"The UNet takes {unet.in_channels} channels, latents have {latent_channels}: RIVAL needs a base "
+                "text-to-image checkpoint. Load the base text-to-image model instead of an inpainting or edit model."
+            )
+        if unet.time_cond_proj_dim is not None:
+            raise ValueError(
+                "The UNet is guidance-distilled (`time_cond_proj_dim` is set, as in LCM); DDIM inversion needs a base "
+                "text-to-image checkpoint. Load the base text-to-image model."
+            )
+        scheduler = self.scheduler.config
+        prediction = scheduler.get("prediction_type", "epsilon")
+        if prediction not in ("epsilon", "v_prediction"):
+            raise ValueError(
+                f"`prediction_type` must be 'epsilon' or 'v_prediction', the scheduler has {prediction!r}. Load a "
+                "checkpoint of one of these kinds."
+            )
+        if not isinstance(self.scheduler, DDIMScheduler):
+            return
+        if scheduler.timestep_spacing not in ("leading", "trailing"):
+            raise ValueError(
+                f"`timestep_spacing` must be 'leading' or 'trailing', received {scheduler.timestep_spacing!r}. "
+                "Use `DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing='leading')`."
+            )
+        if scheduler.clip_sample or scheduler.thresholding:
+            raise ValueError(
+                "The scheduler clips the predicted sample (`clip_sample` or `thresholding` is True), which ruins "
+                "latents. Use `DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False, "
+                "thresholding=False)`."
+            )

@@ -7,23 +7,23 @@ from typing import Any
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
+from alignext.diffusion.calls import number_of_outputs
 from alignext.diffusion.pictures import as_list
 from alignext.functional.rival import match_gaussian, shuffle_hole, shuffle_latents
 from alignext.hub import HubMixin
 from alignext.methods import method
 from alignext.pipelines.rival.alignment import Alignment
-from alignext.pipelines.rival.checks import PRESETS, check_call, check_draws, check_inversion, make_settings
 from alignext.pipelines.rival.inputs import (
     EMBEDDINGS,
-    batch_size,
     binary_mask,
     control_size,
     match_prompts,
     own_prompts,
     to_repaint,
 )
-from alignext.pipelines.rival.inversion import RIVALInversion
+from alignext.pipelines.rival.inversion import RIVALInversion, check_inversion
 from alignext.pipelines.rival.invert import InvertMixin
+from alignext.pipelines.rival.presets import settle
 from alignext.signatures import show_stock_arguments
 
 
@@ -68,7 +68,7 @@ class RIVALMixin(InvertMixin, HubMixin):
         r"""
         The stock call, its images aligned with one or more reference pictures. All arguments of the stock pipeline are
         accepted and mean the same, but for the default `guidance_scale`, which is the task's. A scheduler other than
-        DDIM is replaced by DDIM for the call.
+        DDIM is replaced by DDIM for the call. Without a reference it is the stock call.
 
         With R references and P prompts, the larger number must be a multiple of the smaller; images come prompt-major.
         For N images the UNet sees `T + (1 + 2N) T` rows with the null reference prompt, `T + (2 + 2N) T` otherwise
@@ -135,22 +135,32 @@ class RIVALMixin(InvertMixin, HubMixin):
         ```
         """
         stock = super().__call__
-        bound = inspect.signature(stock).bind(*args, **kwargs)
         if isinstance(reference_image, RIVALInversion) and inversion is None:
             reference_image, inversion = None, reference_image
+        if reference_image is None and inversion is None:
+            given = {"reference_prompt": reference_prompt, "task": task, "init": init, "mask_image": mask_image}
+            given |= {"t_align": t_align, "t_early": t_early, "t_inject": t_inject, "keep_pixels": keep_pixels or None}
+            strengths = {"adain_strength": adain_strength, "reference_weight": reference_weight}
+            given |= {name: value for name, value in strengths.items() if value != 1}
+            if given := [name for name, value in given.items() if value is not None]:
+                raise ValueError(
+                    "Pass exactly one of `reference_image` and `inversion`, received neither, but "
+                    f"`{'`, `'.join(given)}`. Without any of these, it is the stock call."
+                )
+            return stock(*args, **kwargs)
+        bound = inspect.signature(stock).bind(*args, **kwargs)
         task = task or self.default_task
-        check_call(self, bound.arguments, reference_image, inversion, reference_prompt, task, mask_image, keep_pixels)
-        given = {"t_align": t_align, "t_early": t_early, "t_inject": t_inject, "init": init}
-        preset: dict[str, Any] = PRESETS[task] | {name: value for name, value in given.items() if value is not None}
-        settings = make_settings(preset, adain_strength, reference_weight)
+        thresholds = {"t_align": t_align, "t_early": t_early, "t_inject": t_inject}
+        preset, levers = settle(task, init, adain_strength, reference_weight, **thresholds)
+        self._check_call(bound.arguments, reference_image, inversion, reference_prompt, task, mask_image, keep_pixels)
         call, size = self._stock_call(bound, preset, inversion)
         references = inversion.num_references if inversion is not None else len(as_list(reference_image))
         match_prompts(call, references)
         stock_checks = inspect.signature(self.check_inputs).parameters
         self.check_inputs(**{name: call.get(name) for name in stock_checks})
-        rows = batch_size(call) * call["num_images_per_prompt"]
+        rows = number_of_outputs(call)
         latent_size = tuple(side // self.vae_scale_factor for side in size)
-        check_draws(call, (rows, self.unet.config.in_channels, *latent_size), init)
+        _check_draws(call, (rows, self.unet.config.in_channels, *latent_size), init)
         repaint = None
         if mask_image is not None:
             repaint = to_repaint(mask_image, size, self.vae_scale_factor, rows).to(self._execution_device)
@@ -173,7 +183,7 @@ class RIVALMixin(InvertMixin, HubMixin):
             call["latents"] = self._initial_latents(call, preset["init"], inversion, rows, repaint)
             alignment = Alignment(
                 inversion,
-                settings,
+                levers,
                 images_per_reference=rows // references,
                 added_cond_kwargs=self._added_conditions(
                     {name: getattr(inversion, name) for name in EMBEDDINGS},
@@ -186,6 +196,55 @@ class RIVALMixin(InvertMixin, HubMixin):
         if keep_pixels:
             self._paste_kept_pixels(output[0], reference_image, mask_image, size)
         return output
+
+    def _check_call(
+        self, call: dict, reference_image, inversion, reference_prompt, task: str, mask_image, keep_pixels: bool
+    ) -> None:
+        """Refuse arguments that do not belong together, before anything is computed."""
+        self._check_model()
+        if reference_image is not None and inversion is not None:
+            raise ValueError("Pass exactly one of `reference_image` and `inversion`, received both.")
+        if reference_image is not None and not len(as_list(reference_image)):
+            raise ValueError("`reference_image` must hold at least one picture, received none.")
+        if self.vae is None and (reference_image is not None or call.get("output_type", "pil") != "latent"):
+            raise ValueError(
+                "The pipeline has no VAE, but `reference_image` and images as output need one. Load it, or pass an "
+                "`inversion` and `output_type='latent'`."
+            )
+        if inversion is not None and reference_prompt is not None:
+            raise ValueError(
+                f"`reference_prompt` {reference_prompt!r} was passed with an inversion, which carries its own prompt. "
+                "Leave it out, or invert again with that prompt."
+            )
+        if (mask_image is not None) != (task == "inpainting"):
+            raise ValueError(
+                f"`mask_image` and `task='inpainting'` belong together, received `task={task!r}` "
+                f"{'with' if mask_image is not None else 'without'} a mask. Pass both or neither."
+            )
+        if keep_pixels and (mask_image is None or reference_image is None or call.get("output_type", "pil") != "pil"):
+            raise ValueError(
+                "`keep_pixels=True` pastes pixels of `reference_image` outside `mask_image`, received "
+                f"`reference_image` {type(reference_image).__name__}, `mask_image` {type(mask_image).__name__} and "
+                f"`output_type={call.get('output_type', 'pil')!r}`. Pass both pictures and `output_type='pil'`."
+            )
+        for name in ("timesteps", "sigmas"):
+            if call.get(name) is not None:
+                raise ValueError(
+                    f"`{name}` is not supported, received {call[name]!r}: both chains run on DDIM's own grid. Use "
+                    "`num_inference_steps`."
+                )
+        for name, value in (*call.items(), *call.get("kwargs", {}).items()):
+            if name.startswith("ip_adapter") and value is not None:
+                raise NotImplementedError(
+                    f"`{name}` is not supported by RIVAL, received {type(value).__name__}: the reference rows would "
+                    "need it too. Leave it out; the reference picture takes its place."
+                )
+        if call.get("num_images_per_prompt", 1) < 1:
+            raise ValueError(f"`num_images_per_prompt` must be 1 or more, received {call['num_images_per_prompt']}.")
+        steps = call.get("num_inference_steps", 50)
+        limit = self.scheduler.config.num_train_timesteps
+        if not isinstance(steps, int) or not 1 <= steps <= limit:
+            raise ValueError(f"`num_inference_steps` must be an integer in 1..{limit}, received {steps!r}.")
 
     def _stock_call(self, bound: inspect.BoundArguments, preset: dict, inversion) -> tuple[dict, tuple[int, int]]:
         """All arguments of the stock call, what is not given filled in from preset and inversion; and its size."""
@@ -220,7 +279,7 @@ class RIVALMixin(InvertMixin, HubMixin):
     def _initial_latents(
         self, call: dict, init: str, inversion: RIVALInversion, rows: int, repaint: torch.Tensor | None
     ) -> torch.Tensor | None:
-        """`x_T` of the generated rows ; None leaves the draw to the stock loop."""
+        """`x_T` of the generated rows; None leaves the draw to the stock loop."""
         h, w = (call[side] // self.vae_scale_factor for side in ("height", "width"))
         latents, generator = call["latents"], call["generator"]
         # The stock loop takes given latents as they are, so they must come in the text embedding's dtype.
@@ -244,3 +303,16 @@ class RIVALMixin(InvertMixin, HubMixin):
             x = shuffle_latents(z, (h, w), g)
             x_T.append(x if repaint is None else shuffle_hole(x, z, repaint[i, 0], g))
         return torch.stack(x_T).to(dtype)
+
+
+def _check_draws(call: dict, shape: tuple[int, ...], init: str | None) -> None:
+    """Refuse initial latents and generators that do not fit the images to make."""
+    latents, generator = call.get("latents"), call.get("generator")
+    if latents is not None and init is not None:
+        raise ValueError(f"Pass either `latents` or `init`, received both (`init={init!r}`).")
+    if latents is not None and latents.shape != shape:
+        raise ValueError(f"`latents` must have shape {shape}, received {tuple(latents.shape)}.")
+    if isinstance(generator, list) and len(generator) != shape[0]:
+        raise ValueError(
+            f"`generator` has {len(generator)} entries for {shape[0]} images. Pass one generator, or one per image."
+        )

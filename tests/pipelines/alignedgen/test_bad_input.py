@@ -97,16 +97,37 @@ def test_shift_with_a_wrong_number_of_axes(pipe):
 
 def test_schedule_that_gives_no_number(pipe):
     refuses(pipe, "`lambda_schedule`", "nan", "sigma", lambda_schedule=lambda sigma: NAN)
+    # One that only the last step would ask for is found before the first.
+    refuses(pipe, "`lambda_schedule`", "-1", lambda_schedule=lambda sigma: 1 if sigma > 0.9 else -1)
 
 
-@pytest.mark.parametrize("given", [{"prompt": "a fox"}, {"prompt": ["a fox"]}], ids=str)
-def test_one_image_without_a_style(pipe, given):
-    refuses(pipe, "at least 2 images", "style reference", "received 1", **given)
+@pytest.mark.parametrize("levers", [{"style_lambda": -1}, {"share_blocks": (3, 2)}])
+def test_nothing_is_encoded_before_a_call_that_is_refused(pipe, levers, monkeypatch):
+    monkeypatch.setattr(pipe, "encode_style", None)
+    refuses(pipe, "`" + next(iter(levers)), style_image=torch.rand(3, 16, 16), **levers)
 
 
-def test_one_embedding_without_a_style(pipe):
-    embeds = {"prompt_embeds": torch.zeros(1, 3, tiny.TEXT_DIM), "pooled_prompt_embeds": torch.zeros(1, tiny.TEXT_DIM)}
-    refuses(pipe, "at least 2 images", prompt=None, **embeds)
+def test_without_a_vae(pipe):
+    pipe.register_modules(vae=None)
+    refuses(pipe, "no VAE", "`output_type='latent'`", output_type="pt")
+    refuses(pipe, "no VAE", "`style_image`", style_image=torch.rand(3, 16, 16))
+    with pytest.raises(ValueError, match="no VAE to encode"):
+        pipe.encode_style(torch.rand(3, 16, 16))
+
+
+def test_vae_that_overflows(pipe):
+    with torch.no_grad():
+        pipe.vae.encoder.conv_in.weight.mul_(INF)
+    refuses(pipe, "not finite", style_image=torch.rand(3, 16, 16))
+
+
+def test_misspelt_arguments(pipe):
+    refuses(pipe, "`style_lamda`", "Use `style_lambda`", error=TypeError, style_lamda=1.0)
+    refuses(pipe, "`steps`", "Use `num_inference_steps`", error=TypeError, steps=2)
+    with pytest.raises(TypeError, match="`aligned_attention` has no argument `share_block`"):
+        aligned_attention(pipe.transformer, share_block="all")
+    with pytest.raises(TypeError, match="`encode_style` has no argument `max_sequence_len`"):
+        pipe.encode_style(torch.rand(3, 16, 16), max_sequence_len=16)
 
 
 def test_styles_that_exclude_each_other(pipe):
@@ -121,7 +142,7 @@ def test_styles_that_exclude_each_other(pipe):
 @pytest.mark.parametrize(
     ("image", "part"),
     [
-        ("picture.png", "str"),
+        ("picture.png", "picture.png"),
         (torch.rand(5, 16, 16), "(5, 16, 16)"),
         (torch.rand(2, 3, 16, 16), "(2, 3, 16, 16)"),
         (torch.rand(3, 16, 16) * 255, "[0, 1]"),
@@ -199,7 +220,7 @@ def test_model_without_single_layers():
 def test_ip_adapter_would_be_lost(pipe):
     attn = pipe.transformer.transformer_blocks[0].attn
     attn.set_processor(FluxIPAdapterAttnProcessor(24, 24))
-    with pytest.raises(ValueError, match="FluxIPAdapterAttnProcessor"):
+    with pytest.raises(NotImplementedError, match="FluxIPAdapterAttnProcessor"):
         pipe(["a", "b"])
 
 

@@ -206,6 +206,22 @@ def test_pipeline(ours):
 
 
 @pytest.mark.parametrize("ours", PIPELINES)
+def test_style_is_encoded_from_the_layers_of_the_call(ours, monkeypatch):
+    pipe, seen = pipeline(ours), []
+
+    @functools.wraps(pipe.encode_prompt)
+    def encode(prompt, **kwargs):
+        seen.append((prompt, kwargs.get("text_encoder_out_layers")))
+        rows = 1 if isinstance(prompt, str) else 3
+        return torch.zeros(rows, TEXT, tiny.TEXT_DIM), torch.zeros(rows, TEXT, 4)
+
+    monkeypatch.setattr(pipe, "encode_prompt", encode)
+    given = call(guidance_scale=1.0, style_image=torch.rand(3, 20, 20), style_prompt="ink")
+    pipe(**given, text_encoder_out_layers=(1, 2, 3))
+    assert ("ink", (1, 2, 3)) in seen
+
+
+@pytest.mark.parametrize("ours", PIPELINES)
 def test_style_image(ours):
     pipe = pipeline(ours)
     texts = {"prompt_embeds": torch.randn(1, TEXT, tiny.TEXT_DIM, generator=seeded(4))}

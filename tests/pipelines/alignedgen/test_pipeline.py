@@ -1,6 +1,7 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """`AlignedGenPipeline` against the slow loop, and its ways of running against each other, in float32."""
 
+import functools
 import itertools
 import json
 import os
@@ -208,6 +209,32 @@ def test_off_is_stock(pipe, off):
 def test_off_lets_one_image_pass_and_ignores_the_style(pipe):
     for given in ({}, {"style_image": picture()}):
         assert torch.equal(draw(pipe, "a fox", share_end=0.0, **given), stock(pipe, "a fox"))
+
+
+@pytest.mark.parametrize("without", [[], ["vae"]])
+def test_one_image_is_the_stock_call(pipe, without):
+    if without:
+        pipe.register_modules(vae=None)
+    for prompt in ("a fox", ["a fox"]):
+        assert torch.equal(draw(pipe, prompt), stock(pipe, prompt))
+    embeds = {"prompt": None, **conditions(1)}
+    assert torch.equal(draw(pipe, **embeds), stock(pipe, **embeds))
+    recorded = pipe(**call("a fox", record_style=True))
+    assert torch.equal(recorded.images, stock(pipe, "a fox"))
+    assert (recorded.style_reference.scaling is None) == bool(without)
+
+
+def test_style_is_encoded_with_the_scale_of_the_call(pipe, monkeypatch):
+    seen, encode = [], pipe.encode_prompt
+
+    @functools.wraps(encode)
+    def spy(*args, **kwargs):
+        seen.append(kwargs.get("lora_scale"))
+        return encode(*args, **kwargs)
+
+    monkeypatch.setattr(pipe, "encode_prompt", spy)
+    draw(pipe, style_image=picture(), joint_attention_kwargs={"scale": 0.5})
+    assert seen == [0.5, 0.5]
 
 
 def test_shared_noise_is_the_anchors(pipe):

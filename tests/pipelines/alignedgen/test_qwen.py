@@ -179,6 +179,10 @@ def test_reference_of_another_size_lies_beside_the_targets(model, grid):
         torch.testing.assert_close(ours, turned, **CLOSE)
 
 
+def test_off_needs_no_choice_of_layers(model):
+    assert torch.equal(run(model, inputs(), share_end=0), model(**inputs(), return_dict=False)[0])
+
+
 def test_layers_must_be_chosen_and_layered_positions_are_refused(model):
     with pytest.raises(ValueError, match=r"'single'.*3 double-stream layers.*0 single-stream"):
         run(model, inputs())
@@ -244,7 +248,9 @@ def test_pipeline(pipe):
     for given in ({}, cfg):
         plain, aligned = stock(pipe, **given), pipe(**call(**given)).images
         assert torch.equal(aligned[0], plain[0]) and (aligned - plain)[1:].abs().amax((1, 2)).min() > 1e-3
-        assert torch.equal(pipe(**call(share_end=0.0, **given)).images, plain)
+        off = call(share_end=0.0, **given)
+        del off["share_blocks"]
+        assert torch.equal(pipe(**off).images, plain)
         recorded = pipe(**call(record_style=True, target_batch_size=1, **given))
         torch.testing.assert_close(recorded.images, aligned, rtol=0, atol=2e-5)
     images = pipe(**call(shared_noise=True, share_end=0.0)).images

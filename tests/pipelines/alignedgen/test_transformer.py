@@ -12,8 +12,8 @@ from peft import LoraConfig
 from torch._dynamo.testing import CompileCounter
 
 from alignext import StyleReference, aligned_attention
-from alignext.pipelines.alignedgen import attention as module
-from alignext.pipelines.alignedgen.checks import Settings
+from alignext.pipelines.alignedgen import layers as module
+from alignext.pipelines.alignedgen.levers import Levers
 from benchmarks.common import PeakBytes
 from tests.pipelines import tiny
 from tests.pipelines.alignedgen import slow
@@ -345,8 +345,8 @@ def test_positions_in_half_precision_stay_apart(model):
 
 def test_window_is_a_fraction_of_the_steps():
     def active(n, **window):
-        settings = Settings(**window)
-        return [i for i in range(n) if settings.active(i, n)]
+        levers = Levers(**window)
+        return [i for i in range(n) if levers.active(i, n)]
 
     assert active(50) == list(range(50))
     assert active(5, share_end=0.5) == [0, 1, 2]

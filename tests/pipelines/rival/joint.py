@@ -40,11 +40,17 @@ def encode(pipe, prompt):
 
 
 class Recorder:
-    """Every UNet call while active: timestep, input rows, keyword arguments, and the mode of the alignment."""
+    """Every run of the UNet while active: timestep, input rows, keyword arguments, and the mode of the alignment."""
 
     def __init__(self, pipe, monkeypatch):
         self.calls, self.modes = [], []
-        pipe.unet.register_forward_pre_hook(self._record, with_kwargs=True)
+        forward = pipe.unet.forward
+
+        def record(sample, t, **kwargs):
+            self.calls.append((int(t), sample.clone(), kwargs))
+            return forward(sample, t, **kwargs)
+
+        monkeypatch.setattr(pipe.unet, "forward", record)
         original = Alignment._step
 
         def step(alignment, *args, **kwargs):
@@ -52,9 +58,6 @@ class Recorder:
             return original(alignment, *args, **kwargs)
 
         monkeypatch.setattr(Alignment, "_step", step)
-
-    def _record(self, module, args, kwargs):
-        self.calls.append((int(args[1]), args[0].clone(), kwargs))
 
     def rows(self):
         return [len(sample) for _, sample, _ in self.calls]

@@ -1,14 +1,21 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """What RIVAL refuses: before the UNet has run once, in a text that names the argument, what came, and what to do."""
 
+import dataclasses
+import io
 import re
+from unittest import TestCase
 
+import numpy as np
 import PIL.Image
 import pytest
 import torch
 from diffusers import DDIMScheduler
 
 from alignext import RIVALInversion, RIVALPipeline
+from alignext.pipelines.rival import presets
+from alignext.pipelines.rival.inputs import binary_mask
+from alignext.pipelines.rival.inversion import model_fingerprint
 from tests.pipelines import tiny
 from tests.pipelines.rival.joint import generator
 from tests.pipelines.tiny import SIZE
@@ -152,7 +159,12 @@ CALLS = {
         "[0, 1]",
         "Divide 0..255 pictures by 255",
     ),
-    "no picture": (dict(reference_image="fox.png"), "A picture", "received str", "PIL image"),
+    "no pictures": (dict(reference_image=[]), "`reference_image`", "at least one", "none"),
+    "no prompts": (dict(prompt=[]), "`prompt`", "at least one", "none"),
+    "no images": (dict(num_images_per_prompt=0), "`num_images_per_prompt`", "1 or more", "0"),
+    "no masks": (dict(task="inpainting", mask_image=[]), "`mask_image`", "at least one", "none"),
+    "mask of another kind": (dict(task="inpainting", mask_image="hole.png"), "hole.png", "cannot be read"),
+    "no picture": (dict(reference_image="fox.png"), "fox.png", "cannot be read"),
     "tensor of a wrong shape": (dict(reference_image=torch.rand(7, 5)), "A picture", "(7, 5)", "(3, H, W)"),
 }
 
@@ -178,7 +190,9 @@ def test_ip_adapter(pipe, name):
 
 def test_neither_or_both_of_picture_and_inversion(pipe):
     inversion = inverted(pipe)
-    refuses(pipe, "`reference_image`", "`inversion`", "received neither", "exactly one")
+    for own in (dict(task="editing"), dict(t_align=300), dict(keep_pixels=True), dict(mask_image=mask(255))):
+        (name,) = own
+        refuses(pipe, "`reference_image`", "`inversion`", "received neither", "exactly one", f"`{name}`", **own)
     refuses(pipe, "received both", "exactly one", reference_image=picture(), inversion=inversion)
     with pytest.raises(ValueError, match=re.escape("exactly one of `image` and `latents`, received both")):
         pipe.invert(picture(), latents=inversion.latents[0])
@@ -251,14 +265,95 @@ def test_models_and_schedulers(name):
     assert all(part in str(caught.value) for part in parts)
 
 
+def test_misspelt_arguments(pipe):
+    refuses(pipe, "`t_allign`", "Use `t_align`", error=TypeError, reference_image=picture(), t_allign=3)
+    refuses(pipe, "`steps`", "Use `num_inference_steps`", error=TypeError, reference_image=picture(), steps=3)
+    refuses(pipe, "`t_allign`", "Use `t_align`", error=TypeError, t_allign=3)
+    with pytest.raises(TypeError, match="`invert` has no argument `steps`"):
+        pipe.invert(picture(), steps=3)
+
+
+def test_without_a_vae(pipe):
+    inversion = inverted(pipe)
+    pipe.register_modules(vae=None)
+    refuses(pipe, "no VAE", "`reference_image`", "`inversion`", reference_image=picture())
+    refuses(pipe, "no VAE", "`output_type='latent'`", inversion=inversion, output_type="pt")
+    with pytest.raises(ValueError, match="no VAE to encode `image`"):
+        pipe.invert(picture())
+
+
+def test_a_vae_or_a_unet_that_overflows(pipe):
+    inversion = inverted(pipe)
+    pipe.to(torch.float16)
+    with torch.no_grad():
+        pipe.vae.encoder.conv_in.weight.mul_(6e4)
+    pipe.vae.register_to_config(force_upcast=False)
+    refuses(pipe, "not finite", "overflows", reference_image=picture())
+    with torch.no_grad():
+        pipe.unet.conv_in.weight.mul_(6e4)
+    with pytest.raises(ValueError, match="the UNet overflows"):
+        pipe.invert(latents=inversion.latents[0], num_inference_steps=T)
+    broken = dataclasses.replace(build_inversion(pipe, inversion), latents=inversion.latents * float("nan"))
+    refuses(pipe, "`inversion` is not finite", inversion=broken)
+
+
+def build_inversion(pipe, inversion):
+    return dataclasses.replace(inversion, fingerprint=model_fingerprint(pipe.unet))
+
+
+# ------------------------------------------------------------------------------------------------------------- masks
+
+
+def turned(mask):
+    """As a camera writes it: turned, with a note to turn it back."""
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    mask.transpose(PIL.Image.Transpose.ROTATE_90).save(file, "png", exif=exif)
+    return PIL.Image.open(file)
+
+
+LEFT = np.zeros((16, 16), bool)
+LEFT[:, :5] = True
+MASKS = {
+    "boolean array": LEFT,
+    "boolean tensor": torch.from_numpy(LEFT),
+    "zeros and ones": LEFT.astype(np.uint8),
+    "bytes": LEFT.astype(np.uint8) * 255,
+    "dark grey is not marked": np.where(LEFT, 255, 100).astype(np.uint8),
+    "floats": LEFT.astype(np.float32),
+    "tensor": torch.from_numpy(LEFT.astype(np.float32))[None],
+    "one bit": PIL.Image.fromarray(LEFT),
+    "sixteen bit": PIL.Image.fromarray(LEFT.astype(np.uint16) * 65535),
+    "colours": PIL.Image.fromarray(np.repeat(LEFT[..., None].astype(np.uint8) * 255, 3, axis=2)),
+    "white strokes on transparent white": PIL.Image.fromarray(
+        np.dstack([np.full((16, 16, 3), 255, np.uint8), LEFT.astype(np.uint8) * 255])
+    ),
+    "turned": turned(PIL.Image.fromarray(LEFT.astype(np.uint8) * 255)),
+}
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_masks_of_every_kind(kind):
+    got = binary_mask(MASKS[kind], (16, 16), 2)
+    assert got.shape == (1, 1, 16, 16) and torch.equal(got[0, 0] > 0.5, torch.from_numpy(LEFT))
+
+
+def test_masks_are_cropped_like_their_pictures():
+    wide = np.zeros((16, 32), bool)
+    wide[:, 8:13] = True  # the middle square begins at column 8
+    for mask in (wide, torch.from_numpy(wide), PIL.Image.fromarray(wide)):
+        assert torch.equal(binary_mask(mask, (16, 16), 2)[0, 0] > 0.5, torch.from_numpy(LEFT))
+    assert len(binary_mask(np.stack([LEFT, ~LEFT]), (16, 16), 2)) == 2
+
+
 # ----------------------------------------------------------------------------------------- warned about, or no mistake
 
 
-def test_no_step_for_the_replace_zone_is_warned_about(pipe):
-    with pytest.warns(UserWarning, match="`t_align` 800 is above `t_inject` 700"):
-        pipe(
-            "a fox", reference_image=picture(), num_inference_steps=2, t_align=800, t_inject=700, output_type="latent"
-        )
+def test_no_step_for_the_replace_zone_is_warned_about():
+    with TestCase().assertLogs(presets.logger, "WARNING") as said:
+        presets.settle("variation", None, 1.0, 1.0, t_align=800, t_inject=700)
+    assert "`t_align` 800 is above `t_inject` 700" in said.output[0]
 
 
 def test_shuffle_takes_another_size_than_the_inversion(pipe):

@@ -6,11 +6,9 @@ The yardstick is `joint_batch`, the method written out from the paper.
 
 import pytest
 import torch
-import torch.nn.functional as F
 from diffusers import DDIMInverseScheduler, DDIMScheduler, StableDiffusionPipeline
 
-from alignext.pipelines.rival import RIVALInversion, RIVALPipeline
-from alignext.pipelines.rival.alignment import RIVALAttnProcessor
+from alignext.pipelines.rival import RIVALInversion, RIVALPipeline, alignment
 from tests.pipelines.rival.joint import Recorder, T, generator, joint_batch, latents_for, run
 from tests.pipelines.tiny import SIZE, sd_components
 
@@ -29,47 +27,6 @@ def picture():
 
 def embed(pipe, prompt):
     return pipe.encode_prompt(prompt, pipe.device, 1, False)[0]
-
-
-# ------------------------------------------------------------------------------------------------- trap 1: off = stock
-
-
-@pytest.mark.parametrize("guidance_scale", [5.0, 1.0])
-def test_neutral_is_stock_bit_for_bit(pipe, picture, guidance_scale):
-    stock = StableDiffusionPipeline(**pipe.components)
-    stock.set_progress_bar_config(disable=True)
-    kwargs = dict(latents=latents_for(pipe, 2), num_images_per_prompt=2, guidance_scale=guidance_scale)
-    neutral = dict(reference_image=picture, t_inject=-1, t_align=-1, t_early=1000)
-    assert torch.equal(run(pipe, **kwargs, **neutral), run(stock, **kwargs))
-    assert not torch.equal(run(pipe, **kwargs, reference_image=picture), run(stock, **kwargs))
-
-
-def test_noise_init_and_neutral_thresholds_draw_what_stock_draws(pipe, picture):
-    stock = StableDiffusionPipeline(**pipe.components)
-    stock.set_progress_bar_config(disable=True)
-    neutral = dict(reference_image=picture, t_inject=-1, t_align=-1, t_early=1000, init="noise")
-    ours = run(pipe, generator=generator(5), num_images_per_prompt=2, **neutral)
-    assert torch.equal(ours, run(stock, generator=generator(5), num_images_per_prompt=2))
-
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_nothing_stays_behind(pipe, picture, fails):
-    def callback(pipe, i, t, kwargs):
-        assert all(isinstance(p, RIVALAttnProcessor) for n, p in pipe.unet.attn_processors.items() if "attn1" in n)
-        if fails and i == 3:
-            raise RuntimeError("stop here")
-        return kwargs
-
-    processors, step, scheduler = pipe.unet.attn_processors, type(pipe.scheduler).step, pipe.scheduler
-    if fails:
-        with pytest.raises(RuntimeError, match="stop here"):
-            run(pipe, reference_image=picture, callback_on_step_end=callback)
-    else:
-        run(pipe, reference_image=picture, callback_on_step_end=callback)
-    after = pipe.unet.attn_processors
-    assert after.keys() == processors.keys() and all(after[name] is processors[name] for name in after)
-    assert not pipe.unet._forward_pre_hooks and not pipe.unet._forward_hooks
-    assert pipe.scheduler is scheduler and "step" not in vars(scheduler) and type(scheduler).step is step
 
 
 # ----------------------------------------------------------------------- traps 2, 5, 8: agreement with the joint batch
@@ -116,12 +73,10 @@ def test_reference_rows_are_the_chain_at_the_same_timestep(pipe, picture, monkey
     inversion = pipe.invert(picture, "a blue bird", T)
     recorder = Recorder(pipe, monkeypatch)
     run(pipe, inversion=inversion)
-    reference_calls = recorder.calls[1::2]  # our recorder's hook comes first: loop call, then the pass it triggers
-    assert len(reference_calls) == T
-    for (t, sample, _), (t_loop, _, _) in zip(reference_calls, recorder.calls[::2], strict=True):
+    assert len(recorder.calls) == T
+    for t, sample, _ in recorder.calls:
         k = inversion.timesteps.tolist().index(t) + 1
-        assert t == t_loop
-        assert torch.equal(sample, torch.cat([inversion.latents[k]] * 2))
+        assert torch.equal(sample[2:], torch.cat([inversion.latents[k]] * 2))
 
 
 # ---------------------------------------------------------------------------------------- trap 3: inversion arithmetic
@@ -289,7 +244,7 @@ def test_guidance_switched_off_half_way_keeps_working(pipe, picture, monkeypatch
         reference_image=picture,
         callback_on_step_end=SDCFGCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=4),
     )
-    assert recorder.rows()[T:] == [2, 2] * 5 + [1, 1] * 5
+    assert recorder.rows()[T:] == [4] * 5 + [2] * 5
 
 
 # ------------------------------------------------------------------------------------------------- trap 12: inpainting
@@ -348,11 +303,11 @@ def test_null_reference_needs_one_row(pipe, picture, monkeypatch):
     assert inversion.is_null
     recorder = Recorder(pipe, monkeypatch)
     shared = run(pipe, inversion=inversion, latents=x_T)
-    assert recorder.rows() == [2, 1] * T
+    assert recorder.rows() == [3] * T
     monkeypatch.setattr(RIVALInversion, "is_null", False)
     recorder.calls.clear()
     two_rows = run(pipe, inversion=inversion, latents=x_T)
-    assert recorder.rows() == [2, 2] * T
+    assert recorder.rows() == [4] * T
     torch.testing.assert_close(shared, two_rows, rtol=0, atol=1e-3)
 
 
@@ -362,6 +317,37 @@ def test_unet_rows(pipe, picture, monkeypatch, N, reference_prompt, reference_ro
     recorder = Recorder(pipe, monkeypatch)
     run(pipe, reference_image=picture, reference_prompt=reference_prompt, num_images_per_prompt=N)
     assert sum(recorder.rows()) == T + (reference_rows + 2 * N) * T
+    assert len(recorder.calls) == 2 * T  # the reference's rows are in the images' calls
+
+
+@pytest.mark.parametrize("reference_prompt", ["", "a blue bird"])
+def test_one_call_for_both_is_two_calls(pipe, picture, monkeypatch, reference_prompt):
+    kwargs = dict(reference_image=picture, reference_prompt=reference_prompt, num_images_per_prompt=2, t_inject=900)
+    x_T = latents_for(pipe, 2)
+    together = run(pipe, latents=x_T, **kwargs)
+    monkeypatch.setattr(alignment, "_joined", lambda call, reference: None)
+    recorder = Recorder(pipe, monkeypatch)
+    torch.testing.assert_close(run(pipe, latents=x_T, **kwargs), together, rtol=0, atol=1e-4)
+    assert recorder.rows()[T:] == [2 if reference_prompt else 1, 4] * T
+
+
+@pytest.mark.parametrize("differs", ["size", "length of the text", "images of a control"])
+def test_rows_that_do_not_go_together_are_two_calls(differs):
+    call = {"sample": torch.zeros(2, 4, 8, 8), "encoder_hidden_states": torch.zeros(2, 7, 3), "timestep_cond": None}
+    reference = {"sample": torch.ones(1, 4, 8, 8), "encoder_hidden_states": torch.ones(1, 7, 3)}
+    reference["added_cond_kwargs"] = None
+    joint = alignment._joined(call, reference)
+    assert joint["sample"].shape == (3, 4, 8, 8) and joint["encoder_hidden_states"].flatten(1).sum(1).tolist() == [
+        0.0,
+        0.0,
+        21.0,
+    ]
+    other = {
+        "size": {"sample": torch.zeros(2, 4, 8, 6)},
+        "length of the text": {"encoder_hidden_states": torch.zeros(2, 9, 3)},
+        "images of a control": {"controls": torch.zeros(2, 3)},
+    }[differs]
+    assert alignment._joined(call | other, reference) is None
 
 
 def test_reference_pass_is_skipped_or_halved_where_nothing_needs_it(pipe, picture, monkeypatch):
@@ -401,7 +387,7 @@ def test_an_unfinished_save_leaves_the_old_file(pipe, picture, tmp_path, monkeyp
         raise OSError("disk full")
 
     inversion = pipe.invert(picture, num_inference_steps=2)
-    monkeypatch.setattr("alignext.pipelines.rival.inversion.save_file", fail)
+    monkeypatch.setattr("alignext.hub.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         inversion.save(path)
     assert path.read_text() == "precious"
@@ -424,22 +410,6 @@ def test_other_attention_processors_give_the_same(pipe, picture, how):
         pipe.unet.set_attn_processor(AttnProcessor())
     got = run(pipe, reference_image=picture, latents=x_T, num_images_per_prompt=2, t_inject=800)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-3)
-
-
-def test_lora_layers_are_used(pipe, picture):
-    from peft import LoraConfig
-
-    x_T = latents_for(pipe)
-    base = run(pipe, reference_image=picture, latents=x_T)
-    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v"]), "style")
-    assert torch.equal(run(pipe, reference_image=picture, latents=x_T), base)  # B = 0 at the start
-    for name, parameter in pipe.unet.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.5, generator=generator(1))
-    inversion = pipe.invert(picture, "a red fox", T)
-    adapted = run(pipe, inversion=inversion, latents=x_T)
-    assert (adapted - base).abs().max() > 0.05
-    torch.testing.assert_close(adapted, joint_batch(pipe, inversion, "a red fox", x_T), rtol=0, atol=1e-3)
 
 
 # ---------------------------------------------------------------------------------------------------- strengths (ours)
@@ -504,6 +474,45 @@ def test_other_schedulers_are_swapped_and_put_back(pipe, picture, name):
     assert pipe.scheduler is other and pipe.config["scheduler"][1] == name
 
 
+@pytest.mark.filterwarnings("ignore:The configuration file of this scheduler:FutureWarning")  # of the stock class
+@pytest.mark.parametrize("left_out", [["steps_offset"], ["clip_sample"], ["steps_offset", "clip_sample"]])
+def test_values_that_the_stock_pipeline_corrects_hold_in_the_inversion(pipe, picture, left_out):
+    """A configuration without them steps where one with the stock values steps, and is not clipped."""
+    expected = pipe.invert(picture, num_inference_steps=T)
+    config = {k: v for k, v in pipe.scheduler.config.items() if k not in left_out and not k.startswith("_")}
+    config["_use_default_values"] = left_out
+    bare = RIVALPipeline(**pipe.components | {"scheduler": DDIMScheduler.from_config(config)})
+    bare.set_progress_bar_config(disable=True)
+    inversion = bare.invert(picture, num_inference_steps=T)
+    assert torch.equal(inversion.timesteps, expected.timesteps)
+    assert torch.equal(inversion.latents, expected.latents)
+    assert run(bare, reference_image=picture).isfinite().all()
+
+
+# ----------------------------------------------------------------------------------------------- as the stock pipeline
+
+
+@pytest.mark.parametrize("without", [[], ["vae"]])
+def test_without_a_reference_it_is_the_stock_call(pipe, without):
+    if without:
+        pipe.register_modules(vae=None)
+    stock = StableDiffusionPipeline(**pipe.components, requires_safety_checker=False)
+    stock.set_progress_bar_config(disable=True)
+    for kwargs in ({}, {"num_images_per_prompt": 2, "guidance_rescale": 0.5}, {"latents": latents_for(pipe)}):
+        call = {"num_inference_steps": 3, "output_type": "latent", **kwargs}
+        ours, expected = (p("a red fox", generator=generator(), **call).images for p in (pipe, stock))
+        assert torch.equal(ours, expected)
+
+
+def test_latents_need_no_vae(pipe, picture):
+    inversion, x_T = pipe.invert(picture, "", T), latents_for(pipe)
+    expected = run(pipe, inversion=inversion, latents=x_T)
+    pipe.register_modules(vae=None)
+    assert torch.equal(run(pipe, inversion=inversion, latents=x_T), expected)
+    again = pipe.invert(latents=inversion.latents[0], num_inference_steps=T)
+    assert torch.equal(again.latents, inversion.latents)
+
+
 # ---------------------------------------------------------------------------------------------------- kinds of picture
 
 
@@ -528,14 +537,6 @@ def test_any_pil_mode_and_shape(pipe, mode):
     assert inversion.latents.shape == (3, 1, 4, 8, 8) and inversion.latents.isfinite().all()
 
 
-def test_transparent_areas_are_white():
-    import PIL.Image
-
-    from alignext.diffusion.pictures import to_pil
-
-    assert to_pil(PIL.Image.new("RGBA", (4, 4), (0, 0, 0, 0))).getpixel((0, 0)) == (255, 255, 255)
-
-
 @pytest.mark.parametrize(("height", "width"), [(16, 24), (32, 16)])
 def test_other_sizes(pipe, picture, height, width):
     images = run(pipe, reference_image=picture, height=height, width=width)
@@ -558,13 +559,3 @@ def test_prompt_embeddings_replace_prompts(pipe, picture):
     assert torch.equal(run(pipe, None, inversion=inversion, latents=x_T, **given), expected)
     with pytest.raises(ValueError, match="no text encoder"):
         run(pipe, None, reference_image=picture, **given)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision(pipe, picture, dtype):
-    pipe.to(dtype)
-    inversion = pipe.invert(picture, num_inference_steps=T)
-    assert inversion.latents.dtype == torch.float32
-    images = run(pipe, inversion=inversion, num_images_per_prompt=2)
-    assert images.dtype == dtype and F.relu(images.float()).isfinite().all()
-    assert {p.dtype for p in pipe.unet.parameters()} == {dtype} == {p.dtype for p in pipe.vae.parameters()}
