@@ -165,7 +165,7 @@ CALLS = {
     "no masks": (dict(task="inpainting", mask_image=[]), "`mask_image`", "at least one", "none"),
     "mask of another kind": (dict(task="inpainting", mask_image="hole.png"), "hole.png", "cannot be read"),
     "no picture": (dict(reference_image="fox.png"), "fox.png", "cannot be read"),
-    "tensor of a wrong shape": (dict(reference_image=torch.rand(7, 5)), "A picture", "(7, 5)", "(3, H, W)"),
+    "tensor of a wrong shape": (dict(reference_image=torch.rand(7, 5, 2)), "A picture", "(7, 5, 2)", "(3, H, W)"),
 }
 
 
@@ -286,11 +286,11 @@ def test_a_vae_or_a_unet_that_overflows(pipe):
     inversion = inverted(pipe)
     pipe.to(torch.float16)
     with torch.no_grad():
-        pipe.vae.encoder.conv_in.weight.mul_(6e4)
+        pipe.vae.encoder.conv_in.weight.fill_(6e4)
     pipe.vae.register_to_config(force_upcast=False)
     refuses(pipe, "not finite", "overflows", reference_image=picture())
     with torch.no_grad():
-        pipe.unet.conv_in.weight.mul_(6e4)
+        pipe.unet.conv_in.weight.fill_(6e4)
     with pytest.raises(ValueError, match="the UNet overflows"):
         pipe.invert(latents=inversion.latents[0], num_inference_steps=T)
     broken = dataclasses.replace(build_inversion(pipe, inversion), latents=inversion.latents * float("nan"))
