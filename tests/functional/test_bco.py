@@ -189,7 +189,7 @@ class TestDensityRatio:
         assert (ratio - true_ratio(bad, 1.0)).abs().mean() < 0.2
 
     def test_same_prompts_in_both_classes_weigh_about_one(self):
-        x, y, bad = prompts(256, 512)
+        x, y, bad = prompts(128, 256)
         fit = fit_density_ratio(x, y)
         weights = fit.weights(bad)
         assert abs(weights.mean() - 1) < 0.02 and weights.std() < 0.2
@@ -198,7 +198,7 @@ class TestDensityRatio:
         assert overfitted.mean() > 1.5 and overfitted.std() > 1  # what a fixed C on raw embeddings does
 
     def test_real_shift_is_found_among_many_dimensions(self):
-        x, y, bad = prompts(256, 512, shift=1.0)
+        x, y, bad = prompts(128, 256, shift=1.0)
         truth = true_ratio(bad, 1.0).clamp(0.5, 10)
         assert (fit_density_ratio(x, y).weights(bad) - truth).abs().mean() < 0.6
         assert (fit_density_ratio(x, y, regularization=1.0).weights(bad) - truth).abs().mean() > 1.1
@@ -210,7 +210,7 @@ class TestDensityRatio:
 
     def test_repeated_prompts_are_held_out_together(self):
         """A prompt that stands in both folds would be recognised, and what is learnt by heart would look real."""
-        x, y, _ = prompts(64, 30)
+        x, y, _ = prompts(32, 30)
         x, y, groups = x.repeat(4, 1), y.repeat(4), torch.arange(60).repeat(4)
         assert fit_density_ratio(x, y).auc > 0.9
         assert fit_density_ratio(x, y, groups=groups).auc < 0.7

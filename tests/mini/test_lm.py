@@ -131,6 +131,7 @@ def test_greedy_text_is_a_story(model: LlamaForCausalLM, tokenizer: PreTrainedTo
     assert distinct(words, 3) > 0.85
 
 
+@pytest.mark.slow
 def test_sampled_stories_end_and_differ(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
     stories = sampled_stories(model, tokenizer, seed=0, number=10)
     assert stories == sampled_stories(model, tokenizer, seed=0, number=10)

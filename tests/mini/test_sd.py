@@ -56,7 +56,14 @@ def test_latents_have_the_scale_the_denoiser_expects(pipe):
     assert latents.mean().abs() < 0.1
 
 
-@pytest.mark.parametrize("split", ["unseen_concept", "unseen_drawing", "unseen_style"])
+@pytest.mark.parametrize(
+    "split",
+    [
+        "unseen_drawing",
+        pytest.param("unseen_concept", marks=pytest.mark.slow),
+        pytest.param("unseen_style", marks=pytest.mark.slow),
+    ],
+)
 def test_autoencoder_keeps_pictures_it_never_saw(pipe, split):
     images = tensor([p.image for p in pictures(split)])
     assert psnr(images, reconstruct(pipe.vae, images)).mean() > 22.5
