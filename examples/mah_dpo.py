@@ -15,7 +15,6 @@ import random
 import re
 
 import torch
-from bco import beginnings, somebody_speaks, tell  # the example beside this one
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -23,10 +22,42 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from alignext import AutoModelForCausalLMWithObjectiveHeads, MAHDPOConfig, MAHDPOTrainer, mini
 
 
+HAPPENINGS = [
+    "went to the park",
+    "found a big box",
+    "had a red ball",
+    "saw a little dog",
+    "was at the lake",
+    "wanted some cake",
+    "made a new friend",
+    "heard a noise",
+]
 HAPPY = "happy smiled smile laughed fun love loved excited proud glad joy hugged good nice"
 OUTDOORS = (
     "tree trees sun sky flower flowers grass garden park forest bird birds river hill outside butterfly leaves rain"
 )
+
+
+def beginnings(names: str) -> list[str]:
+    """Every happening for every name."""
+    return [f"One day, {name} {happening}." for name in names.split() for happening in HAPPENINGS]
+
+
+@torch.no_grad()
+def tell(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], seed: int) -> list[str]:
+    """One continuation of each prompt, sampled and cut after its last whole sentence."""
+    torch.manual_seed(seed)
+    stories = []
+    for start in range(0, len(prompts), 64):
+        batch = tokenizer(prompts[start : start + 64], return_tensors="pt", padding=True, padding_side="left")
+        ids = model.generate(**batch.to(model.device), do_sample=True, max_new_tokens=40, top_k=0)
+        stories += tokenizer.batch_decode(ids[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
+    ends = [max(story.rfind(mark) for mark in '.!?"') + 1 for story in stories]
+    return [" " + (story[:end] or story).strip() for story, end in zip(stories, ends, strict=True)]
+
+
+def somebody_speaks(story: str) -> bool:
+    return '"' in story
 
 
 def has_word_of(words: str, story: str) -> bool:

@@ -3,6 +3,7 @@
 
 import math
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -58,6 +59,9 @@ def test_python_snippets_run(page, tmp_path, monkeypatch):
     if page.name == "README.md":
         assert len(namespace["images"]) == 4
         assert (tmp_path / "variation.png").exists()
+        # The terminal's example takes the file that these lines have written.
+        (words,) = (words for page, words in shell_lines() if page == "README.md" and words[0] == "alignext")
+        assert (tmp_path / cli.make_parser().parse_args(words[1:]).picture[0]).is_file()
 
 
 @pytest.mark.parametrize(
@@ -70,7 +74,9 @@ def test_commands_exist(page, words):
         targets = [word for word in words[1:] if "=" not in word]
         assert all(re.search(rf"^{re.escape(target)}:", MAKEFILE, flags=re.MULTILINE) for target in targets)
     else:
-        assert words[0] in {"pip", "python", "accelerate"}, f"{page} shows {words[0]}, which nobody has checked"
+        assert words[0] in {"pip", "python", "accelerate", "source"}, (
+            f"{page} shows {words[0]}, which nobody has checked"
+        )
 
 
 def fake_python(folder: Path, script: str) -> Path:
@@ -103,12 +109,38 @@ def test_make_says_what_python_lacks(script, answer, tmp_path):
     assert not (tmp_path / ".venv").exists()
 
 
-@pytest.mark.parametrize(
-    "options", [["--steps", "4"], pytest.param([], marks=pytest.mark.slow)], ids=["short", "as it is"]
-)
-@pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda script: script.name)
-def test_examples_run(script, options, tmp_path):
-    answer = subprocess.run([sys.executable, str(script), *options], cwd=tmp_path, capture_output=True, text=True)
+@pytest.mark.slow
+def test_the_readme_runs_in_a_new_shell(tmp_path):
+    """Its Python and its commands, in order, but for those that install."""
+    found = re.findall(r"^```(bash|python)\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.M | re.S)
+    lines = ["set -eu", f'alignext() {{ "{sys.executable}" -m alignext "$@"; }}']
+    for language, block in found:
+        if language == "python":
+            lines += [f'"{sys.executable}" - <<"END"', block.rstrip(), "END"]
+        elif not block.startswith(("make", "source")):
+            lines.append(block)
+    answer = subprocess.run(["bash", "-c", "\n".join(lines)], cwd=tmp_path, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert {"variation.png", "drawing.png", "variations"} <= {path.name for path in tmp_path.iterdir()}
+
+
+EXAMPLES = pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda script: script.name)
+
+
+@pytest.mark.filterwarnings("default")  # as for someone who runs it
+@EXAMPLES
+def test_examples_run(script, tmp_path, monkeypatch):
+    """Each copied out alone, with few steps."""
+    shutil.copy(script, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [script.name, "--steps", "4"])
+    runpy.run_path(script.name, run_name="__main__")
+
+
+@pytest.mark.slow
+@EXAMPLES
+def test_examples_run_as_they_are(script, tmp_path):
+    answer = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
 
 

@@ -3,6 +3,7 @@
 
 import argparse
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -146,7 +147,9 @@ def add_loras(pipe: Any, loras: Sequence[tuple[str, float]]) -> None:
         file = Path(path)
         if not file.is_file():
             file = file_of(path, "pytorch_lora_weights.safetensors", name="--lora", what="LoRA of diffusers")
-        pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # PEFT, of the second one
+            pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name)
     pipe.set_adapters(names, [scale for _, scale in loras])
 
 

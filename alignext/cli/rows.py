@@ -46,18 +46,33 @@ def _read(path: Path, kind: str, script: "ScriptArguments") -> "DatasetDict":
     from datasets import load_dataset
     from datasets.exceptions import DatasetGenerationError
 
+    if kind != "parquet":
+        _check_encoding(path)
     try:
         return load_dataset(kind, data_files=str(path), streaming=script.dataset_streaming)
-    # StopIteration where it is empty; a ValueError by older versions of datasets, or of bytes that are no UTF-8
+    # StopIteration where it is empty; a ValueError by older versions of datasets
     except (DatasetGenerationError, StopIteration, ValueError) as error:
         cause = error.__cause__ or error
-        why = str(cause)
-        if isinstance(cause, StopIteration):
-            why = "it holds no rows"
-        elif isinstance(cause, UnicodeDecodeError):
-            byte = cause.object[cause.start]
-            why = f"it is not UTF-8 (byte {byte:#x}). Convert it: iconv -f latin1 -t utf-8 {path} > utf8{path.suffix}"
+        why = "it holds no rows" if isinstance(cause, StopIteration) else cause
         raise ValueError(f"--dataset_name {path} cannot be read as {kind}: {why}") from error
+
+
+def _check_encoding(path: Path) -> None:
+    """
+    Read a file of text to its end: the dataset would fail much later, at the row that is read then.
+
+    Raises:
+        ValueError: It is not UTF-8; with the line.
+    """
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"--dataset_name {path} is not UTF-8: byte {line[error.start]:#x} in line {number}. Convert it: "
+                    f"iconv -f latin1 -t utf-8 {path} > utf8{path.suffix}"
+                ) from error
 
 
 def prompt_rows(script: Any, mixture: "DatasetMixtureConfig") -> "dict[str, Dataset]":

@@ -83,6 +83,7 @@ def draw(chart: Chart) -> str:
                 "-o" if chart.lines else "o",
                 markersize=3.5 if chart.lines else 7,
                 linewidth=1.6,
+                color=_SERIES[number % COLORS],
                 gid=f"series-{number}",
             )
             for point in zip(x, y, labels, strict=True):
