@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 @contextmanager
 def replacing(path: str | os.PathLike) -> Generator[Path]:
     """
-    A path beside `path` to write a file or a folder to, which takes its place at the end. Whoever is killed before, or
-    runs out of space, leaves the old one as it was, and nobody ever meets half of one. A folder cannot be exchanged at
-    once: who is killed between its two renames leaves the old one whole beside `path`, as `.{name}.{pid}.old`.
+    A path beside `path` to write a file or a folder to, which takes its place at the end. A process that is killed
+    before, or runs out of space, leaves the old one as it was: half of a file is never read. Exchanging a folder takes
+    two renames; a process that is killed between them leaves the old one whole beside `path`, as `.{name}.{pid}.old`.
 
     Args:
         path (`str` or `os.PathLike`): The file or folder, in a folder that exists.

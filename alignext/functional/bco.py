@@ -4,7 +4,7 @@
 
 Notation: `r = beta * (log pi(y|x) - log pi_ref(y|x))` the implicit reward of a completion, `delta` the reward shift,
 `+` the desirable and `-` the undesirable class. Underlying distribution matching (UDM) is from the first version of
-the paper.
+the paper. The shift is its Eq. 7; the other equations are not numbered here.
 """
 
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ def bco_loss(
 
 def reward_sums(rewards: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """
-    What the shift is made of: `(sum of r over -, sum of r over +, number of -, number of +)`. Sums of several batches
+    The sums behind the shift: `(sum of r over -, sum of r over +, number of -, number of +)`. Sums of several batches
     or processes add up to those of all their rows.
 
     Args:

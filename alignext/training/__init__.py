@@ -1,2 +1,2 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""What trainers share."""
+"""The shared parts of trainers."""

@@ -1,5 +1,5 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""Whether the TRL that is installed is one that the trainers can stand on."""
+"""The installed TRL, held against what the trainers rest on."""
 
 import warnings
 from importlib import import_module

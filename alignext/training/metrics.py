@@ -86,7 +86,7 @@ class Sums:
 
 
 def has_loss(logs: Mapping[str, Any]) -> bool:
-    """Whether all processes log this: the loss of training or evaluation is in it, so that they can meet."""
+    """All processes log what has a loss in it, of training or evaluation: then they can meet."""
     return any(name == "loss" or name.endswith("_loss") for name in logs)
 
 

@@ -33,8 +33,8 @@ class BCOConfig(KTOConfig):
     r"""
     Configuration class for the [`BCOTrainer`].
 
-    All fields of [`~trl.KTOConfig`] but its loss types hold here, too. `beta` defaults to `0.1` and `desirable_weight`
-    and `undesirable_weight` to `1.0` there.
+    It has all fields of [`~trl.KTOConfig`], and a loss type of its own. Inherited defaults: `beta` is `0.1`,
+    `desirable_weight` and `undesirable_weight` are `1.0`.
 
     Args:
         loss_type (`str`, *optional*, defaults to `"bco"`):
@@ -57,7 +57,7 @@ class BCOConfig(KTOConfig):
             Factor of the past per optimizer step, for `reward_shift="ema"`.
         udm_embedding (`str`, *optional*):
             `"policy"` turns underlying distribution matching on, with prompts embedded by the initial policy (the
-            reference model, where one is given). The trainer's `prompt_embedder` and a `udm_weight` column do so, too.
+            reference model, where one is given). So do the trainer's `prompt_embedder` and a `udm_weight` column.
         prompt_sample_size (`int`, *optional*, defaults to `1024`):
             At most as many prompts of each class are drawn to fit the density ratio.
         min_density_ratio (`float`, *optional*, defaults to `0.5`):

@@ -78,8 +78,8 @@ class WeightedCollator:
 class BCOTrainer(KTOTrainer):
     """
     Trainer for Binary Classifier Optimization (BCO): aligns a language model from single completions with a thumbs-up
-    or thumbs-down. All that [`~trl.KTOTrainer`] takes, this class takes, too: datasets (unpaired, or paired and then
-    unpaired), vision-language models, adapters, precomputed reference log-probabilities, streaming.
+    or thumbs-down. It takes all that [`~trl.KTOTrainer`] takes: datasets (unpaired, or paired and then unpaired),
+    vision-language models, adapters, precomputed reference log-probabilities, streaming.
 
     Example:
 

@@ -21,8 +21,8 @@ class MAHDPOConfig(DPOConfig):
     r"""
     Configuration class for the [`MAHDPOTrainer`].
 
-    All fields of [`~trl.DPOConfig`] hold here, too, but for `use_weighting`, `ld_alpha`, `sync_ref_model` and other
-    divergences than the reverse KL, which are errors. `beta` defaults to `0.1` there.
+    It has all fields of [`~trl.DPOConfig`]; `use_weighting`, `ld_alpha`, `sync_ref_model` and divergences other than
+    the reverse KL are errors. The inherited default of `beta` is `0.1`.
 
     Args:
         objectives (`list[str]`, *optional*):
@@ -43,7 +43,7 @@ class MAHDPOConfig(DPOConfig):
         head_init_seed (`int`, *optional*, defaults to `42`):
             Head `k` is drawn with this seed plus `100 k`.
         head_dtype (`str`, *optional*, defaults to `"float32"`):
-            Of the heads. In bfloat16, updates of a small learning rate are lost.
+            The heads' dtype. In bfloat16, updates of a small learning rate are lost.
         objective_loss_weights (`dict[str, float]` or `list[float]`, *optional*):
             Weight `a_k` of the loss of each objective, 1 if not given.
         objective_reduction (`str`, *optional*, defaults to `"objective_mean"`):
@@ -59,7 +59,8 @@ class MAHDPOConfig(DPOConfig):
         loss_type (`list[str]`, *optional*, defaults to `["sigmoid"]`):
             Among `"sigmoid"`, `"ipo"`, `"hinge"`, `"robust"` and `"sigmoid_norm"`, as in TRL.
         label_smoothing (`float`, *optional*, defaults to `0.0`):
-            Of `"sigmoid"` (cDPO; TRL's ignores it there) and `"robust"`.
+            The share of pairs that may be the wrong way round, for `"sigmoid"` (cDPO; TRL's ignores it there) and
+            `"robust"`.
     """
 
     _VALID_DICT_FIELDS = [*DPOConfig._VALID_DICT_FIELDS, "objective_loss_weights"]
@@ -86,7 +87,7 @@ class MAHDPOConfig(DPOConfig):
     )
     head_init_seed: int = field(default=42, metadata={"help": "Head k is drawn with this seed plus 100 k."})
     head_dtype: str = field(
-        default="float32", metadata={"help": "Of the heads. In bfloat16, small updates of them are lost."}
+        default="float32", metadata={"help": "dtype of the heads. In bfloat16, small updates of them are lost."}
     )
     objective_loss_weights: dict[str, float] | str | list[float] | None = field(
         default=None,

@@ -13,7 +13,7 @@ class ObjectiveSampler(Sampler[int]):
     every process and every accumulation of batches.
 
     Args:
-        objective_ids (`Sequence[int]`): Of each row.
+        objective_ids (`Sequence[int]`): The objective of each row.
         count (`int`): Objectives.
         oversample (`bool`, *optional*, defaults to `False`):
             An epoch has as many rows of each objective as the largest has, smaller ones repeated; otherwise as the

@@ -76,8 +76,8 @@ class _Loaders:
 class MAHDPOTrainer(DPOTrainer):
     """
     Trainer for Multi-Action-Head DPO (MAH-DPO): one language model for several objectives, with one output head per
-    objective on a shared backbone. A pair trains the head of its objective only, and the backbone. What
-    [`~trl.DPOTrainer`] takes, this class takes, too: datasets, adapters, precomputed reference log-probabilities.
+    objective on a shared backbone. A pair trains the head of its objective only, and the backbone. It
+    takes all that [`~trl.DPOTrainer`] takes: datasets, adapters, precomputed reference log-probabilities.
 
     Example:
 

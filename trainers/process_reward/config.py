@@ -11,7 +11,7 @@ class ProcessRewardConfig(RewardConfig):
     r"""
     Configuration class for the [`ProcessRewardTrainer`].
 
-    All fields of [`~trl.RewardConfig`] hold here, too, but `center_rewards_coefficient`, which is about pairs.
+    It has all fields of [`~trl.RewardConfig`]; `center_rewards_coefficient`, which is about pairs, is an error.
     `model_init_kwargs` go to [`~transformers.AutoModelForTokenClassification`], and a solution longer than
     `max_length` is cut behind the last step that fits rather than left out.
 
