@@ -91,6 +91,7 @@ REPLACED = {
         "mm_token_type_ids image_position_ids"
     ),
     "trl.RLOOTrainer._save_checkpoint": "model trial",
+    "trl.RLOOTrainer.create_model_card": "model_name dataset_name tags",
     "trl.RLOOTrainer._load_optimizer_and_scheduler": "checkpoint",
     # MAH-DPO
     "trl.DPOTrainer.__init__": (
@@ -104,6 +105,7 @@ REPLACED = {
     "trl.DPOTrainer.compute_ref_log_probs": "model inputs",
     "trl.DPOTrainer._precompute_ref_logps": "dataset name batch_size",
     "trl.DPOTrainer.log": "logs start_time",
+    "trl.DPOTrainer.create_model_card": "model_name dataset_name tags",
     "transformers.PreTrainedModel._init_weights": "module",
     "transformers.PreTrainedModel.resize_token_embeddings": "new_num_tokens pad_to_multiple_of mean_resizing",
     # Process rewards

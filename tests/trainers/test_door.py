@@ -13,10 +13,21 @@ from transformers.utils import logging as transformers_logging
 
 import alignext
 from alignext.trainers.bco import BCOConfig, BCOTrainer
+from alignext.trainers.f_dpg import FDPGConfig, FDPGTrainer
 from alignext.trainers.mah_dpo import MAHDPOConfig, MAHDPOTrainer
 from alignext.trainers.process_reward import ProcessRewardConfig, ProcessRewardTrainer
 
-from .contract import LORA, MINI_LM, Row, preference, preference_by_objective, solutions, unpaired
+from .contract import (
+    LORA,
+    MINI_LM,
+    Row,
+    count_vowels,
+    preference,
+    preference_by_objective,
+    prompts,
+    solutions,
+    unpaired,
+)
 
 
 ROWS = {
@@ -269,11 +280,14 @@ def test_trainers_are_as_loud_as_transformers(tmp_path: Path, caplog: pytest.Log
 
 # Cards
 
+OF_SAMPLES = {"num_generations": 2, "max_completion_length": 8, "beta": 2.0}
+WITH_CARDS = ROWS | {"f-dpg": Row(FDPGTrainer, FDPGConfig, prompts, OF_SAMPLES, {"reward_funcs": count_vowels})}
 
-@every_row
+
+@pytest.mark.parametrize("name", WITH_CARDS)
 @pytest.mark.parametrize("peft_config", [None, LORA], ids=["full", "lora"])
 def test_card_names_no_folder_of_this_machine(name: str, peft_config: Any, tmp_path: Path) -> None:
-    trainer = ROWS[name].start(tmp_path / "storyteller", peft_config=peft_config, max_steps=1)
+    trainer = WITH_CARDS[name].start(tmp_path / "storyteller", peft_config=peft_config, max_steps=1)
     trainer.save_model()
     file = tmp_path / "storyteller" / "README.md"
     if peft_config is not None:  # PEFT has written one

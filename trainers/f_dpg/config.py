@@ -5,10 +5,10 @@ import math
 from dataclasses import dataclass, field
 
 import torch
-from accelerate.logging import get_logger
 from trl import RLOOConfig
 
 from alignext.functional.f_dpg import DIVERGENCES, f_prime
+from alignext.training.logs import get_logger
 
 
 logger = get_logger(__name__)

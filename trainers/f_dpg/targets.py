@@ -5,9 +5,9 @@ import math
 from collections.abc import Sequence
 
 import torch
-from accelerate.logging import get_logger
 
 from alignext.functional.f_dpg import effective_sample_size, fit_lambda
+from alignext.training.logs import get_logger
 
 from .config import FDPGConfig
 from .samples import Samples

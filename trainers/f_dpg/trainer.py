@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.logging import get_logger
 from accelerate.utils import gather, gather_object, is_peft_model
 from datasets import Dataset, IterableDataset
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
@@ -26,7 +25,9 @@ from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model, get_c
 from alignext.functional.f_dpg import advantages, estimate_log_z, f_dpg_loss, f_prime, group_advantages
 from alignext.methods import method
 from alignext.rewards.texts import checked_reward
+from alignext.training.cards import mend_card, result_name
 from alignext.training.door import check_datasets, model_name, settings, with_args
+from alignext.training.logs import get_logger
 from alignext.training.runs import check_run
 
 from .config import FDPGConfig
@@ -450,6 +451,17 @@ class FDPGTrainer(RLOOTrainer):
 
     def _checkpoint_folder(self, trial: Any) -> Path:
         return Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+
+    def _save(self, output_dir=None, state_dict=None):
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            mend_card(output_dir or self.args.output_dir, result_name(self.args))
+
+    def create_model_card(self, model_name=None, dataset_name=None, tags=None):
+        model_name = model_name or result_name(self.args).split("/")[-1]
+        super().create_model_card(model_name, dataset_name, tags)
+        if self.is_world_process_zero():
+            mend_card(self.args.output_dir, result_name(self.args, model_name))
 
     def _save_checkpoint(self, model, trial):
         folder = self._checkpoint_folder(trial)
