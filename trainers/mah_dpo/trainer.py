@@ -393,7 +393,7 @@ class MAHDPOTrainer(DPOTrainer):
             means = self._sums.means(mode)
             loss = self._loss_of_all(means)
             if mode == "eval":  # the mean of batches would depend on how rows meet in them
-                logs.update({name: loss for name in logs if name.endswith("_loss")})
+                logs[min((name for name in logs if name.endswith("_loss")), key=len)] = loss
             self._metrics[mode].update({name: [mean] for name, mean in means.items()})
         super().log(logs, start_time)
 
