@@ -2,7 +2,8 @@
 """Latent search in equations: one stochastic step for every diffusion and flow model, who survives a selection, and
 neighbours of an initial noise. From arXiv 2501.19252 and its siblings; their equations are not numbered here.
 
-A node has levels `(alpha, sigma)` with `z = alpha x0 + sigma eps`. Variance-preserving models: `alpha =
+A node has levels `(alpha, sigma)` with `z = alpha x0 + sigma eps`; what a model output stands for there is
+[`~alignext.functional.predictions.clean_and_noise`]. Variance-preserving models: `alpha =
 sqrt(alpha_bar)`, `sigma = sqrt(1 - alpha_bar)`. Flow models: `alpha = 1 - sigma`, velocity `v = eps - x0`. Levels are
 Python floats. A prime (`alpha_next`, `sigma_next`) is the following, cleaner node.
 
@@ -13,46 +14,6 @@ from. There are `P` prompts and `n = B * K` slots, slot = beam * K + candidate.
 import math
 
 import torch
-
-
-def predict(
-    prediction: str,
-    m: torch.Tensor,  # model output, the shape of z
-    z: torch.Tensor,
-    alpha: float,
-    sigma: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Clean sample and noise that a model output stands for:
-
-        epsilon       x0 = (z - sigma m) / alpha     eps = m
-        v_prediction  x0 = alpha z - sigma m         eps = alpha m + sigma z
-        sample        x0 = m                         eps = (z - alpha m) / sigma
-        flow          x0 = z - sigma m               eps = z + alpha m
-
-    Args:
-        prediction (`str`): `"epsilon"`, `"v_prediction"`, `"sample"` or `"flow"` (also `"flow_prediction"`).
-        m (`torch.Tensor`): Model output after guidance.
-        z (`torch.Tensor`): The noisy sample it was given.
-        alpha, sigma (`float`): Levels of `z`.
-
-    Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: `x0` and `eps`.
-
-    Raises:
-        ValueError: For an unknown `prediction`.
-    """
-    if prediction == "epsilon":
-        return (z - sigma * m) / alpha, m
-    if prediction == "v_prediction":
-        return alpha * z - sigma * m, alpha * m + sigma * z
-    if prediction == "sample":
-        return m, (z - alpha * m) / sigma
-    if prediction in ("flow", "flow_prediction"):
-        return z - sigma * m, z + alpha * m
-    raise ValueError(
-        f"`prediction` must be 'epsilon', 'v_prediction', 'sample' or 'flow_prediction', received {prediction!r}."
-    )
 
 
 def noise_scale(

@@ -73,7 +73,7 @@ def prediction_target(
         return noise - x0
     if prediction_type == "sample":
         return x0
-    raise ValueError(f"`prediction_type` is {prediction_type!r}, expected one of {', '.join(PREDICTION_TYPES)}.")
+    raise ValueError(f"`prediction_type` must be one of {', '.join(PREDICTION_TYPES)}, received {prediction_type!r}.")
 
 
 def clean_and_noise(
@@ -97,7 +97,7 @@ def clean_and_noise(
         return x - s * prediction, x + a * prediction
     if prediction_type == "sample":
         return prediction, (x - a * prediction) / s
-    raise ValueError(f"`prediction_type` is {prediction_type!r}, expected one of {', '.join(PREDICTION_TYPES)}.")
+    raise ValueError(f"`prediction_type` must be one of {', '.join(PREDICTION_TYPES)}, received {prediction_type!r}.")
 
 
 def step_weight(a: torch.Tensor, s: torch.Tensor, prediction_type: str) -> torch.Tensor:

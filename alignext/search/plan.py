@@ -62,7 +62,7 @@ class Levels:
         self.config = self.source.config
         self.is_flow = not hasattr(self.source, "alphas_cumprod") or bool(self.config.get("use_flow_sigmas"))
         self.inverted = self.is_flow and bool(self.config.get("invert_sigmas"))
-        self.prediction = "flow" if self.is_flow else self.config.get("prediction_type", "epsilon")
+        self.prediction = "flow_prediction" if self.is_flow else self.config.get("prediction_type", "epsilon")
         self.is_distilled = type(self.source).__name__ in _DISTILLED
 
     def nodes(self, num_inference_steps: int | None, device: Any, **given: Any) -> list[Level]:

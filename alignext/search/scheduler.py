@@ -8,7 +8,8 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
 from alignext.diffusion.schedulers import SchedulerShell
-from alignext.functional.latent_search import predict, transition
+from alignext.functional.latent_search import transition
+from alignext.functional.predictions import clean_and_noise
 from alignext.logs import pipeline_logger, warn_once
 from alignext.rewards.protocol import CheckedReward, by_prompt
 from alignext.search.config import SearchConfig
@@ -203,7 +204,7 @@ class SearchScheduler(SchedulerShell):
         z, m = self._group(z.to(dtype)), self._group(m.to(dtype))
         if self.levels.inverted:
             m = -m
-        x0, eps = predict(self.levels.prediction, m, z, point.alpha, point.sigma)
+        x0, eps = clean_and_noise(m, z, point.alpha, point.sigma, self.levels.prediction)
         if not self.is_flow and self.config.get("thresholding"):
             x0 = self.base._threshold_sample(x0)
         elif not self.is_flow and self.config.get("clip_sample"):

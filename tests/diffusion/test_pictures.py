@@ -175,6 +175,15 @@ def test_batches_of_masks() -> None:
     assert len(as_masks(left)) == len(as_masks(left[None])) == len(as_masks(left[..., None])) == 1
 
 
+def test_the_names_that_scripts_know() -> None:
+    from alignext import pictures
+    from alignext.cli import rows
+    from alignext.trainers.diffusion_preference import data
+
+    assert pictures.to_pil is data.to_rgb is to_pil
+    assert set(rows._PICTURES) == set(data.PICTURES)
+
+
 # Errors
 
 

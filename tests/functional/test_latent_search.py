@@ -18,11 +18,11 @@ from alignext.functional.latent_search import (
     local_parents,
     neighbor,
     noise_scale,
-    predict,
     smc_gain,
     systematic_resample,
     transition,
 )
+from alignext.functional.predictions import clean_and_noise
 
 
 X = torch.randn(3, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -38,6 +38,10 @@ def vp(abar):
 
 def flow(sigma):
     return 1 - sigma, sigma
+
+
+def predict(prediction, m, z, alpha, sigma):
+    return clean_and_noise(m, z, alpha, sigma, "flow_prediction" if prediction == "flow" else prediction)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample", "flow"])
