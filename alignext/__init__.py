@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from alignext.rewards import WeightedReward, calibrate_weights
     from alignext.rewards.process import ProcessReward, SequenceReward
     from alignext.search import SearchConfig, SearchScheduler
+    from alignext.steering import SteeringVector, fit_steering, sweep_steering
     from alignext.trainers.bco import BCOConfig, BCOTrainer
     from alignext.trainers.diffusion_preference import (
         DiffusionDPOConfig,
@@ -84,6 +85,7 @@ _NAMES = {
     "alignext.rewards": "WeightedReward calibrate_weights",
     "alignext.rewards.process": "ProcessReward SequenceReward",
     "alignext.search": "SearchConfig SearchScheduler",
+    "alignext.steering": "SteeringVector fit_steering sweep_steering",
     "alignext.trainers.bco": "BCOConfig BCOTrainer",
     "alignext.trainers.diffusion_preference": """
         DiffusionDPOConfig DiffusionDPOTrainer InversionDPOConfig InversionDPOTrainer SampleGridCallback

@@ -264,6 +264,26 @@ METHODS = (
         demo="process-reward",
         page="process_reward",
     ),
+    Method(
+        name="Steering",
+        title="Activation Steering for Aligned Open-ended Generation without Sacrificing Coherence",
+        arxiv="2604.08169",
+        citation=r"""
+@article{herbster2026steering,
+    title   = {{Activation Steering for Aligned Open-ended Generation without Sacrificing Coherence}},
+    author  = {Herbster and others},
+    journal = {arXiv preprint arXiv:2604.08169},
+    year    = {2026},
+}
+""",
+        task="push a frozen language model towards or away from a trait while it writes",
+        classes=("SteeringVector",),
+        parents=("any causal language model",),
+        needs="pairs of answers; no training",
+        commands=("steer",),
+        demo=None,
+        page="steering",
+    ),
 )
 
 

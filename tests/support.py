@@ -158,6 +158,35 @@ PIPELINES = [
             ("Mamba 2", "mamba2"),
         )
     ),
+    *(
+        Row(
+            "Steering",
+            base,
+            {"works": tested(f"tests/steering/test_vector.py::test_architectures[{name}]")}
+            | (
+                {
+                    "LoRA": tested("tests/steering/test_vector.py::test_a_lora_beside_it_and_half_precision"),
+                    "half precision": tested("tests/functional/test_steering.py::test_half_precision_is_rounded_once"),
+                }
+                if name == "Llama"
+                else {}
+            ),
+        )
+        for base, name in (
+            ("Llama", "Llama"),
+            ("Mistral", "Mistral"),
+            ("Qwen 2", "Qwen2"),
+            ("Qwen 3", "Qwen3"),
+            ("Gemma 2", "Gemma2"),
+            ("Gemma 3", "Gemma3Text"),
+            ("Phi 3", "Phi3"),
+            ("OLMo 2", "Olmo2"),
+            ("GPT-2", "GPT2"),
+            ("GPT-NeoX", "GPTNeoX"),
+            ("Bloom", "Bloom"),
+            ("Mamba", "Mamba"),
+        )
+    ),
 ]
 
 # ------------------------------------------------------------------------------------------------------- training

@@ -13,11 +13,11 @@ import traceback
 from collections.abc import Sequence
 
 from alignext import __version__
-from alignext.cli import alignedgen, demo, env, errors, generate, methods, pictures, rival, search, training
+from alignext.cli import alignedgen, demo, env, errors, generate, methods, pictures, rival, search, steer, training
 from alignext.cli.arguments import Parser
 
 
-COMMANDS = (demo, methods, env, rival, alignedgen, search, training, generate)
+COMMANDS = (demo, methods, env, rival, alignedgen, search, training, steer, generate)
 
 
 def make_parser() -> Parser:

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from alignext.files import replacing
 from alignext.functional.steering import clamp_step, project, steer, stmp_step, sttp_step, swfc_step
 from alignext.hub import FileHubMixin
+from alignext.methods import method as row_of
 from alignext.steering.layers import decoder_layers, states_of, with_states
 
 
@@ -55,10 +56,7 @@ class SteeringVector(FileHubMixin):
         '`with found.apply(model, method="stmp", alpha=1.0): model.generate(...)`.'
     )
     _tag_names: ClassVar[list[str]] = ["alignext", "steering"]
-    _paper: ClassVar[dict[str, str]] = {
-        "title": "Activation Steering for Aligned Open-ended Generation without Sacrificing Coherence",
-        "id": "2604.08169",
-    }
+    _paper: ClassVar[dict[str, str]] = row_of("Steering").paper
 
     direction: torch.Tensor
     layer: int

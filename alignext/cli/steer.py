@@ -1,0 +1,136 @@
+# Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""`alignext steer`: fit directions to pairs of answers, and write with a model steered along one."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from alignext.cli.arguments import at_least_one, device_of, file_of, number
+from alignext.files import check_output
+from alignext.methods import method
+
+
+def register(subparsers: argparse._SubParsersAction) -> None:
+    """Add `alignext steer`."""
+    parser = subparsers.add_parser(
+        "steer",
+        help=method("Steering").task,
+        description="Change how a frozen language model writes: `fit` reads pairs of answers with and "
+        "without a trait, `apply` writes with the model steered along what was found.",
+        epilog="Example: alignext steer fit --model Qwen/Qwen2.5-0.5B-Instruct --pairs pairs.jsonl --out vectors",
+    )
+    actions = parser.add_subparsers(title="actions", dest="action", metavar="ACTION", required=True)
+    fit = actions.add_parser("fit", help="one direction per layer, from a JSON-lines file of pairs")
+    fit.add_argument("--model", required=True, help="folder or Hub id of a causal language model")
+    fit.add_argument(
+        "--pairs",
+        required=True,
+        type=Path,
+        help="JSON lines with `positive` and `negative`: conversations that end with an answer, or texts that follow "
+        "`prompt`",
+    )
+    fit.add_argument(
+        "--layers", default="25%-60%", type=_layers, help="3, 2,5 or a range of depth (default: 25%%-60%%)"
+    )
+    fit.add_argument(
+        "--direction", choices=("logistic", "mean_difference"), default="logistic", help="how it is fitted"
+    )
+    fit.add_argument("--batch-size", type=at_least_one, default=8, help="answers per pass (default: %(default)s)")
+    fit.add_argument("--out", required=True, type=Path, help="new folder for layer-N.safetensors")
+    fit.add_argument("--device", help="(default: cuda if there is one, else cpu)")
+    write = actions.add_parser("apply", help="write with and without steering, side by side")
+    write.add_argument("--model", required=True, help="folder or Hub id of the model that the vector was fitted to")
+    write.add_argument("--vector", required=True, type=Path, help="file of `alignext steer fit`")
+    write.add_argument("--prompt", action="append", required=True, help="a prompt; may be given several times")
+    write.add_argument("--chat", action="store_true", help="apply the chat template, each prompt a user's turn")
+    write.add_argument(
+        "--method", choices=("swfc", "sttp", "stmp", "clamp"), default="stmp", help="(default: %(default)s)"
+    )
+    write.add_argument("--alpha", type=number, default=1.0, help="strength (default: %(default)s)")
+    write.add_argument("--max-new-tokens", type=at_least_one, default=64, help="(default: %(default)s)")
+    write.add_argument("--device", help="(default: cuda if there is one, else cpu)")
+    fit.set_defaults(func=run_fit)
+    write.set_defaults(func=run_apply)
+
+
+def _layers(text: str) -> int | str | list[int]:
+    if "%" in text:
+        return text
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be such as 3, 2,5 or 25%-60%, got {text}") from error
+    return found[0] if len(found) == 1 else found
+
+
+def _load(args: argparse.Namespace) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    file_of(args.model, "config.json", "adapter_config.json", name="--model", what="language model")
+    model = AutoModelForCausalLM.from_pretrained(args.model).to(device_of(args.device)).eval()
+    return model, AutoTokenizer.from_pretrained(args.model, padding_side="left")
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    for count, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line) if line.strip() else None
+        except ValueError as error:
+            raise ValueError(f"--pairs {path}, line {count}, is no JSON: {error}") from error
+        if row is not None and not isinstance(row, dict):
+            raise ValueError(f"--pairs {path}, line {count}, must be an object with `positive` and `negative`.")
+        rows += [row] if row is not None else []
+    return rows
+
+
+def run_fit(args: argparse.Namespace) -> None:
+    """Fit, write a file per layer, and print how well each separates the answers."""
+    if not args.pairs.is_file():
+        raise FileNotFoundError(f"--pairs {args.pairs} is no file. Pass one with a JSON object per line.")
+    if args.out.exists():
+        raise ValueError(f"--out {args.out} is there already. Name a new folder.")
+    check_output(args.out.parent, name="--out")
+    rows = _rows(args.pairs)
+    from alignext.steering import fit_steering
+
+    model, tokenizer = _load(args)
+    found = fit_steering(
+        model, tokenizer, rows, layers=args.layers, direction=args.direction, batch_size=args.batch_size
+    )
+    args.out.mkdir()
+    print("layer  mean projection: positive  negative  boundary")
+    for vector in found if isinstance(found, list) else [found]:
+        file = args.out / f"layer-{vector.layer}.safetensors"
+        vector.save(file)
+        print(
+            f"{vector.layer:>5}{vector.mu_positive:>27.3f}{vector.mu_negative:>10.3f}{vector.boundary:>10.3f}  {file}"
+        )
+    print(f'Load one: from alignext import SteeringVector; SteeringVector.load("{file}")')
+
+
+def run_apply(args: argparse.Namespace) -> None:
+    """Write each prompt's continuation as the model is, and steered."""
+    if not args.vector.is_file():
+        raise FileNotFoundError(f"--vector {args.vector} is no file. `alignext steer fit` writes such files.")
+    from alignext.steering import SteeringVector
+
+    vector = SteeringVector.load(args.vector)
+    vector.check(args.method, args.alpha)
+    model, tokenizer = _load(args)
+    for prompt in args.prompt:
+        text = prompt
+        if args.chat:
+            turn = [{"role": "user", "content": prompt}]
+            text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        batch = tokenizer(text, return_tensors="pt", add_special_tokens=not args.chat).to(model.device)
+        settings = {"max_new_tokens": args.max_new_tokens, "do_sample": False}
+        batch = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        written = [model.generate(**batch, **settings)]
+        with vector.apply(model, args.method, args.alpha):
+            written.append(model.generate(**batch, **settings))
+        start = batch["input_ids"].shape[1]
+        print(prompt)
+        for name, ids in zip(("plain", args.method), written, strict=True):
+            print(f"  {name:>5}: {tokenizer.decode(ids[0, start:], skip_special_tokens=True).strip()}")
