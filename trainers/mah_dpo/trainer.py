@@ -392,7 +392,7 @@ class MAHDPOTrainer(DPOTrainer):
             mode = "train" if self.model.training else "eval"
             means = self._sums.means(mode)
             loss = self._loss_of_all(means)
-            if mode == "eval":  # the mean of batches would depend on how rows meet in them
+            if mode == "eval" and means:  # the mean of batches would depend on how rows meet in them
                 logs[min((name for name in logs if name.endswith("_loss")), key=len)] = loss
             self._metrics[mode].update({name: [mean] for name, mean in means.items()})
         super().log(logs, start_time)
