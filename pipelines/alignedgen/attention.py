@@ -164,7 +164,7 @@ class AlignedAttention(StepClock, SharedLayers):
                 self._forget_anchor()
 
     def _check_loop(self, step: int) -> None:
-        """What a new loop forgets, and what it refuses before its first step: styles and schedules that do not fit."""
+        """Forget the last recording, and refuse styles and schedules that do not fit before the first step of a loop."""
         self.recorder.restart()
         if self.scheduler is None:
             return
@@ -218,12 +218,12 @@ class AlignedAttention(StepClock, SharedLayers):
 
     @staticmethod
     def _positions(call: dict) -> Any:
-        """What tells where the tokens of the images of a call are."""
+        """The positions of the images' tokens, as the call has them."""
         raise NotImplementedError
 
     @staticmethod
     def _same(a: Any, b: Any) -> bool:
-        """Whether two results of `_positions` are equal."""
+        """True if two results of `_positions` are equal."""
         raise NotImplementedError
 
     def _place(self, layout: Any, device: torch.device) -> None:

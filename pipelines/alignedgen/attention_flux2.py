@@ -19,7 +19,7 @@ from alignext.pipelines.alignedgen.style import StyleReference
 
 
 class AlignedFlux2SingleAttnProcessor(Flux2ParallelSelfAttnProcessor):
-    """As [`AlignedFluxAttnProcessor`], for layers whose projections are one with those of the feed-forward part."""
+    """[`AlignedFluxAttnProcessor`] for layers whose projections are one with those of the feed-forward part."""
 
     def __init__(self, sharing: AlignedAttention, stock: Flux2ParallelSelfAttnProcessor):
         super().__init__()

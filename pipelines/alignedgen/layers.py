@@ -15,7 +15,7 @@ from alignext.pipelines.alignedgen.levers import Levers
 
 @dataclass(frozen=True)
 class Anchor:
-    """What the targets read of the anchor in one layer."""
+    """The anchor in one layer, as the targets read it."""
 
     query_statistics: tuple[torch.Tensor, torch.Tensor]
     key_statistics: tuple[torch.Tensor, torch.Tensor]
@@ -24,7 +24,7 @@ class Anchor:
 
 
 class SharedLayers:
-    """What the layers of one transformer have in common while they share."""
+    """The common state of a transformer's layers while they share."""
 
     def __init__(self, levers: Levers):
         self.levers = levers

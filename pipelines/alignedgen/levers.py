@@ -13,7 +13,7 @@ from alignext.functional.alignedgen import sigma_squared
 @dataclass(frozen=True)
 class Levers:
     """
-    What is shared, where and how strongly.
+    The levers of shared attention: where, when and how strongly images share.
 
     Args:
         style_lambda (`float`, *optional*, defaults to 1.1):
@@ -81,11 +81,11 @@ class Levers:
 
     @property
     def off(self) -> bool:
-        """Whether no step shares."""
+        """True if no step shares."""
         return self.share_start == self.share_end
 
     def active(self, step: int, steps: int | None) -> bool:
-        """Whether this step of so many shares."""
+        """True if step `step` of `steps` shares."""
         if self.off:
             return False
         if steps is None:
@@ -112,7 +112,7 @@ class Levers:
         return torch.as_tensor(value, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
 
     def offset(self, grid: tuple[int, int], axes: int) -> tuple[float, ...]:
-        """What is added to the anchor's positions when the targets are `grid` = (h, w) tokens large."""
+        """The shift of the anchor's positions, per axis, for targets of `grid` = (h, w) tokens."""
         if not isinstance(self.shift, str):
             if len(self.shift) != axes:
                 raise ValueError(f"`shift` must have {axes} numbers, one per position axis, received {self.shift}.")

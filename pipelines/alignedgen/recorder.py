@@ -36,7 +36,7 @@ class Recorder:
             self._kept.setdefault("sigmas", []).append(torch.as_tensor(sigma, dtype=torch.float32).cpu())
 
     def style(self, grid: tuple[int, int], scaling: tuple[float, float] | None) -> StyleReference:
-        """What was kept, as [`~AlignedAttention.recorded`] returns it."""
+        """The recording as a style, see [`~AlignedAttention.recorded`]."""
         if not self._kept:
             raise ValueError("Nothing was recorded. Pass `record=True`, and call the transformer inside the block.")
         found: dict[str, Any] = {"pooled_prompt_embeds": None, "grid": grid, "scaling": scaling}

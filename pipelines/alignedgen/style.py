@@ -101,7 +101,7 @@ class StyleReference(FileHubMixin):
 
     def latents(self, sigma: torch.Tensor | float, step: int) -> torch.Tensor:
         """
-        What enters the transformer at a step: `sigma * eps + (1 - sigma) * x0`, or the recorded latents.
+        The latents that enter the transformer at a step: `sigma * eps + (1 - sigma) * x0`, or the recorded ones.
 
         Args:
             sigma (`float` or 0-dim `torch.Tensor`): Noise level of the step.

@@ -47,7 +47,7 @@ def model_fingerprint(model: torch.nn.Module) -> torch.Tensor:
 
 
 def same_model(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether two fingerprints are of one model, up to half-precision rounding."""
+    """True if two fingerprints are of one model, up to half-precision rounding."""
     if a.shape != b.shape:
         return False
     known = a.isfinite() & b.isfinite()
@@ -105,7 +105,7 @@ class RIVALInversion(FileHubMixin):
 
     @property
     def is_null(self) -> bool:
-        """Whether the reference prompt is the null prompt, so that one reference row serves both guidance branches."""
+        """True if the reference prompt is the null prompt: one reference row then serves both branches of guidance."""
         pairs = [
             (self.prompt_embeds, self.negative_prompt_embeds),
             (self.pooled_prompt_embeds, self.negative_pooled_prompt_embeds),

@@ -53,11 +53,11 @@ class Levers:
             )
 
     def mode(self, gate: float) -> str:
-        """What the attention of a generated image reads at this gate value, see [`attention_mode`]."""
+        """The kind of attention of a generated image at this gate value, see [`attention_mode`]."""
         return attention_mode(gate, self.t_align, self.t_inject)
 
     def aligns(self, t: int) -> bool:
-        """Whether the noise takes the reference's statistics at this timestep."""
+        """True while the noise takes the reference's statistics."""
         return t > self.t_early and self.adain_strength > 0
 
 
