@@ -164,7 +164,7 @@ class AlignedAttention(StepClock, SharedLayers):
                 self._forget_anchor()
 
     def _check_loop(self, step: int) -> None:
-        """Forget the last recording, and refuse styles and schedules that do not fit before the first step of a loop."""
+        """Before the first step of a loop: forget the last recording, refuse styles and schedules that do not fit."""
         self.recorder.restart()
         if self.scheduler is None:
             return
