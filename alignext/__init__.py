@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from alignext.decoding.guided import guided_generate
+    from alignext.decoding.svdecode import SVDecodeLogitsProcessor, calibrate_svdecode
     from alignext.heads.auto import AutoModelForCausalLMWithObjectiveHeads
     from alignext.pipelines.alignedgen import (
         AlignedAttention,
@@ -68,6 +69,7 @@ __version__ = "0.1.0.dev0"
 # read the imports above, which a test holds against this.
 _NAMES = {
     "alignext.decoding.guided": "guided_generate",
+    "alignext.decoding.svdecode": "SVDecodeLogitsProcessor calibrate_svdecode",
     "alignext.heads.auto": "AutoModelForCausalLMWithObjectiveHeads",
     "alignext.pipelines.alignedgen": """
         AlignedAttention AlignedGenFlux2KleinPipeline AlignedGenFlux2Pipeline AlignedGenKontextPipeline
