@@ -104,7 +104,8 @@ def watching_start(pipe: Any) -> Generator[list[torch.Tensor]]:
 @contextmanager
 def watching_steps(scheduler: Any) -> Generator[list[torch.Tensor]]:
     """Within it, the latents that the scheduler's last step gave are in the list that this gives."""
-    step, seen = scheduler.step, []
+    own, step, seen = vars(scheduler), scheduler.step, []
+    previous = own.get("step")
 
     @functools.wraps(step)  # pipelines look at its arguments
     def watched(*args: Any, **kwargs: Any) -> Any:
@@ -116,7 +117,11 @@ def watching_steps(scheduler: Any) -> Generator[list[torch.Tensor]]:
     try:
         yield seen
     finally:
-        del scheduler.step
+        if own.get("step") is watched:  # another wrapper may have gone in between
+            if previous is None:
+                del scheduler.step
+            else:
+                scheduler.step = previous
 
 
 def loop_latents(output: torch.Tensor, steps: list[torch.Tensor], call: dict[str, Any]) -> torch.Tensor:

@@ -2,7 +2,8 @@
 """From clean latents, as a pipeline's loop holds them, to images or videos in [0, 1]."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -10,7 +11,9 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from alignext.diffusion.calls import starting_from, take, watching_start
 from alignext.diffusion.latents import decode_latents, float32_if_forced
+from alignext.diffusion.recording import DENOISERS
 from alignext.diffusion.schedulers import NoStepsScheduler
+from alignext.wrapping import wrapped
 
 
 def _image(pipe: Any, latents: torch.Tensor, call: dict[str, Any]) -> torch.Tensor:
@@ -136,8 +139,9 @@ def only_decode(
 
         twin.encode_prompt = encode_once
     if not hasattr(twin, "prepare_latents"):
-        return stock(twin, **call | {"latents": latents})
-    with starting_from(twin, latents):
+        with _no_evaluation(twin):
+            return stock(twin, **call | {"latents": latents})
+    with _no_evaluation(twin), starting_from(twin, latents):
         return stock(twin, **call | {"latents": None})
 
 
@@ -149,11 +153,15 @@ def initial_latents(pipe: Any, stock: Callable[..., Any], call: dict[str, Any]) 
         pipe (`DiffusionPipeline`): The pipeline.
         stock (`Callable`): `stock(pipe, **call)`, the stock `__call__`.
         call (`dict`): All arguments of the call.
+
+    Raises:
+        NotImplementedError: For a pipeline that evaluates its model all the same.
     """
     twin, call = _without_steps(pipe), call | {"latents": None, "output_type": "latent", "return_dict": False}
     if not hasattr(twin, "prepare_latents"):
-        return stock(twin, **call)[0]
-    with watching_start(twin) as seen:
+        with _no_evaluation(twin):
+            return stock(twin, **call)[0]
+    with _no_evaluation(twin), watching_start(twin) as seen:
         stock(twin, **call)
     return seen[0]
 
@@ -164,6 +172,26 @@ def _without_steps(pipe: Any) -> Any:
     twin._progress_bar_config = {**getattr(pipe, "_progress_bar_config", {}), "disable": True}
     twin.scheduler = NoStepsScheduler(pipe.scheduler)
     return twin
+
+
+@contextmanager
+def _no_evaluation(pipe: Any) -> Generator[None]:
+    """Within it, an evaluation of the model is an error: the loop of the call steps another scheduler than ours."""
+
+    def refusing(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def refused(*args: Any, **kwargs: Any) -> Any:
+            raise NotImplementedError(
+                f"{type(pipe).__name__} cannot be searched in this call: it steps a scheduler of its own in the place "
+                "of `pipe.scheduler`. Leave out what makes it do so, or search the stock pipeline."
+            )
+
+        return refused
+
+    with ExitStack() as stack:
+        for name in DENOISERS:
+            if isinstance(module := getattr(pipe, name, None), torch.nn.Module):
+                stack.enter_context(wrapped(module, refusing))
+        yield
 
 
 def fixed_generator() -> torch.Generator:

@@ -73,7 +73,8 @@ def transition(
 
     Args:
         noise (`str`): `"ddpm"`, `"rf_ancestral"`, `"cps"`, `"renoise"` or `"flow_grpo"`.
-        x0, eps (`torch.Tensor`): Clean sample and noise predicted at the node, see [`predict`].
+        x0, eps (`torch.Tensor`): Clean sample and noise predicted at the node, see
+            [`~alignext.functional.predictions.clean_and_noise`].
         fresh (`torch.Tensor`): Standard normal noise.
         alpha, sigma (`float`): Levels of the node.
         alpha_next, sigma_next (`float`): Levels of the next node.

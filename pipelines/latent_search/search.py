@@ -13,7 +13,7 @@ from alignext.diffusion.calls import (
     take,
     watching_steps,
 )
-from alignext.diffusion.decoders import decoder, initial_latents, only_decode
+from alignext.diffusion.decoders import decoder, fixed_generator, initial_latents, only_decode
 from alignext.diffusion.recording import DENOISERS
 from alignext.logs import pipeline_logger
 from alignext.methods import method
@@ -26,6 +26,7 @@ from alignext.pipelines.latent_search.stock import (
     bind,
     count_of,
     extended,
+    is_custom,
     stock_call,
     texts_of,
 )
@@ -167,8 +168,9 @@ class LatentSearch:
 
     def _best_of_n(self, call: dict[str, Any], P: int) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
         """n samples of the stock sampler, scored once."""
-        inner = self._expand(call, P, self.config.budget)
-        latents = self._sampled(inner)
+        if is_custom(self.pipe):  # it may step what cannot be decoded without a step: found out before, not after
+            initial_latents(self.pipe, stock_call, take(call, [0]) | {"generator": fixed_generator()})
+        latents = self._sampled(self._expand(call, P, self.config.budget))
         rewards = LatentReward(self.reward_fn, self._decode(call), texts_of(call), self.config)(latents)
         rewards, order = by_prompt(rewards, P).sort(dim=1, descending=True, stable=True)
         latents = latents.unflatten(0, (P, -1))

@@ -23,6 +23,11 @@ def stock_call(pipe: Any, *args: Any, **kwargs: Any) -> Any:
     return _stock_method(pipe)(pipe, *args, **kwargs)
 
 
+def is_custom(pipe: Any) -> bool:
+    """Whether the call below ours is not one of diffusers' own."""
+    return not _stock_method(pipe).__module__.startswith("diffusers.")
+
+
 def bind(pipe: Any, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     """All arguments of a stock call by name, with its defaults."""
     bound = inspect.signature(_stock_method(pipe)).bind(pipe, *args, **kwargs)

@@ -40,16 +40,17 @@ def flow(sigma):
     return 1 - sigma, sigma
 
 
-def predict(prediction, m, z, alpha, sigma):
-    return clean_and_noise(m, z, alpha, sigma, "flow_prediction" if prediction == "flow" else prediction)
-
-
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample", "flow"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample", "flow_prediction"])
 def test_prediction_and_noise_make_up_the_sample(prediction):
-    levels = flow(0.3) if prediction == "flow" else vp(0.7)
-    x0, eps = predict(prediction, M, X, *levels)
+    levels = flow(0.3) if prediction == "flow_prediction" else vp(0.7)
+    x0, eps = clean_and_noise(M, X, *levels, prediction)
     torch.testing.assert_close(levels[0] * x0 + levels[1] * eps, X)
-    output = {"epsilon": eps, "v_prediction": levels[0] * eps - levels[1] * x0, "sample": x0, "flow": eps - x0}
+    output = {
+        "epsilon": eps,
+        "v_prediction": levels[0] * eps - levels[1] * x0,
+        "sample": x0,
+        "flow_prediction": eps - x0,
+    }
     torch.testing.assert_close(output[prediction], M)
 
 
@@ -61,14 +62,14 @@ def test_is_the_ddim_step(prediction, eta):
     t, following = scheduler.timesteps[3:5].tolist()
     abar, after = (float(scheduler.alphas_cumprod[i]) for i in (t, following))
     expected = scheduler.step(M, t, X, eta=eta, variance_noise=N)[0]
-    x0, eps = predict(prediction, M, X, *vp(abar))
+    x0, eps = clean_and_noise(M, X, *vp(abar), prediction)
     torch.testing.assert_close(transition("ddpm", x0, eps, N, *vp(abar), *vp(after), eta=eta), expected, **CLOSE)
     variance = eta**2 * float(scheduler._get_variance(t, following))
     assert noise_scale("ddpm", *vp(abar), *vp(after), eta) ** 2 == pytest.approx(variance, rel=1e-5)
 
 
 def test_eta_zero_is_the_euler_step_of_a_flow():
-    x0, eps = predict("flow", M, X, *flow(0.8))
+    x0, eps = clean_and_noise(M, X, *flow(0.8), "flow_prediction")
     torch.testing.assert_close(transition("ddpm", x0, eps, N, *flow(0.8), *flow(0.5), eta=0.0), X + (0.5 - 0.8) * M)
 
 
@@ -87,7 +88,7 @@ def test_eta_one_is_the_first_order_sde_dpm_solver():
     for i in range(3):
         expected = scheduler.step(M.float(), scheduler.timesteps[i], X.float(), variance_noise=N.float())[0]
         sigma, after = scheduler.sigmas[i : i + 2].tolist()
-        x0, eps = predict("flow", M, X, *flow(sigma))
+        x0, eps = clean_and_noise(M, X, *flow(sigma), "flow_prediction")
         ours = transition("ddpm", x0, eps, N, *flow(sigma), *flow(after))
         torch.testing.assert_close(ours.float(), expected, atol=1e-5, rtol=1e-5)
 
@@ -99,7 +100,7 @@ def test_renoise_is_stochastic_sampling(monkeypatch):
     monkeypatch.setattr(f"{module}.randn_tensor", lambda *_, dtype=None, **__: N.to(dtype))
     expected = scheduler.step(M, scheduler.timesteps[0], X)[0]
     sigma, after = scheduler.sigmas[:2].tolist()
-    x0, eps = predict("flow", M, X, *flow(sigma))
+    x0, eps = clean_and_noise(M, X, *flow(sigma), "flow_prediction")
     ours = transition("renoise", x0, eps, N, *flow(sigma), *flow(after))
     torch.testing.assert_close(ours.float(), expected.float(), **CLOSE)
 
@@ -113,14 +114,14 @@ def test_rf_ancestral_is_the_scheduler_of_ltx(eta, monkeypatch):
         "diffusers.schedulers.scheduling_ltx_euler_ancestral_rf.randn_tensor", lambda *_, dtype=None, **__: N.to(dtype)
     )
     expected = scheduler.step(M.float(), scheduler.timesteps[0], X.float())[0]
-    x0, eps = predict("flow", M, X, *flow(0.9))
+    x0, eps = clean_and_noise(M, X, *flow(0.9), "flow_prediction")
     ours = transition("rf_ancestral", x0, eps, N, *flow(0.9), *flow(0.6), eta=eta)
     torch.testing.assert_close(ours.float(), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_flow_grpo_by_hand():
     """At sigma 0.5, a = 1: q = 1, dt = -0.25, so z' = 0.75 z - 0.375 v + 0.5 noise."""
-    x0, eps = predict("flow", M, X, *flow(0.5))
+    x0, eps = clean_and_noise(M, X, *flow(0.5), "flow_prediction")
     ours = transition("flow_grpo", x0, eps, N, *flow(0.5), *flow(0.25), eta=1.0)
     torch.testing.assert_close(ours, X * 0.75 - 0.375 * M + 0.5 * N)
     # sigma 1 is replaced in the denominator only: q^2 = a^2 1 / 0.25 = 4.
@@ -179,14 +180,12 @@ def test_zero_snr_is_finite_where_stock_is_not():
         stock = scheduler.step(M.float(), t, X.float(), eta=1.0, variance_noise=N.float())[0]
         stock_nan += int(stock.isnan().any())
         abar, after = (float(scheduler.alphas_cumprod[i]) for i in (t, following))
-        x0, eps = predict("v_prediction", M, X, *vp(abar))
+        x0, eps = clean_and_noise(M, X, *vp(abar), "v_prediction")
         assert transition("ddpm", x0, eps, N, *vp(abar), *vp(after)).isfinite().all()
     assert stock_nan
 
 
 def test_names_are_checked():
-    with pytest.raises(ValueError, match="received 'nonsense'"):
-        predict("nonsense", M, X, 1.0, 0.0)
     with pytest.raises(ValueError, match="received 'nonsense'"):
         transition("nonsense", X, X, X, 0.5, 0.5, 0.6, 0.4)
 
