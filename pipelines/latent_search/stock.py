@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+from alignext.signatures import check_names
+
 
 def _stock_method(pipe: Any) -> Callable[..., Any]:
     """The `__call__` below ours, if the pipeline is one of ours."""
@@ -29,8 +31,15 @@ def is_custom(pipe: Any) -> bool:
 
 
 def bind(pipe: Any, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """All arguments of a stock call by name, with its defaults."""
-    bound = inspect.signature(_stock_method(pipe)).bind(pipe, *args, **kwargs)
+    """
+    All arguments of a stock call by name, with its defaults.
+
+    Raises:
+        TypeError: For a misspelt argument, with the nearest right one, also where the stock class swallows it.
+    """
+    signature = inspect.signature(_stock_method(pipe))
+    check_names(kwargs, [*signature.parameters, "noise_sampler", "uniform_sampler"], f"{type(pipe).__name__}.__call__")
+    bound = signature.bind(pipe, *args, **kwargs)
     bound.apply_defaults()
     call = dict(bound.arguments)
     call.pop("self")

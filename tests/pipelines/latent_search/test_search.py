@@ -13,7 +13,7 @@ from PIL import Image
 
 from alignext.diffusion import decoders as decode
 from alignext.logs import warn_once
-from alignext.pipelines.latent_search import LatentSearch
+from alignext.pipelines.latent_search import LatentSearch, StableDiffusionSearchPipeline
 from alignext.pipelines.rival import RIVALPipeline
 from alignext.search import RandomNoiseSearch, SearchConfig, ZeroOrderNoiseSearch
 
@@ -524,6 +524,19 @@ def test_bad_calls_are_named(arguments, text):
     pipe, call = build("sd")
     with pytest.raises(ValueError, match=text):
         run(pipe, call, **arguments)
+
+
+@pytest.mark.parametrize(
+    "wrong, right",
+    [("steps", "num_inference_steps"), ("guidance_scal", "guidance_scale"), ("noise_smapler", "noise_sampler")],
+)
+def test_misspelt_arguments_are_named_with_the_right_one(wrong, right):
+    pipe, _ = build("sd")  # its call swallows what it does not know
+    with pytest.raises(TypeError, match=f"has no argument `{wrong}`. Use `{right}`"):
+        LatentSearch(pipe, contrast)("a fox", **{wrong: 3})
+    ours = StableDiffusionSearchPipeline(**pipe.components, requires_safety_checker=False)
+    with pytest.raises(TypeError, match=r"has no argument `reward_func`. Use `reward_fn`"):
+        ours("a fox", reward_func=contrast)
 
 
 @pytest.mark.parametrize(
