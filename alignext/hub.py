@@ -186,7 +186,8 @@ def pipeline_card(pipe: HubMixin, repo_id: str) -> ModelCard:
     """The card of a pipeline with [`HubMixin`] that is, or will be, at `repo_id` (a Hub id or a folder)."""
     module, name = _import_of(pipe)
     text = f"""
-`{stock_class(pipe).__name__}` weights, saved from `{type(pipe).__name__}` of alignext, which adds {pipe._name} to it.
+`{stock_class(pipe).__name__}` weights, saved from `{type(pipe).__name__}` of alignext {alignext.__version__}, which
+adds {pipe._name} to it.
 
 ```python
 from {module} import {name}
@@ -322,6 +323,8 @@ from alignext import {name}
 
 found = {name}.from_hub("{repo_id}"{words})
 ```
+
+Saved by alignext {alignext.__version__}.
 """
         tags = [*pipeline._tag_names, self._kind.lower().replace(" ", "-")]
         return model_card(self._kind, text, tags=tags, paper=pipeline._paper, library_name="alignext")

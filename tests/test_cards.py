@@ -15,6 +15,7 @@ import torch
 from huggingface_hub import HfApi, ModelCard, constants
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+import alignext
 from alignext import AutoModelForCausalLMWithObjectiveHeads, RIVALInversion, StyleReference, mini
 from alignext.hub import model_card, pipeline_card
 
@@ -51,6 +52,7 @@ def test_hub_takes_the_metadata(artifact: str) -> None:
     card = ModelCard(str(CARDS[artifact]()))  # as it is read back
     assert metadata_errors(card.data.to_dict()) == []
     assert "alignext" in (card.data.tags or []) or artifact == "mini-pictures"
+    assert artifact.startswith("mini-") or f"alignext {alignext.__version__}" in card.text
     if not artifact.startswith(("mini-", "style", "inversion")):
         data = card.data
         assert (data.library_name, data.pipeline_tag, data.base_model) == (
