@@ -305,6 +305,7 @@ PRESENT = [
     f"{FLUX}.FluxIPAdapterAttnProcessor",
     "diffusers.FlowMatchEulerDiscreteScheduler.step_index",
     "diffusers.FlowMatchEulerDiscreteScheduler.begin_index",
+    "argparse._AppendAction",
     "argparse._SubParsersAction",
     "diffusers.models.cache_utils.CacheMixin._cache_config",
     "diffusers.SchedulerMixin._compatibles",
@@ -335,7 +336,8 @@ PRESENT = [
 # Maker of an object -> the attributes that the object then has. `tests/trainers/test_upstream_seams.py` makes the
 # trainers, `test_attributes_are_set` the others.
 ATTRIBUTES = {
-    "argparse.ArgumentParser": "_action_groups _optionals",
+    "accelerate.hooks.add_hook_to_module": "_hf_hook",
+    "argparse.ArgumentParser": "_action_groups _actions _option_string_actions _optionals",
     "argparse.ArgumentParser._optionals": "_group_actions",
     "datasets.Dataset": "_fingerprint _indices",
     "diffusers.DiffusionPipeline.set_progress_bar_config": "_progress_bar_config",

@@ -23,6 +23,7 @@ from types import CodeType
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from datasets import Dataset
 from diffusers import DiffusionPipeline
 from tqdm import tqdm
@@ -204,6 +205,7 @@ def shown_pipeline() -> DiffusionPipeline:
 
 
 MAKERS = {
+    "accelerate.hooks.add_hook_to_module": lambda: add_hook_to_module(torch.nn.Linear(1, 1), ModelHook()),
     "argparse.ArgumentParser": argparse.ArgumentParser,
     "argparse.ArgumentParser._optionals": lambda: argparse.ArgumentParser()._optionals,
     "datasets.Dataset": lambda: Dataset.from_dict({"a": [1]}),

@@ -47,6 +47,7 @@ def test_the_anchor_is_the_stock_image(draw):
     assert ours[1].tobytes() != stock[1].tobytes()
 
 
+@pytest.mark.slow
 def test_a_set_is_more_alike_in_style_texture_and_colour_and_subjects_stay(judge, draw):
     """With the setting that `benchmarks/alignedgen_effect.py` picks, which measures it with intervals."""
     methods = {"stock": {"share_end": 0.0}, "ours": {"share_blocks": "all"}}

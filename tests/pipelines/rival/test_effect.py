@@ -53,6 +53,7 @@ def mean_palette(exemplars, images):
     return sum(overlaps) / len(overlaps)
 
 
+@pytest.mark.slow
 def test_the_inversion_holds_the_picture(pipe, exemplars):
     """Walking the chain back down without guidance returns the picture, as the VAE sees it."""
     for p in exemplars:
