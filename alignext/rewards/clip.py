@@ -21,7 +21,7 @@ class CLIPReward:
     (shorter side, bicubic), cropped to the centre and normalised as tensors.
 
     Args:
-        model (`str` or `CLIPModel`, *optional*, defaults to `"openai/clip-vit-base-patch32"`):
+        model (`str`, `Path` or `CLIPModel`, *optional*, defaults to `"openai/clip-vit-base-patch32"`):
             Hub id or folder, or a loaded model.
         tokenizer (`str` or tokenizer, *optional*): The model's own by default.
         device, dtype (*optional*): Where and how to load the model.
@@ -31,15 +31,16 @@ class CLIPReward:
 
     def __init__(
         self,
-        model: str | CLIPModel = "openai/clip-vit-base-patch32",
+        model: str | os.PathLike | CLIPModel = "openai/clip-vit-base-patch32",
         tokenizer: Any = None,
         *,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        source = model if isinstance(model, str) else model.name_or_path
-        if isinstance(model, str):
-            model = CLIPModel.from_pretrained(model, dtype=dtype)
+        named = isinstance(model, str | os.PathLike)
+        source = str(model) if named else model.name_or_path
+        if named:
+            model = CLIPModel.from_pretrained(source, dtype=dtype)
         self.model = model.to(device).eval().requires_grad_(False)
         tokenizer = source if tokenizer is None else tokenizer
         self.tokenizer = AutoTokenizer.from_pretrained(tokenizer) if isinstance(tokenizer, str) else tokenizer
@@ -88,7 +89,7 @@ class PickScoreReward(CLIPReward):
 
     def __init__(
         self,
-        model: str | CLIPModel = "yuvalkirstain/PickScore_v1",
+        model: str | os.PathLike | CLIPModel = "yuvalkirstain/PickScore_v1",
         tokenizer: Any = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
         **kwargs: Any,
     ) -> None:

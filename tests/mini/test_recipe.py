@@ -3,12 +3,14 @@
 
 import copy
 import json
+import math
+import shutil
 
 import pytest
 import torch
 
 from alignext.mini import path, pictures
-from alignext.mini.recipe import measure, render, train
+from alignext.mini.recipe import features, measure, render, train
 
 
 class Interrupt(Exception):
@@ -160,3 +162,143 @@ def test_pairs_are_of_one_style_and_the_caption_is_that_of_the_left_one():
     named = ids < 10
     assert torch.equal(ids[named] % 5, left[named]) and (ids[~named] == 10).all()
     assert 0.7 < named.float().mean() < 0.9 and 0.4 < (ids[named] >= 5).float().mean() < 0.6
+
+
+def test_a_nudge_moves_whole_pixels_and_softens_nothing():
+    images = measure.tensor([p.image for p in pictures("unseen_concept")[:12]])
+    moved = train.nudge(images, torch.Generator().manual_seed(0), most=2)
+    wide = torch.nn.functional.pad(images, (2,) * 4, value=1.0)
+    places = []
+    for image, result in zip(wide, moved, strict=True):
+        places += [
+            [(i, j, flip)
+             for i in range(5) for j in range(5) for flip in (False, True)
+             if torch.equal(image[:, i : i + 64, j : j + 64], result.flip(2) if flip else result)]
+        ]  # fmt: skip
+    assert all(places)
+    assert len({found[0] for found in places}) > 6
+
+
+def test_a_run_may_end_before_its_horizon(tmp_path, monkeypatch):
+    rates = []
+    config = {"seed": 0, "steps": 10, "horizon": 40, "decay": 4, "lr": 1.0, "warmup": 1, "ema": 0.9}
+    model = torch.nn.Linear(1, 1)
+
+    class Recorder(torch.optim.SGD):
+        def step(self, *args, **kwargs):
+            rates.append(self.param_groups[0]["lr"])
+
+    monkeypatch.setattr(
+        train, "make_optimizers", lambda model, config: {"optimizer": Recorder(model.parameters(), lr=config["lr"])}
+    )
+    train.fit(model, lambda step, rng: model(torch.ones(1, 1)).sum(), config, tmp_path, lambda average: None)
+    whole = [0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * step / 40)) for step in range(10)]
+    assert rates[:7] == pytest.approx(whole[:7])
+    assert rates[7:] == pytest.approx([whole[7] * 3 / 4, whole[8] / 2, whole[9] / 4])
+
+
+def network() -> dict[str, torch.Tensor]:
+    """Random parameters with the names and shapes of EfficientNet-Lite0's first blocks."""
+    rng, state = torch.Generator().manual_seed(0), {}
+
+    def convolution(name: str, norm: str, *shape: int) -> None:
+        state[f"{name}.weight"] = torch.randn(shape, generator=rng) / math.prod(shape[1:]) ** 0.5
+        for part in ("weight", "running_var"):
+            state[f"{norm}.{part}"] = 0.5 + torch.rand(shape[0], generator=rng)
+        for part in ("bias", "running_mean"):
+            state[f"{norm}.{part}"] = torch.randn(shape[0], generator=rng)
+
+    convolution("_conv_stem", "_bn0", 32, 3, 3, 3)
+    for i, (inside, wide, outside, kernel) in enumerate(
+        [(32, 32, 16, 3), (16, 96, 24, 3), (24, 144, 24, 3), (24, 144, 40, 5), (40, 240, 40, 5)]
+    ):
+        if i:
+            convolution(f"_blocks.{i}._expand_conv", f"_blocks.{i}._bn0", wide, inside, 1, 1)
+        convolution(f"_blocks.{i}._depthwise_conv", f"_blocks.{i}._bn1", wide, 1, kernel, kernel)
+        convolution(f"_blocks.{i}._project_conv", f"_blocks.{i}._bn2", outside, wide, 1, 1)
+    return state
+
+
+def test_folded_convolutions_are_the_convolution_and_its_batch_norm():
+    state, x = network(), torch.randn(2, 144, 9, 8)
+    name = "_blocks.3._depthwise_conv"
+    norm = torch.nn.BatchNorm2d(144, eps=features.EPS).eval()
+    with torch.no_grad():
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            getattr(norm, part).copy_(state[f"_blocks.3._bn1.{part}"])
+        # a stride of 2 over 9 rows: 1 of the 4 rows of padding less than at a stride of 1, and it is the first one
+        padded = torch.nn.functional.pad(x, (1, 2, 1, 2))
+        wanted = norm(torch.nn.functional.conv2d(padded, state[f"{name}.weight"], stride=2, groups=144))
+        found = features.convolve(x, *features.fold(state, name, "_blocks.3._bn1"), stride=2)
+    torch.testing.assert_close(found, wanted)
+
+
+def test_features_are_nearer_the_more_alike_pictures_are_and_pull_one_side_only():
+    see = features.Features(network())
+    x = measure.tensor([p.image for p in pictures("unseen_concept")[:4]]) * 2 - 1
+    sizes = [(m.shape[1], m.shape[2]) for m in see(x)]
+    assert sizes == [(32, 64), (16, 64), (24, 32), (40, 16)]
+    soft = [torch.lerp(x, torch.nn.functional.avg_pool2d(x, 3, 1, 1), share).requires_grad_() for share in (0.1, 0.8)]
+    near, far = (see.distance(one, x) for one in soft)
+    assert see.distance(x, x) == 0 < near < far
+    aim = x.clone().requires_grad_()
+    see.distance(soft[1], aim).backward()
+    assert soft[1].grad.abs().sum() > 0 and aim.grad is None
+
+
+def test_the_decoder_goes_on_and_the_latents_stay(tmp_path, monkeypatch):
+    from diffusers import AutoencoderKL
+
+    monkeypatch.setattr(render, "CACHE", tmp_path)
+    monkeypatch.setattr(features, "weights", network)
+    monkeypatch.setattr(train, "pictures", some_pictures)
+    start = tmp_path / "train" / "vae" / "decoder" / "vae"
+    shutil.copytree(path("sd") / "vae", start)
+    config = recipe_config("decoder") | {"steps": 3, "batch": 3, "critic_from": 1, "critic_alone": 1, "export_at": []}
+    torch.manual_seed(0)
+    train.train_decoder(config, tmp_path / "decoder")
+    before, after = (AutoencoderKL.from_pretrained(f).state_dict() for f in (start, tmp_path / "decoder" / "vae"))
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert {name.split(".")[0] for name in changed} == {"decoder", "post_quant_conv"}
+    assert all(name in changed for name in after if name.startswith("decoder") and after[name].ndim == 4)
+    assert "_name_or_path" not in json.loads((tmp_path / "decoder" / "vae" / "config.json").read_text())
+
+
+def test_the_dual_encoder_never_sees_one_style_of_each_concept():
+    unseen, splits = train.unseen_by_clip(), render.grid()
+    assert sorted(name for name, _ in unseen) == sorted(render.TRAINED)
+    assert {cell for cell, split in splits.items() if split == "unseen_drawing"} <= unseen
+    shares = [sum(style == each for _, style in unseen) for each in render.STYLES]
+    assert min(shares) > 20
+
+
+def test_disturbed_pictures_stay_pictures_and_some_stay_what_they_are():
+    images = measure.tensor([p.image for p in pictures("unseen_concept")[:64]])
+    disturbed = train.disturb(images, torch.Generator().manual_seed(0))
+    assert disturbed.shape == images.shape and disturbed.min() >= 0 and disturbed.max() <= 1
+    far = (disturbed - images).abs().mean(dim=(1, 2, 3))
+    assert far.min() < 0.01 and 0.03 < far.mean() < 0.08
+
+
+def test_edges_and_what_is_fine_of_drawings_through_softness():
+    """Softness keeps the height of a step, and so its summed gradient; the second difference goes."""
+    step = torch.zeros(1, 3, 16, 16)
+    step[..., 8:] = 1
+    soft = torch.nn.functional.avg_pool2d(torch.nn.functional.pad(step, (2, 2, 0, 0), mode="replicate"), (1, 5), 1)
+    assert measure.edges(step).item() == pytest.approx(1 / 15)
+    assert measure.edges(soft).item() == pytest.approx(measure.edges(step).item(), rel=1e-4)
+    assert measure.fine(step).item() == pytest.approx(2 / 14)
+    assert measure.fine(soft).item() == pytest.approx(measure.fine(step).item() / 5, rel=1e-4)
+
+
+def some_pictures(*splits):
+    """Stands for `train.pictures`, which draws from sets that have to be fetched."""
+    chosen = [p for p in pictures() if (p.split == "train") == (splits == ("train",))][:20]
+    rows = [{"name": p.concept, "concept": p.concept, "style": p.style, "caption": p.caption} for p in chosen]
+    return (measure.tensor([p.image for p in chosen]) * 255).byte(), rows
+
+
+def recipe_config(name: str) -> dict:
+    import yaml
+
+    return yaml.safe_load((path("sd").parent / "recipe" / "configs" / f"{name}.yaml").read_text())

@@ -1,5 +1,8 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""Measure the embedded models and draw their sample sheets: `python -m alignext.mini.recipe.measure docs/assets`."""
+"""Measure the embedded models and draw their sample sheets: `python -m alignext.mini.recipe.measure docs/assets`.
+
+With the folder of another autoencoder as a second argument, its decoder is compared.
+"""
 
 import random
 import sys
@@ -54,6 +57,22 @@ def psnr(images: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     return -10 * (images - others).pow(2).mean(dim=(1, 2, 3)).log10()
 
 
+def edges(images: torch.Tensor) -> torch.Tensor:
+    """Mean gradient magnitude of pictures (n, 3, h, w): of the differences to the next pixel right and below, (n,)."""
+    right, down = images.diff(dim=3)[:, :, :-1], images.diff(dim=2)[..., :-1]
+    return (right.square() + down.square()).sqrt().mean(dim=(1, 2, 3))
+
+
+def fine(images: torch.Tensor) -> torch.Tensor:
+    """Mean magnitude of the second differences (the Laplacian) of pictures (n, 3, h, w): (n,).
+
+    A soft edge has the gradient of a sharp one, spread over more pixels; this tells them apart.
+    """
+    inner = images[..., 1:-1, 1:-1]
+    around = images[..., 2:, 1:-1] + images[..., :-2, 1:-1] + images[..., 1:-1, 2:] + images[..., 1:-1, :-2]
+    return (around - 4 * inner).abs().mean(dim=(1, 2, 3))
+
+
 @torch.no_grad()
 def accuracy(judge: Judge, images: torch.Tensor, answers: list[str]) -> tuple[float, float]:
     """Top-1 and top-5 accuracy."""
@@ -70,9 +89,18 @@ def generate(pipe: DiffusionPipeline, captions: list[str], seed: int = 0, **sett
         flux = isinstance(pipe, FluxPipeline)
         usual = FLUX_CALL | {"negative_prompt": [""] * len(some)} if flux else {"guidance_scale": 5}
         rngs = [torch.Generator().manual_seed(seed + i + j) for j in range(len(some))]
-        out = pipe(some, generator=rngs, output_type="pt", **{"num_inference_steps": 25} | usual | settings)
+        call = {"num_inference_steps": 25, "output_type": "pt"} | usual | settings
+        out = pipe(some, generator=rngs, **call)
         images.append(out.images)
     return torch.cat(images)
+
+
+def generate_latents(pipe: DiffusionPipeline, captions: list[str]) -> torch.Tensor:
+    """As [`generate`], before the decoder: scaled latents (n, 16, 8, 8)."""
+    latents = generate(pipe, captions, output_type="latent")
+    if isinstance(pipe, FluxPipeline):
+        latents = pipe._unpack_latents(latents, render.SIZE, render.SIZE, pipe.vae_scale_factor)
+    return latents
 
 
 Clip = tuple[str, str, str]  # name, style, motion
@@ -135,12 +163,144 @@ def report(title: str, images: torch.Tensor, chosen: list[Picture], judges: tupl
     return f"| {title} | {len(chosen)} | {top1:.2f} | {top5:.2f} | {style} |"
 
 
-def main(folder: Path) -> None:
+def trained_cells(number: int) -> list[Picture]:
+    """Some of what the denoisers learned, with captions; the same ones each time."""
+    cells = [cell for cell, split in sorted(render.grid().items()) if split == "train"]
+    return [
+        Picture(Path(), render.word(name), style, render.caption(render.word(name), style), "train")
+        for name, style in random.Random(1).sample(cells, number)
+    ]
+
+
+def drawings_of(chosen: list[Picture]) -> torch.Tensor:
+    """The training drawings of these cells: (n, 3, 64, 64) in [0, 1]."""
+    images, rows = render.load("train")
+    places = {(row["concept"], row["style"]): i for i, row in enumerate(rows)}
+    found = images[[places[p.concept, p.style] for p in chosen]]
+    return torch.from_numpy(found).permute(0, 3, 1, 2).float() / 255
+
+
+@torch.no_grad()
+def decode(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
+    """Pictures of scaled latents: (n, 3, 64, 64) in [0, 1]."""
+    parts = [vae.decode(x / vae.config.scaling_factor).sample for x in latents.split(32)]
+    return (torch.cat(parts) / 2 + 0.5).clamp(0, 1)
+
+
+def sharpness(
+    vaes: dict[str, AutoencoderKL], drawn: dict[str, torch.Tensor], judges: tuple[Judge, Judge]
+) -> list[str]:
+    """The table of the decoder: held-out drawings, and latents that denoisers made of `trained_cells`.
+
+    Args:
+        vaes (`dict[str, AutoencoderKL]`): by name; they share an encoder.
+        drawn (`dict[str, torch.Tensor]`): scaled latents, one for each cell, by the name of who drew them.
+        judges (`tuple[Judge, Judge]`): of concepts and of styles.
+    """
+    lines = [
+        "| pictures | number | decoder | PSNR, dB | edges | fine | concept | style |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+
+    def line(title: str, name: str, images: torch.Tensor, chosen: list[Picture], originals: torch.Tensor) -> None:
+        like = "-" if name == "none" or title.startswith("by ") else f"{psnr(images, originals).mean():.1f}"
+        shares = [f"{how(images).mean() / how(originals).mean():.2f}" for how in (edges, fine)]
+        concept = accuracy(judges[0], images, [p.concept for p in chosen])[0]
+        styled = [i for i, p in enumerate(chosen) if p.style != render.UNSEEN_STYLE]
+        style = f"{accuracy(judges[1], images[styled], [chosen[i].style for i in styled])[0]:.3f}" if styled else "-"
+        lines.append(f"| {title} | {len(chosen)} | {name} | {like} | {' | '.join(shares)} | {concept:.3f} | {style} |")
+
+    for split in HELD_OUT:
+        chosen = pictures(split)
+        originals = tensor([p.image for p in chosen])
+        line(f"`{split}`", "none", originals, chosen, originals)
+        for name, vae in vaes.items():
+            line(f"`{split}`", name, reconstruct(vae, originals), chosen, originals)
+    for who, latents in drawn.items():
+        chosen = trained_cells(len(latents))
+        originals = drawings_of(chosen)
+        line(f"what {who} learned", "none", originals, chosen, originals)
+        for name, vae in vaes.items():
+            line(f"by {who}", name, decode(vae, latents), chosen, originals)
+    return lines
+
+
+CLIP_SETS = ("unseen by it", "unseen by all", "unseen style")
+
+
+@torch.no_grad()
+def measure_clip(judges: tuple[Judge, Judge], model: str | Path | None = None) -> list[str]:
+    """The table of the dual encoder, beside the judges on the same pictures."""
+    from alignext.mini.recipe.train import unseen_by_clip
+    from alignext.rewards import CLIPReward
+
+    clip = CLIPReward(model or path("clip"))
+    concepts = [render.word(name) for name in sorted(render.TRAINED)]
+    captions = [render.caption(concept, style) for concept in concepts for style in render.STYLES]
+    texts = clip.embed_texts(captions)
+    by_cell = texts.unflatten(0, (len(concepts), len(render.STYLES)))
+    plain = clip.embed_texts([render.caption(concept) for concept in concepts])
+    styles = torch.nn.functional.normalize(by_cell.mean(0), dim=1)  # of a style, whatever is drawn
+    held_out = {(render.word(name), style) for name, style in unseen_by_clip()}
+    images, rows = render.load("train", "unseen_drawing", "unseen_style")
+    sets: dict[str, list[int]] = {name: [] for name in CLIP_SETS}
+    for i, row in enumerate(rows):
+        if row["style"] == render.UNSEEN_STYLE:
+            sets["unseen style"].append(i)
+        elif (row["concept"], row["style"]) in held_out:
+            sets["unseen by it"].append(i)
+            if row["split"] == "unseen_drawing":
+                sets["unseen by all"].append(i)
+    lines = [
+        "| pictures | number | caption top-1 | top-5 | concept | style | judges: concept | style |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for title, places in sets.items():
+        chosen = [rows[i] for i in places]
+        x = torch.from_numpy(images[places]).permute(0, 3, 1, 2).float() / 255
+        found = clip.embed_images(x)
+        concept = torch.tensor([concepts.index(row["concept"]) for row in chosen])
+        cells = [f"{(found @ plain.T).argmax(1).eq(concept).float().mean():.2f}", "-"]
+        own = [f"{accuracy(judges[0], x, [row['concept'] for row in chosen])[0]:.2f}", "-"]
+        retrieved = ["-", "-"]
+        if title != "unseen style":
+            best = (found @ texts.T).topk(5).indices
+            right = best == torch.tensor([captions.index(row["caption"]) for row in chosen])[:, None]
+            retrieved = [f"{right[:, 0].float().mean():.2f}", f"{right.any(1).float().mean():.2f}"]
+            style = torch.tensor([render.STYLES.index(row["style"]) for row in chosen])
+            cells[1] = f"{(found @ styles.T).argmax(1).eq(style).float().mean():.2f}"
+            own[1] = f"{accuracy(judges[1], x, [row['style'] for row in chosen])[0]:.2f}"
+        lines.append(f"| {title} | {len(chosen)} | {' | '.join([*retrieved, *cells, *own])} |")
+    return lines
+
+
+DETAILS = ("koala", "pizza", "house", "guitar", "strawberry", "panda")  # eyes, dots, a window, strings, seeds, eyes
+
+
+def details(vaes: dict[str, AutoencoderKL], file: Path) -> None:
+    """A sheet of held-out drawings with small parts, twice as large: the original, then through each autoencoder."""
+    held_out = [p for split in HELD_OUT for p in pictures(split)]
+    of_each = [[p for p in held_out if p.concept == concept] for concept in DETAILS]
+    chosen = list(dict.fromkeys(p for found in of_each for p in (found[0], found[-1])))
+    originals = tensor([p.image for p in chosen])
+    sheet([originals, *(reconstruct(vae, originals) for vae in vaes.values())], file, zoom=2)
+
+
+def main(folder: Path, before: Path | None = None) -> None:
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
     pipe = StableDiffusionPipeline.from_pretrained(path("sd"))
     pipe.set_progress_bar_config(disable=True)
     judges = Judge("concept"), Judge("style")
+    captions = [p.caption for p in trained_cells(256)]
+    flux = FluxPipeline.from_pretrained(path("flux"))
+    flux.set_progress_bar_config(disable=True)
+    drawn = {"mini-SD": generate_latents(pipe, captions), "mini-Flux": generate_latents(flux, captions)}
+    vaes = {"shipped": pipe.vae}
+    if before is not None:
+        vaes = {"before": AutoencoderKL.from_pretrained(before)} | vaes
+    details(vaes, folder / "mini-decoder.png")
+    print("\n".join([*sharpness(vaes, drawn, judges), "", *measure_clip(judges), ""]), flush=True)
     lines = ["| pictures | number | concept top-1 | concept top-5 | style |", "|---|---|---|---|---|"]
     decoded, shown = ["| split | PSNR of reconstructions, dB |", "|---|---|"], []
     for split in HELD_OUT:
@@ -153,14 +313,8 @@ def main(folder: Path) -> None:
         pick = random.Random(0).sample(range(len(chosen)), 12)
         shown += [images[pick], again[pick]]
     sheet(shown, folder / "mini-vae.png")
-    cells = [cell for cell, split in sorted(render.grid().items()) if split == "train"]
-    cells = random.Random(1).sample(cells, 256)
-    chosen = [
-        Picture(Path(), render.word(n), style, render.caption(render.word(n), style), "train") for n, style in cells
-    ]
+    chosen = trained_cells(256)
     captions = [render.caption(concept, style) for style in render.STYLES for concept in SHEET]
-    flux = FluxPipeline.from_pretrained(path("flux"))
-    flux.set_progress_bar_config(disable=True)
     for name, model in (("SD", pipe), ("Flux", flux)):
         lines.append(report(f"drawn by mini-{name}", generate(model, [p.caption for p in chosen]), chosen, judges))
         sheet(list(generate(model, captions).split(len(SHEET))), folder / f"mini-{name.lower()}.png")
@@ -188,4 +342,4 @@ def measure_video(folder: Path, judges: tuple[Judge, Judge]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(*map(Path, sys.argv[1:3]))

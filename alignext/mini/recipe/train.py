@@ -1,5 +1,5 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""Train the embedded models: `python -m alignext.mini.recipe.train vae sd flux video judge-concept judge-style`.
+"""Train the embedded models: `python -m alignext.mini.recipe.train vae sd flux video decoder judge-concept clip`.
 
 Each name is a file in `configs/` (or a YAML file of your own). A run resumes from its last checkpoint in the cache.
 Its randomness comes from (seed, step), so an interrupted run ends where the uninterrupted one would.
@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.parametrizations import spectral_norm
 
 from alignext import mini
 from alignext.files import replacing
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 Batch = Callable[[int, torch.Generator], torch.Tensor]  # (step, generator) -> loss
 Sampler = Callable[[int, torch.Generator], tuple[torch.Tensor, torch.Tensor]]  # (size, generator) -> latents, captions
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 MINUTES = 8  # between two checkpoints
 
 
@@ -60,13 +62,25 @@ def augment(
     return 1 - F.grid_sample(1 - images, grid, align_corners=False)
 
 
+def nudge(images: torch.Tensor, rng: torch.Generator, most: int) -> torch.Tensor:
+    """Random flips and shifts by whole pixels, `most` at most: unlike [`augment`], no edge gets softer."""
+    h, w = images.shape[2:]
+    wide = F.pad(images, (most,) * 4, value=1.0)
+    places = torch.randint(2 * most + 1, (len(images), 2), generator=rng).tolist()
+    flips = (torch.rand(len(images), generator=rng) < 0.5).tolist()
+    moved = [x[:, i : i + h, j : j + w] for x, (i, j) in zip(wide, places, strict=True)]
+    return torch.stack([x.flip(2) if flip else x for x, flip in zip(moved, flips, strict=True)])
+
+
 def make_optimizers(model: torch.nn.Module, config: dict) -> dict[str, torch.optim.Optimizer]:
     """AdamW, and Muon for the matrices inside the blocks where the configuration has a rate for it (`muon`)."""
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     inner = [n for n, p in trained.items() if "muon" in config and "block" in n and p.ndim == 2 and min(p.shape) > 32]
     outer = [p for name, p in trained.items() if name not in inner]
     optimizers: dict[str, torch.optim.Optimizer] = {
-        "optimizer": torch.optim.AdamW(outer, lr=config["lr"], betas=(0.9, 0.99), weight_decay=0.01)
+        "optimizer": torch.optim.AdamW(
+            outer, lr=config["lr"], betas=config.get("betas", (0.9, 0.99)), weight_decay=0.01
+        )
     }
     if inner:
         optimizers["muon"] = torch.optim.Muon([trained[n] for n in inner], lr=config["muon"], weight_decay=0.0)
@@ -95,7 +109,8 @@ def fit(model: torch.nn.Module, loss_fn: Batch, config: dict, folder: Path, expo
         rng = torch.Generator().manual_seed(config["seed"] * 1_000_003 + step)
         torch.manual_seed(config["seed"] * 1_000_003 + step)  # for noise drawn inside the models
         warm = min(1.0, (step + 1) / config["warmup"])
-        share = warm * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * step / config["steps"])))
+        share = warm * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * step / config.get("horizon", config["steps"]))))
+        share *= min(1.0, (config["steps"] - step) / config.get("decay", 1))  # where a run ends before its horizon
         for name, optimizer in optimizers.items():
             optimizer.param_groups[0]["lr"] = rates[name] * share
         with torch.autocast("cpu", torch.bfloat16, enabled=config.get("bf16", False)):
@@ -183,6 +198,122 @@ def train_vae(config: dict, folder: Path) -> None:
     if "decoder" in config:
         second = {key: value for key, value in config.items() if key != "decoder"} | config["decoder"]
         train_vae(second | {"start": str(folder / "vae")}, folder / "decoder")
+
+
+class Critic(torch.nn.Sequential):
+    """Tells drawings from decoded ones, patch by patch: (n, 3, 64, 64) to (n, 1, 16, 16), positive for drawings.
+
+    It sees what differs from the surroundings and not the colours: a critic of whole pictures, which does not know
+    what is drawn, pulled all of them towards the same few colours. Its first convolution keeps the size, since what
+    it has to see is how sharp an edge is.
+    """
+
+    def __init__(self, width: int) -> None:
+        layers: list[torch.nn.Module] = []
+        for inside, outside, kernel, stride in (
+            (3, width, 3, 1),
+            (width, 2 * width, 4, 2),
+            (2 * width, 4 * width, 4, 2),
+            (4 * width, 4 * width, 3, 1),
+        ):
+            layers += [torch.nn.Conv2d(inside, outside, kernel, stride, 1), torch.nn.LeakyReLU(0.2)]
+        layers.append(torch.nn.Conv2d(4 * width, 1, 1))
+        super().__init__(*(spectral_norm(x) if isinstance(x, torch.nn.Conv2d) else x for x in layers))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images - F.avg_pool2d(F.pad(images, (2,) * 4, mode="replicate"), 5, stride=1))
+
+
+def relief(images: torch.Tensor) -> torch.Tensor:
+    """How strongly pictures (n, c, h, w) differ from their surroundings, pixel by pixel, averaged over 4x4 places."""
+    inner = images[..., 1:-1, 1:-1]
+    around = images[..., 2:, 1:-1] + images[..., :-2, 1:-1] + images[..., 1:-1, 2:] + images[..., 1:-1, :-2]
+    return F.avg_pool2d((around / 4 - inner).abs(), 4, stride=2)
+
+
+def train_decoder(config: dict, folder: Path) -> None:
+    """Go on with the decoder, stage by stage: the latents, and so the denoisers, stay what they are."""
+    last = render.CACHE / "train" / "vae" / "decoder"
+    for number, stage in enumerate([{}, *config.pop("then", [])], 1):
+        config.update(stage)
+        torch.manual_seed(config["seed"])
+        train_sharpness(config, last / "vae", folder / f"stage-{number}")
+        last = folder / f"stage-{number}"
+    shutil.copytree(last / "vae", folder / "vae", dirs_exist_ok=True)
+
+
+def train_sharpness(config: dict, start: Path, folder: Path) -> None:
+    """One stage of the decoder."""
+    from diffusers import AutoencoderKL, StableDiffusionPipeline
+
+    from alignext.mini.recipe.features import Features
+
+    vae = AutoencoderKL.from_pretrained(start)
+    vae.requires_grad_(False)
+    vae.decoder.requires_grad_(True)
+    vae.post_quant_conv.requires_grad_(True)
+    model = torch.nn.ModuleDict({"vae": vae, "critic": Critic(config["critic"])})
+    features = Features()
+    drawn, rows = pictures("train")
+    others, _ = pictures("extra")
+    images = torch.cat([drawn, others])
+    odds = torch.ones(len(images))
+    odds[: len(drawn)] = config["drawn"] * len(others) / len(drawn) / (1 - config["drawn"])
+    pipe = StableDiffusionPipeline.from_pretrained(mini.path("sd"))
+    tokens = pipe.tokenizer([row["caption"] for row in rows] + [""], padding="max_length", return_tensors="pt")
+    with torch.no_grad():
+        told = pipe.text_encoder(tokens.input_ids).last_hidden_state  # the last one says nothing
+    abar, scale = pipe.scheduler.alphas_cumprod, vae.config.scaling_factor
+
+    @torch.no_grad()
+    def inexact(x: torch.Tensor, chosen: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+        """Latents of pictures: some as mini-SD guesses them from noised ones, the others with a little noise."""
+        z = vae.encode(x).latent_dist.sample() * scale
+        guessed = round(len(z) * config["guessed"])
+        sure = z[guessed:]
+        sure = sure + config["noise"] * torch.randn(sure.shape, generator=rng) * torch.rand(
+            len(sure), 1, 1, 1, generator=rng
+        )
+        if not guessed:
+            return sure / scale
+        t = torch.randint(config["guessed_from"], (guessed,), generator=rng)
+        a = abar[t].view(-1, 1, 1, 1)
+        noise = torch.randn(z[:guessed].shape, generator=rng)
+        text = told[chosen[:guessed].clamp(max=len(drawn))]
+        found = pipe.unet(a.sqrt() * z[:guessed] + (1 - a).sqrt() * noise, t, text).sample
+        guess = z[:guessed] + ((1 - a) / a).sqrt() * (noise - found)
+        return torch.cat([guess, sure]) / scale
+
+    def loss_fn(step: int, rng: torch.Generator) -> torch.Tensor:
+        chosen = torch.multinomial(odds, config["batch"], generator=rng)
+        x = nudge(images[chosen].float() / 255, rng, config["shift"]) * 2 - 1
+        y = vae.decode(inexact(x, chosen, rng)).sample
+        error = y - x
+        edges = sum((error.diff(dim=dim).abs().mean() for dim in (2, 3)), torch.zeros(()))
+        loss = error.abs().mean() + config["edges"] * edges + config["features"] * features.distance(y, x)
+        loss = (
+            loss + config["relief"] * (relief(y) - relief(x)).abs().mean()
+        )  # sharp somewhere near is better than soft
+        if step < config["critic_from"]:
+            return loss
+        critic = model["critic"]
+        right, wrong = critic(x), critic(y.detach())
+        judged = F.relu(1 - right).mean() + F.relu(1 + wrong).mean()
+        if step < config["critic_from"] + config["critic_alone"]:
+            return loss + judged
+        # The critic's wish counts for a fixed part of the rest, measured at the pixels.
+        (pull,) = torch.autograd.grad(loss, y, retain_graph=True)
+        (wish,) = torch.autograd.grad(-critic(y).mean(), y)
+        wish = wish * config["wish"] * pull.norm() / (wish.norm() + 1e-8)
+        return (
+            loss + judged + (y * wish).sum() - (y * wish).sum().detach()
+        )  # adds a gradient, and nothing to the value
+
+    def export(average: torch.nn.ModuleDict) -> None:
+        average["vae"].half().save_pretrained(folder / "vae")
+        forget_origin(folder / "vae")
+
+    fit(model, loss_fn, config, folder, export)
 
 
 @torch.no_grad()
@@ -612,6 +743,97 @@ def train_judge(config: dict, folder: Path) -> None:
     fit(model.train(), loss_fn, config, folder, export)
 
 
+def disturb(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    """What the dual encoder must not mind, each in a part of the pictures: light, softness, a patch of another grey.
+
+    Not what the judges are trained with ([`corrupt`]), so that what fools these need not fool it.
+    """
+
+    def some(p: float) -> torch.Tensor:
+        return (torch.rand(len(images), 1, 1, 1, generator=rng) < p).float()
+
+    gain, offset = torch.rand(2, len(images), 1, 1, 1, generator=rng) * 2 - 1
+    images = 1 - (1 - images) * (1 + 0.25 * gain) - 0.08 * offset
+    soft = F.avg_pool2d(F.pad(images, (1,) * 4, mode="replicate"), 3, stride=1)
+    images = torch.lerp(images, soft, some(0.4) * torch.rand(len(images), 1, 1, 1, generator=rng))
+    side = images.shape[-1]
+    corner = torch.rand(2, len(images), generator=rng) * side
+    size = (0.1 + 0.2 * torch.rand(2, len(images), generator=rng)) * side
+    across, below = (
+        ((torch.arange(side) - corner[i, :, None]).abs() < size[i, :, None] / 2).float() for i in range(2)
+    )
+    patch = below[:, None, :, None] * across[:, None, None, :] * some(0.5)
+    images = torch.lerp(images, torch.rand(len(images), 1, 1, 1, generator=rng).expand_as(images), patch)
+    return images.clamp(0, 1)
+
+
+def unseen_by_clip() -> set[tuple[str, str]]:
+    """One style of each trained concept: its held-out drawing where there is one, else the styles in turn."""
+    splits = render.grid()
+    held_out = {name: style for (name, style), split in splits.items() if split == "unseen_drawing"}
+    return {
+        (name, held_out.get(name, render.STYLES[i % len(render.STYLES)]))
+        for i, name in enumerate(sorted(render.TRAINED))
+    }
+
+
+def train_clip(config: dict, folder: Path) -> None:
+    """A dual encoder: a picture is near every caption that is true of it."""
+    from transformers import CLIPConfig, CLIPModel, CLIPProcessor
+    from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    images, rows = pictures("train", "extra")
+    unseen = unseen_by_clip()
+    kept = [i for i, row in enumerate(rows) if (row["name"], row["style"]) not in unseen]
+    images, rows = images[kept], [rows[i] for i in kept]
+    length = config["text"]["max_position_embeddings"]
+    tokenizer = make_tokenizer([row["caption"] for row in rows], length)
+    tokens = tokenizer(captions_of(rows)[:-1], padding=True, return_tensors="pt").input_ids
+    text = make_clip_config(tokenizer, config["text"] | {"projection_dim": config["projection_dim"]})
+    model = CLIPModel(
+        CLIPConfig(
+            text_config=text.to_dict(),
+            vision_config=config["vision"] | {"projection_dim": config["projection_dim"]},
+            projection_dim=config["projection_dim"],
+        )
+    )
+    drawn = torch.tensor([row["split"] == "train" for row in rows])
+    names = {name: i for i, name in enumerate(sorted({row["name"] for row in rows}))}
+    what = torch.tensor([names[row["name"]] for row in rows])
+    how = torch.tensor([render.STYLES.index(row["style"]) for row in rows])
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+
+    def loss_fn(step: int, rng: torch.Generator) -> torch.Tensor:
+        odds = torch.where(drawn, config["drawn"] / drawn.sum(), (1 - config["drawn"]) / (~drawn).sum())
+        chosen = torch.multinomial(odds, config["batch"], generator=rng)
+        plain = torch.rand(len(chosen), generator=rng) < config["without_style"]
+        x = disturb(augment(images[chosen].float() / 255, rng, **config["augment"]), rng)
+        with sdpa_kernel(SDPBackend.MATH):  # the fastest for so few tokens
+            out = model(input_ids=tokens[chosen + len(rows) * plain], pixel_values=(x - mean) / std)
+        a, b = what[chosen], how[chosen]
+        true = (a[:, None] == a) & ((b[:, None] == b) | plain)  # of picture i, says caption j the truth?
+        logits = out.logits_per_image
+        return 0.5 * sum(
+            F.cross_entropy(one, answer / answer.sum(1, keepdim=True))
+            for one, answer in ((logits, true.float()), (logits.T, true.T.float()))
+        )
+
+    def export(average: torch.nn.Module) -> None:
+        average.half().save_pretrained(folder / "clip")
+        load_in_float32(folder / "clip")
+        side = config["vision"]["image_size"]
+        images = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+        CLIPProcessor(images, tokenizer).save_pretrained(folder / "clip")
+
+    fit(model, loss_fn, config, folder, export)
+    last = folder
+    for number, stage in enumerate(config.pop("then", []), 2):
+        config.update(stage, start=last / "checkpoint.pt")  # `loss_fn` reads it, too
+        last = folder / f"stage-{number}"
+        fit(model, loss_fn, config, last, export)
+
+
 def main(names: list[str]) -> None:
     torch.set_num_threads(1)  # two single-thread runs beat one run with two threads
     for name in names:
@@ -619,11 +841,17 @@ def main(names: list[str]) -> None:
         config = yaml.safe_load(file.read_text())
         folder = render.CACHE / "train" / file.stem
         torch.manual_seed(config["seed"])
-        kinds = {"vae": train_vae, "sd": train_sd, "flux": train_flux, "video": train_video, "judge": train_judge}
+        kinds = {
+            "vae": train_vae, "sd": train_sd, "flux": train_flux, "video": train_video, "decoder": train_decoder,
+            "judge": train_judge, "clip": train_clip,
+        }  # fmt: skip
         kinds[config["kind"]](config, folder)
         if file.stem in mini.NAMES:
             forget_origin(folder / file.stem)
             shutil.copytree(folder / file.stem, Path(__file__).parents[1] / file.stem, dirs_exist_ok=True)
+        if config["kind"] == "decoder":  # the three share one autoencoder
+            for owner in ("sd", "flux", "video"):
+                shutil.copy(folder / "vae" / WEIGHTS, mini.path(owner) / "vae" / WEIGHTS)
 
 
 if __name__ == "__main__":
