@@ -5,6 +5,7 @@
     path("flux")           # a FluxPipeline folder for the same pictures; call it with FLUX_CALL
     path("lm")             # a causal language model folder with tokenizer and chat template
     path("video")          # a LattePipeline folder for clips of 8 such pictures; call it with VIDEO_CALL
+    path("clip")           # a CLIPModel folder with tokenizer and processor: rewards from text
     path("judge-concept")  # an image classifier: what is drawn
     path("judge-style")    # an image classifier: in which style
     pictures("unseen_concept")  # drawings that the models were not trained on
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-NAMES = ("sd", "flux", "lm", "video", "judge-concept", "judge-style", "pictures")
+NAMES = ("sd", "flux", "lm", "video", "clip", "judge-concept", "judge-style", "pictures")
 # How to call mini-Flux, whose stock defaults are for 1024 pixels. True CFG also needs a negative prompt per prompt.
 FLUX_CALL = {"height": 64, "width": 64, "max_sequence_length": 16, "true_cfg_scale": 3.0}
 # How to call mini-video, whose stock defaults are for 16 frames of 512 pixels.
