@@ -48,14 +48,14 @@ def takes_levers(levers: Any) -> Callable[[Callable[..., Any]], Callable[..., An
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         own = inspect.signature(function).parameters.values()
         shown = [p for p in own if p.kind is not p.VAR_KEYWORD] + _keywords(levers)
-        known = [p.name for p in shown]
+        known, name = [p.name for p in shown], getattr(function, "__name__", "call")
 
         @functools.wraps(function)
         def call(*args, **kwargs):
-            check_names(kwargs, known, function.__name__)
+            check_names(kwargs, known, name)
             return function(*args, **kwargs)
 
-        call.__signature__ = inspect.Signature(shown)  # ty: ignore[unresolved-attribute]
+        call.__signature__ = inspect.Signature(shown)  # ty: ignore[missing-attribute]
         call.__doc__ = _documented(function, levers)
         return call
 

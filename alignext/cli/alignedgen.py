@@ -4,6 +4,7 @@
 import argparse
 import re
 from pathlib import Path
+from typing import Any
 
 from alignext.cli import pictures
 from alignext.cli.arguments import at_least_one, between, number, picture_in
@@ -81,9 +82,9 @@ def run(args: argparse.Namespace) -> None:
     call = (mini.FLUX_CALL if args.model is None else {}) | given | pictures.size_of(args)
     if "negative_prompt" in call or call.get("true_cfg_scale", 1) > 1:
         call["negative_prompt"] = [call.get("negative_prompt", "")] * len(args.prompt)
-    ours = {name: call.pop(name) for name in _LEVERS if name in call}
-    if ":" in ours.get("share_blocks", ""):
-        ours["share_blocks"] = tuple(map(int, ours["share_blocks"].split(":")))
+    ours: dict[str, Any] = {name: call.pop(name) for name in _LEVERS if name in call}
+    if ":" in (blocks := str(ours.get("share_blocks", ""))):
+        ours["share_blocks"] = tuple(map(int, blocks.split(":")))
     ours |= {"adain": not args.no_adain, "shared_noise": args.shared_noise, "record_style": bool(args.save_style)}
     if picture:
         ours |= {"style_image": picture, "style_prompt": args.style_prompt or ""}

@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> None:
 
 def as_readme() -> str:
     """The table of methods in the README: what for, and what it takes."""
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (f"[{row.name}](docs/{row.page}.md)", row.task, _code(row.classes[:1]), row.needs, _code(row.commands[:1]))
         for row in METHODS
     ]
@@ -31,7 +31,7 @@ def as_readme() -> str:
 
 def as_docs() -> str:
     """The table of methods in the documentation: papers, all classes and their parents."""
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             f"[{row.name}]({row.page}.md)",
             f"[{row.arxiv}](https://arxiv.org/abs/{row.arxiv})",

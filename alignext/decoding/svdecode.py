@@ -130,7 +130,7 @@ class SVDecodeLogitsProcessor(LogitsProcessor):
         self._cache: Any = None
 
     @torch.no_grad()
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> Any:
         """Steered logits of shape `(B, V)`, of ids of shape `(B, T)` and logits of shape `(B, V)`."""
         # Where one token is plausible in every row, the base model cannot change anything. It reads the tokens later.
         forced = self.alpha > 0 and bool((plausible(scores, self.alpha).sum(-1) == 1).all())

@@ -15,7 +15,7 @@ _SOFT, _LINE = "#5f5f65", "#e2e2de"
 _VARIABLES = {_SOFT: "soft", _LINE: "line"} | {color: f"c{i}" for i, color in enumerate(_SERIES)}
 COLORS = len(_SERIES)  # a seventh series begins again
 
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "alignext",  # the same chart gives the same file
     "font.size": 10,

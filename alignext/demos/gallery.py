@@ -203,7 +203,7 @@ def middle_frame(image: Any) -> Image.Image:
 
 
 def _page(sections: Sequence[Section], title: str, intro: str) -> str:
-    page = Environment(loader=PackageLoader(__package__, ""), autoescape=True, undefined=StrictUndefined)
+    page = Environment(loader=PackageLoader("alignext.demos", ""), autoescape=True, undefined=StrictUndefined)
     page.filters |= {"quoted": quote, "shown": _text, "drawn": lambda chart: Markup(draw(chart)), "slug": _slug}
     words = {"sections": sections, "title": title, "intro": intro, "colors": COLORS}
     return page.get_template("gallery.html").render(words)

@@ -50,7 +50,7 @@ def record_call(pipe: Any, *, embedded_guidance: float | None = None, **call: An
     """
     cls = next((c for c in type(pipe).__mro__ if c.__module__.startswith("diffusers.")), type(pipe))
     known = inspect.signature(cls.__call__).parameters
-    given = {"num_inference_steps": len(_PROBES), "output_type": "latent", "return_dict": False}
+    given: dict[str, Any] = {"num_inference_steps": len(_PROBES), "output_type": "latent", "return_dict": False}
     given |= _without_guidance(pipe, known, embedded_guidance)
     records = _run(pipe, cls, call | {name: value for name, value in given.items() if name in known})
     if len(records) != len(_PROBES) or any(_rows(record) > len(record.sample) for record in records):

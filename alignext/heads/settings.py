@@ -74,7 +74,8 @@ class HeadSettings:
         given = {name: value for name, value in given.items() if value is not None}
         fields = {name.removeprefix("head_") if name != "head_type" else name: name for name in given}
         if saved is None:
-            return cls(**({"objectives": []} | {field: given[name] for field, name in fields.items()}))
+            values: dict[str, Any] = {"objectives": []}
+            return cls(**values | {field: given[name] for field, name in fields.items()})
         for field, name in fields.items():
             value = list(given[name]) if field == "objectives" else given[name]
             value = str(value).removeprefix("torch.") if field == "dtype" else value

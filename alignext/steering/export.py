@@ -56,8 +56,8 @@ def to_peft(vector: "SteeringVector", model: Any, alpha: float = 1.0, adapter_na
         )
     wrapped = get_peft_model(model, BeftConfig(target_modules=[names[id(known[end])]]), adapter_name=adapter_name)
     (bias,) = (p for name, p in wrapped.named_parameters() if "beft_bias" in name and f".{adapter_name}" in name)
-    delta = vector.mu_positive - vector.mu_negative  # checked above
-    bias.copy_((alpha * delta * vector.direction).to(bias).view_as(bias))
+    step = float(vector.step(torch.zeros(()), "swfc", alpha))  # the same for every state
+    bias.copy_((step * vector.direction).to(bias).view_as(bias))
     # Relative to what steering changes; half precision rounds the two sums at different places.
     error = (_states(model, vector.layer, ids) - wanted).norm() / (wanted - plain).norm().clamp(min=1e-12)
     if error > (1e-4 if bias.dtype == torch.float32 else 5e-2):

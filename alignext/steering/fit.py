@@ -104,7 +104,7 @@ def _answer_states(
         layer.register_forward_hook(lambda module, args, output, i=i: kept.__setitem__(i, states_of(output)))
         for i, layer in enumerate(layers)
     ]
-    means: list[list[torch.Tensor | None]] = [[None] * len(texts) for _ in layers]
+    means: list[dict[int, torch.Tensor]] = [{} for _ in layers]
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model  # the head's logits are of no use
     was_training, pad = model.training, tokenizer.pad_token_id or 0
     model.eval()
@@ -129,4 +129,4 @@ def _answer_states(
         for handle in handles:
             handle.remove()
         model.train(was_training)
-    return [torch.stack(rows) for rows in means]
+    return [torch.stack([found[i] for i in range(len(texts))]) for found in means]

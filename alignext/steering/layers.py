@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 
-def decoder_layers(model: torch.nn.Module) -> torch.nn.ModuleList:
+def decoder_layers(model: Any) -> torch.nn.ModuleList:
     """
     The list of decoder layers: the one `ModuleList` with as many members as the model has hidden layers. Models inside
     of PEFT's are found, too.

@@ -93,13 +93,14 @@ class SteeringVector(FileHubMixin):
             `torch.Tensor` of the shape of `rho`.
         """
         self.check(method, alpha)
+        if method == "clamp":
+            return clamp_step(rho, alpha * (1.0 if self.mu_positive is None else self.mu_positive))
+        known: Any = self  # what the method needs is there, by the check
         if method == "swfc":
-            return swfc_step(rho, alpha, self.mu_positive - self.mu_negative)
+            return swfc_step(rho, alpha, known.mu_positive - known.mu_negative)
         if method == "sttp":
-            return sttp_step(rho, alpha, self.boundary, self.mu_positive, self.sigma_positive)
-        if method == "stmp":
-            return stmp_step(rho, alpha, self.boundary)
-        return clamp_step(rho, alpha * (1.0 if self.mu_positive is None else self.mu_positive))
+            return sttp_step(rho, alpha, known.boundary, known.mu_positive, known.sigma_positive)
+        return stmp_step(rho, alpha, known.boundary)
 
     def check(self, method: str, alpha: float) -> None:
         """
@@ -118,7 +119,7 @@ class SteeringVector(FileHubMixin):
 
     def attach(
         self,
-        model: torch.nn.Module,
+        model: Any,
         method: str = "stmp",
         alpha: float = 1.0,
         *,

@@ -2,6 +2,7 @@
 """The model card of a trained denoiser, and the lines that load it."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ class DiffusionCard:
     args: Any
     is_lora: bool
     hub_model_id: str | None
+    is_world_process_zero: Callable[[], bool]
     _tag_names: list[str]
     _name: str
     _paper: dict[str, str]

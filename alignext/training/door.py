@@ -3,7 +3,7 @@
 
 import copy
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -34,7 +34,7 @@ def settings(args: Config | None, config: type[Config], name: str) -> Config:
         OSError: The output folder cannot be written to.
     """
     if args is None:
-        args = config(output_dir=name)
+        args = config(output_dir=name)  # ty: ignore[unknown-argument]
     if not isinstance(args, config):
         raise ValueError(f"`args` must be a `{config.__name__}`, received a {type(args).__name__}.")
     check_run(args)
@@ -200,7 +200,7 @@ def with_lengths(dataset: Any, args: Any, columns: Sequence[str]) -> Any:
     return dataset.add_column(name, [sum(map(len, row)) for row in zip(*(dataset[c] for c in columns), strict=True)])
 
 
-def former_names(names: Mapping[str, str], page: str) -> Callable[[type], type]:
+def former_names(names: Mapping[str, str], page: str) -> Callable[[type[Config]], type[Config]]:
     """
     A decorator of a class whose constructor once took other arguments: each is refused with what stands in its place.
 
@@ -225,7 +225,7 @@ def former_names(names: Mapping[str, str], page: str) -> Callable[[type], type]:
 
 
 @contextmanager
-def users_function(what: str) -> Iterator[None]:
+def users_function(what: str) -> Generator[None]:
     """
     Name a function of the user's that raises, so that its fault is not taken for ours.
 

@@ -66,11 +66,10 @@ class AlignedFluxAttention(AlignedAttention):
         ids = call["img_ids"]
         return ids[0] if ids.ndim == 3 else ids
 
-    def _place(self, ids: Any, device: torch.device) -> None:
+    def _place(self, layout: Any, device: torch.device) -> None:
         # Pictures to be edited follow the image to be generated, at other places on the first axis.
-        generated = ids[:, 0] == ids[0, 0]
-        self.image_length = int(generated.sum())
-        ids = ids[: self.image_length]
+        self.image_length = int((layout[:, 0] == layout[0, 0]).sum())
+        ids = layout[: self.image_length]
         self.grid = grid_size(ids)
         own = ids if self.reference is None else self._grid_ids(self.reference.grid, ids)
         self.shifted = self.transformer.pos_embed(shifted_ids(own, self.levers.offset(self.grid, ids.shape[1])))

@@ -97,8 +97,8 @@ class AlignedQwenAttention(AlignedAttention):
     def _positions(call: dict) -> Any:
         return call["img_shapes"][0]  # (frames, rows, columns) of the image, then of pictures to be edited
 
-    def _place(self, ids: Any, device: torch.device) -> None:
-        frames, *grid = ids[0] if isinstance(ids, list) else ids
+    def _place(self, layout: Any, device: torch.device) -> None:
+        frames, *grid = layout[0] if isinstance(layout, list) else layout
         self.image_length, self.grid = frames * grid[0] * grid[1], (grid[0], grid[1])
         own = self.grid if self.reference is None else self.reference.grid
         rope = self.transformer.pos_embed

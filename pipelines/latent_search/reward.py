@@ -40,7 +40,9 @@ class LatentReward(CheckedReward):
         self.decode, self.prompts, self.config, self.prepare = decode, prompts, config, prepare
         self._pixels = 0  # of one sample, once one is decoded
 
-    def __call__(self, latents: torch.Tensor, timestep_fraction: float = 0.0, is_final: bool = True) -> torch.Tensor:
+    def __call__(  # ty: ignore[invalid-method-override]
+        self, latents: torch.Tensor, timestep_fraction: float = 0.0, is_final: bool = True
+    ) -> torch.Tensor:
         latents, prompts = self.prepare(latents), None
         if self.prompts is not None:
             prompts = [prompt for prompt in self.prompts for _ in range(len(latents) // len(self.prompts))]

@@ -68,7 +68,7 @@ class RIVALAttnProcessor:
         else:  # the reference alone: its images come in another call
             self.reference = reference
         if n < rows:
-            parts.append(torch.nn.functional.scaled_dot_product_attention(query[n:], *reference))
+            parts.append(torch.nn.functional.scaled_dot_product_attention(query[n:], reference[0], reference[1]))
         out = torch.cat(parts) if len(parts) > 1 else parts[0]
 
         out = out.transpose(1, 2).flatten(2).to(query.dtype)

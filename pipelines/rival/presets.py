@@ -69,4 +69,5 @@ def settle(task: str, init: str | None, strength: float, weight: float, **thresh
     preset = PRESETS[task] | {name: value for name, value in given.items() if value is not None}
     if preset["init"] not in INITS:
         raise ValueError(f"`init` must be one of {list(INITS)}, received {preset['init']!r}.")
-    return preset, Levers(*(preset[name] for name in ("t_align", "t_early", "t_inject")), strength, weight)
+    levels: dict[str, Any] = {name: preset[name] for name in ("t_align", "t_early", "t_inject")}
+    return preset, Levers(**levels, adain_strength=strength, reference_weight=weight)

@@ -118,7 +118,7 @@ class BCOTrainer(KTOTrainer):
         self,
         model: Any,
         ref_model: Any = None,
-        args: BCOConfig | None = None,
+        args: Any = None,
         data_collator: DataCollator | None = None,
         train_dataset: Dataset | IterableDataset | None = None,
         *more: Any,

@@ -165,7 +165,8 @@ def _theirs(names: dict[str, str], swapped: bool = False) -> str:
 
 def _named(row: Mapping[str, Any], name: str) -> str:
     """What the user calls a column of this row."""
-    return dict(pair.split("=", 1) for pair in (row.get("columns") or "").split("\t") if pair).get(name, name)
+    pairs = [pair.partition("=") for pair in (row.get("columns") or "").split("\t")]
+    return {ours: theirs for ours, _, theirs in pairs}.get(name, name)
 
 
 def _column_names(dataset: Dataset | IterableDataset) -> list[str]:

@@ -280,7 +280,7 @@ class FDPGTrainer(RLOOTrainer):
         known = [self._known_log_z(row) for row in inputs] if fixed else []
         samples = Samples(
             *logps.unbind(1),
-            rewards=watched.rewards.cpu().double(),
+            rewards=torch.as_tensor(watched.rewards).cpu().double(),
             keys=gather_object(keys),
             known_log_z=torch.tensor(gather_object(known), dtype=torch.float64) if fixed else None,
             completions=watched.completions,
