@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from io import StringIO
+from typing import Any
 
 
 # What matplotlib draws in, and the variables of the page's style sheet that take the place of it.

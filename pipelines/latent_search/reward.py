@@ -40,7 +40,7 @@ class LatentReward(CheckedReward):
         self.decode, self.prompts, self.config, self.prepare = decode, prompts, config, prepare
         self._pixels = 0  # of one sample, once one is decoded
 
-    def __call__(  # ty: ignore[invalid-method-override]
+    def __call__(  # ty: ignore[incompatible-method-override]
         self, latents: torch.Tensor, timestep_fraction: float = 0.0, is_final: bool = True
     ) -> torch.Tensor:
         latents, prompts = self.prepare(latents), None
