@@ -32,6 +32,12 @@ def noise_scale(
     does, and `cps` is coefficients-preserving sampling (Flow-CPS). All keep the signal's coefficient and the total
     noise variance.
 
+    Args:
+        noise (`str`): One of the names above.
+        alpha, sigma (`float`): Levels of signal and noise that the step leaves.
+        alpha_next, sigma_next (`float`): Those it goes to, `alpha'` and `sigma'`.
+        eta (`float`, *optional*, defaults to 1.0): Share of fresh noise, in [0, 1]; `renoise` does not read it.
+
     Raises:
         ValueError: For an unknown `noise`.
     """
@@ -120,7 +126,13 @@ def beam_parents(rewards: torch.Tensor, num_beams: int, cap: int | None = None) 
 def local_parents(rewards: torch.Tensor, num_beams: int) -> torch.Tensor:
     """
     The best of each beam's own K candidates, in K slots: no competition between beams (SVDD, arXiv 2408.08252).
-    Arguments and result as in [`beam_parents`].
+
+    Args:
+        rewards (`torch.Tensor` of shape `(P, n)`): Of the candidates, those of a beam side by side.
+        num_beams (`int`): B; K is `n / B`.
+
+    Returns:
+        `torch.Tensor` of shape `(P, n)`, int64: As of [`beam_parents`].
     """
     groups = rewards.unflatten(1, (num_beams, -1))
     candidates = groups.shape[2]

@@ -96,7 +96,16 @@ def fit_direction(
 
 
 def project(h: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """`rho = h . v` of states `(..., d)`, in float32 or more."""
+    """
+    `rho = h . v`, in float32 or more.
+
+    Args:
+        h (`torch.Tensor` of shape `(..., d)`): States.
+        v (`torch.Tensor` of shape `(d,)`): Unit vector.
+
+    Returns:
+        `torch.Tensor` of shape `(...)`.
+    """
     dtype = torch.promote_types(h.dtype, torch.float32)
     return h.to(dtype) @ v.to(dtype)
 
@@ -116,22 +125,51 @@ def steer(h: torch.Tensor, v: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
 
 
 def swfc_step(rho: torch.Tensor, alpha: float, delta: float) -> torch.Tensor:
-    """SwFC: `a = alpha Delta` at every state, with `Delta = mu+ - mu-`."""
+    """
+    SwFC: `a = alpha Delta` at every state.
+
+    Args:
+        rho (`torch.Tensor`): Projections of states.
+        alpha (`float`): Strength.
+        delta (`float`): `Delta = mu+ - mu-`.
+    """
     return torch.full_like(rho, alpha * delta)
 
 
 def sttp_step(rho: torch.Tensor, alpha: float, boundary: float, mu: float, sigma: float) -> torch.Tensor:
-    """StTP: where `rho < m`, `a = (mu+ + alpha sigma+) - rho`, so that the projection becomes that target; else 0."""
+    """
+    StTP: where `rho < m`, `a = (mu+ + alpha sigma+) - rho`, so that the projection becomes that target; else 0.
+
+    Args:
+        rho (`torch.Tensor`): Projections of states.
+        alpha (`float`): Strength.
+        boundary (`float`): `m`.
+        mu (`float`): `mu+`.
+        sigma (`float`): `sigma+`, of answers, not of tokens.
+    """
     return torch.where(rho < boundary, mu + alpha * sigma - rho, 0.0)
 
 
 def stmp_step(rho: torch.Tensor, alpha: float, boundary: float) -> torch.Tensor:
-    """StMP: where `rho < m`, `a = 2 alpha (m - rho)`: the mirror image at `alpha = 1`, the boundary at 1/2; else 0."""
+    """
+    StMP: where `rho < m`, `a = 2 alpha (m - rho)`: the mirror image at `alpha = 1`, the boundary at 1/2; else 0.
+
+    Args:
+        rho (`torch.Tensor`): Projections of states.
+        alpha (`float`): Strength.
+        boundary (`float`): `m`.
+    """
     return torch.where(rho < boundary, 2 * alpha * (boundary - rho), 0.0)
 
 
 def clamp_step(rho: torch.Tensor, factor: float) -> torch.Tensor:
-    """Clamping: `a = factor - rho` at every state, so that the projection becomes `factor`."""
+    """
+    Clamping: `a = factor - rho` at every state, so that the projection becomes `factor`.
+
+    Args:
+        rho (`torch.Tensor`): Projections of states.
+        factor (`float`): Projection of all states afterwards.
+    """
     return factor - rho
 
 
@@ -149,8 +187,14 @@ def interchange(h: torch.Tensor, source: torch.Tensor, v: torch.Tensor) -> torch
 
 def jensen_shannon(logits_p: torch.Tensor, logits_q: torch.Tensor) -> torch.Tensor:
     r"""
-    `JSD(p, q) = 1/2 KL(p || m) + 1/2 KL(q || m)` with `m = (p + q) / 2`, in nats, of shape `(...)`; at most `log 2`.
-    `log m = logaddexp(log p, log q) - log 2`, which is finite for any finite logits of shape `(..., V)`.
+    `JSD(p, q) = 1/2 KL(p || m) + 1/2 KL(q || m)` with `m = (p + q) / 2`, in nats; at most `log 2`.
+    `log m = logaddexp(log p, log q) - log 2`, which is finite for any finite logits.
+
+    Args:
+        logits_p, logits_q (`torch.Tensor` of shape `(..., V)`): Logits of the two distributions.
+
+    Returns:
+        `torch.Tensor` of shape `(...)`.
     """
     p, q = logits_p.log_softmax(-1), logits_q.log_softmax(-1)
     m = torch.logaddexp(p, q) - math.log(2)
