@@ -64,6 +64,10 @@ def run(args: argparse.Namespace) -> None:
     picture = picture_in(args.style_image, name="--style-image").convert("RGB") if args.style_image else None
     if args.style_reference is not None and not args.style_reference.is_file():
         raise FileNotFoundError(f"--style-reference {args.style_reference} is no file that --save-style wrote.")
+    if len(args.prompt) == 1 and not (picture or args.style_reference or args.save_style):
+        raise ValueError(
+            "One prompt makes no set: pass a second one, or a style with --style-image or --style-reference."
+        )
     if args.save_style is not None and args.save_style.is_dir():
         raise ValueError(f"--save-style {args.save_style} is a folder: pass the path of a file.")
     from alignext.demos.gallery import Figure, Section, claim_folder, write_gallery

@@ -140,6 +140,8 @@ def _vae(pipe: Any) -> Any:
 
 
 def _device(vae: Any) -> torch.device:
-    """Where the VAE runs, which is not where it lies while a pipeline is offloaded."""
-    device = getattr(getattr(vae, "_hf_hook", None), "execution_device", None)
+    """Where the VAE runs, which is not where it lies while a pipeline is offloaded, as a whole or layer by layer."""
+    hooks = (getattr(module, "_hf_hook", None) for module in vae.modules())
+    devices = (getattr(hook, "execution_device", None) for hook in hooks)
+    device = next((device for device in devices if device is not None), None)
     return vae.device if device is None else torch.device(device)

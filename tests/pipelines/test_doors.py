@@ -46,7 +46,8 @@ def loggers():
     files = [*(ROOT / "pipelines").rglob("*.py"), *(ROOT / "alignext" / "search").rglob("*.py")]
     files += [ROOT / "alignext" / "hub.py", *(ROOT / "alignext" / "rewards").glob("*.py")]
     for path in files:
-        if "logger" in path.read_text():
+        # Rewards of texts belong to language models, and follow transformers.
+        if "logger" in path.read_text() and path.name not in ("texts.py", "process.py"):
             parts = path.relative_to(ROOT).with_suffix("").parts
             name = ".".join(parts if parts[0] == "alignext" else ("alignext", *parts))
             yield name, import_module(name).logger

@@ -24,8 +24,7 @@ pytestmark = [
 def test_weights_choose_between_objectives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parents[3] / "examples")
     stories = import_module("mah_dpo")
-    for name in ("mah_dpo", "bco"):
-        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "mah_dpo")
     base, tokenizer = AutoModelForCausalLM.from_pretrained(MINI_LM).eval(), AutoTokenizer.from_pretrained(MINI_LM)
     data = stories.preferences(base, tokenizer, stories.beginnings("Tom Lily Ben Mia Sam"), samples=8, seed=0)
     data = data.filter(lambda row: row["objective"] != "happy")
