@@ -38,7 +38,7 @@ def test_no_shipped_file_names_a_place_on_the_machine_that_made_it():
         ('"_name_or_path": "/root/.cache/alignext/vae"', 1),
         ('"_name_or_path": "/home/me/vae"', 1),
         ("loaded from /tmp/x/model.safetensors.", 1),
-        ("https://example.org/home/me and docs/data/x and ~/work/it", 0),
+        ("https://example.org/home/me and docs/data/x and ~/files/it", 0),
     ],
 )
 def test_what_counts_as_a_place(text, places):
