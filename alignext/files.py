@@ -1,13 +1,15 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """Files that are written whole or not at all, and output folders that are tried out before work begins."""
 
+import json
+import math
 import os
 import shutil
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from errno import ENOSPC
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
@@ -47,6 +49,26 @@ def replacing(path: str | os.PathLike) -> Generator[Path]:
             shutil.rmtree(part)
         else:
             part.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """
+    Write a JSON file, whole or not at all. JSON knows no NaN and no infinity: they become null.
+
+    Args:
+        path (`Path`): The file.
+        value (`Any`): Of dictionaries, lists, tuples, texts and numbers.
+    """
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: finite(each) for key, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [finite(each) for each in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    with replacing(path) as part:
+        part.write_text(json.dumps(finite(value), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def check_output(folder: str | os.PathLike, *, name: str = "output_dir", weights: Iterable["Tensor"] = ()) -> None:

@@ -80,6 +80,21 @@ def check_names(names: Iterable[str], known: Iterable[str], function: str) -> No
             raise TypeError(f"`{function}` has no argument `{name}`. Use {' or '.join(f'`{x}`' for x in near)}.")
 
 
+def nearest(word: str, known: Iterable[str]) -> str:
+    """
+    A hint for messages on a word that nothing knows.
+
+    Args:
+        word (`str`): As it was written; dashes and underscores are one.
+        known (`Iterable[str]`): What there is.
+
+    Returns:
+        `str`: `. Did you mean ...?` where something known is like it, else nothing.
+    """
+    found = get_close_matches(word.replace("_", "-"), list(names := {k.replace("_", "-"): k for k in known}), 1)
+    return f". Did you mean {names[found[0]]}?" if found else ""
+
+
 def _nearest(name: str, known: list[str]) -> list[str]:
     """Names that are spelt almost like this one, or else contain its words."""
     words = set(name.split("_"))

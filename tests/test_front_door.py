@@ -17,7 +17,7 @@ import transformers
 from PIL import Image
 
 from alignext import cli
-from alignext.cli import demo
+from alignext.cli.demo import DEMOS
 from alignext.demos.gallery import Section, write_gallery
 from tests.browser import assert_sound, look
 
@@ -167,7 +167,7 @@ def written(monkeypatch):
         found.extend(sections)
         return write_gallery(folder, sections, **kwargs)
 
-    monkeypatch.setattr("alignext.demos.gallery.write_gallery", write)
+    monkeypatch.setattr("alignext.demos.page.write_gallery", write)
     return found
 
 
@@ -196,10 +196,12 @@ def test_demo_shows_every_method_in_order(tmp_path, monkeypatch, capsys, written
 
         return SimpleNamespace(demo=sections)
 
-    monkeypatch.setattr(demo, "import_module", stand_in)
+    monkeypatch.setattr("alignext.demos.page.import_module", stand_in)
     assert cli.main(["demo", "--out", str(tmp_path / "gallery"), "--seed", "3"]) == 0
-    assert [section.title for section in written[::2]] == [f"{name} 3 None" for name in demo.DEMOS.values()]
-    for name, section in zip(demo.DEMOS, written[1::2], strict=True):
+    assert [section.title for section in written[::2]] == [
+        f"alignext.demos.{name.replace('-', '_')} 3 None" for name in DEMOS
+    ]
+    for name, section in zip(DEMOS, written[1::2], strict=True):
         first, again = section.commands
         assert first == "first"
         args = cli.make_parser().parse_args(shlex.split(again, comments=True)[1:])
@@ -211,10 +213,10 @@ def test_demo_that_is_interrupted_shows_what_was_done(tmp_path, monkeypatch, cap
         raise KeyboardInterrupt
 
     demos = iter([lambda seed, steps: [Section("first")], interrupt])
-    monkeypatch.setattr(demo, "import_module", lambda name: SimpleNamespace(demo=next(demos)))
+    monkeypatch.setattr("alignext.demos.page.import_module", lambda name: SimpleNamespace(demo=next(demos)))
     assert cli.main(["demo", "--out", str(tmp_path / "gallery")]) == 130
     assert "<h2>first</h2>" in (tmp_path / "gallery" / "index.html").read_text()
-    assert f"1 of {len(demo.DEMOS)} done" in capsys.readouterr().out
+    assert f"1 of {len(DEMOS)} done" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -222,7 +224,7 @@ def test_demo_writes_a_gallery(tmp_path, capsys, written):
     """Every method, with few steps, and the page in a browser."""
     assert cli.main(["demo", "--out", str(tmp_path / "gallery"), "--steps", "2"]) == 0, capsys.readouterr().err
     page = tmp_path / "gallery" / "index.html"
-    assert len(written) >= len(demo.DEMOS)
+    assert len(written) >= len(DEMOS)
     for section in written:
         assert_shows_what_it_measured(section, page)
     report = look(page, tmp_path / "browser")

@@ -45,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         `int`: 0 when it worked, 2 when the input was at fault, 1 when we were, 130 when interrupted.
     """
     parser, words = make_parser(), list(sys.argv[1:] if argv is None else argv)
+    if words[:1] and words[0] not in training.TRAININGS:
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it tells of image processors that nobody asked for
     (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     try:
         words = pictures.remembered(words)

@@ -2,12 +2,11 @@
 """`alignext alignedgen`: a set of pictures in one style."""
 
 import argparse
-import re
 from pathlib import Path
 from typing import Any
 
 from alignext.cli import pictures
-from alignext.cli.arguments import at_least_one, between, number, picture_in
+from alignext.cli.arguments import Parser, add_fields, at_least_one, number, picture_in
 from alignext.methods import method
 
 
@@ -34,29 +33,21 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--seed", type=int, default=0, help="image k uses seed + k (default: %(default)s)")
     parser.add_argument("--steps", type=at_least_one, default=28, help="denoising steps (default: %(default)s)")
     pictures.add_output_options(parser, what="the images, a contact sheet, index.html and settings.json")
-    group = parser.add_argument_group("the method")
-    group.add_argument("--true-cfg-scale", type=number, help="two calls a step, from 1 (off) up (default: 1)")
-    group.add_argument("--style-lambda", type=number, help="weight of the shared keys (default: 1.1)")
-    group.add_argument(
-        "--lambda-schedule", choices=("constant", "sigma_squared"), help="over the steps (default: constant)"
-    )
-    group.add_argument(
-        "--share-blocks", type=_blocks, metavar="{single,double,all,LO:HI}", help="which layers (default: single)"
-    )
-    group.add_argument(
-        "--share-start", type=between(0, 1), help="share from this fraction of the steps on (default: 0)"
-    )
-    group.add_argument("--share-end", type=between(0, 1), help="and up to this one (default: 1)")
-    group.add_argument("--shift", choices=("width", "height", "none"), help="where the anchor lies (default: width)")
-    group.add_argument("--no-adain", action="store_true", help="leave the statistics of queries and keys alone")
-    group.add_argument("--anchor-index", type=int, help="which prompt sets the style, from 0 (default: 0)")
-    group.add_argument("--shared-noise", action="store_true", help="all images start from the noise of the first")
-    group.add_argument("--target-batch-size", type=at_least_one, help="images at once, to save memory (default: all)")
-    group.add_argument("--max-sequence-length", type=at_least_one, help="text tokens (default: 512)")
     pictures.add_model_options(
         parser, model="a FLUX.1, FLUX.1 Kontext, FLUX.2 or Qwen-Image checkpoint", dtype="bfloat16"
     )
     parser.set_defaults(func=run, parser=parser, words_of=pictures.WORDS)
+    parser.later = _add_levers
+
+
+def _add_levers(parser: Parser) -> None:
+    from alignext import AlignedGenPipeline
+
+    group = parser.add_argument_group("the method")
+    add_fields(group, AlignedGenPipeline._levers)
+    group.add_argument("--shared-noise", action="store_true", help="all images start from the noise of the first")
+    group.add_argument("--true-cfg-scale", type=number, help="two calls a step, from 1 (off) up (default: 1)")
+    group.add_argument("--max-sequence-length", type=at_least_one, help="text tokens (default: 512)")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -70,26 +61,26 @@ def run(args: argparse.Namespace) -> None:
         )
     if args.save_style is not None and args.save_style.is_dir():
         raise ValueError(f"--save-style {args.save_style} is a folder: pass the path of a file.")
-    from alignext.demos.gallery import Figure, Section, claim_folder, write_gallery
+    from alignext.demos.gallery import Figure, Section, claim_folder
     from alignext.diffusion.sheets import contact_sheet
     from alignext.files import check_output
 
-    out = claim_folder(args.out, overwrite=args.overwrite)
+    args.out = claim_folder(args.out, overwrite=args.overwrite)
     if args.save_style:
         check_output(args.save_style.parent, name="--save-style")
     import torch
 
-    from alignext import StyleReference, mini
+    from alignext import AlignedGenPipeline, StyleReference, mini
 
+    levers = AlignedGenPipeline._levers
+    ours: dict[str, Any] = {n: v for n in levers.__dataclass_fields__ if (v := getattr(args, n)) is not None}
+    levers(**ours)  # says what is wrong before a model is loaded
     pipe = pictures.load(args, "flux", _CLASSES)
-    given = {name: getattr(args, name) for name in (*_STOCK, *_LEVERS) if getattr(args, name) is not None}
+    given = {name: getattr(args, name) for name in _STOCK if getattr(args, name) is not None}
     call = (mini.FLUX_CALL if args.model is None else {}) | given | pictures.size_of(args)
     if "negative_prompt" in call or call.get("true_cfg_scale", 1) > 1:
         call["negative_prompt"] = [call.get("negative_prompt", "")] * len(args.prompt)
-    ours: dict[str, Any] = {name: call.pop(name) for name in _LEVERS if name in call}
-    if ":" in (blocks := str(ours.get("share_blocks", ""))):
-        ours["share_blocks"] = tuple(map(int, blocks.split(":")))
-    ours |= {"adain": not args.no_adain, "shared_noise": args.shared_noise, "record_style": bool(args.save_style)}
+    ours |= {"shared_noise": args.shared_noise, "record_style": bool(args.save_style)}
     if picture:
         ours |= {"style_image": picture, "style_prompt": args.style_prompt or ""}
     elif args.style_prompt:
@@ -120,11 +111,10 @@ def run(args: argparse.Namespace) -> None:
     ]
     first = Figure("contact-sheet", sheet, alt="All images of the set.", caption=", ".join(args.prompt))
     sections = [Section("The set", figures=[first]), Section("One by one", figures=figures)]
-    pictures.write_settings(out, settings)
-    page = write_gallery(out, sections, title="AlignedGen: " + ", ".join(args.prompt))
     if args.save_style:
         result.style_reference.save(args.save_style)
-    print(f"{pictures.count(len(result.images), 'image')}. Open {page.resolve()}")
+    made = pictures.count(len(result.images), "image")
+    pictures.finish(args, sections, made, title="AlignedGen: " + ", ".join(args.prompt))
 
 
 _STOCK = ("guidance_scale", "negative_prompt", "true_cfg_scale", "max_sequence_length")
@@ -135,19 +125,3 @@ _CLASSES = {
     "Flux2KleinPipeline": "AlignedGenFlux2KleinPipeline",
     "QwenImagePipeline": "AlignedGenQwenImagePipeline",
 }
-_LEVERS = (
-    "style_lambda",
-    "lambda_schedule",
-    "share_blocks",
-    "share_start",
-    "share_end",
-    "shift",
-    "anchor_index",
-    "target_batch_size",
-)
-
-
-def _blocks(text: str) -> str:
-    if text not in ("single", "double", "all") and not re.fullmatch(r"\d+:\d+", text):
-        raise argparse.ArgumentTypeError(f"must be single, double, all or LO:HI such as 3:7, got {text!r}")
-    return text

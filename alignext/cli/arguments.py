@@ -2,18 +2,16 @@
 """What several commands make of their arguments."""
 
 import argparse
-import difflib
-import functools
-import importlib
-import importlib.util
-import inspect
+import dataclasses
 import json
 import math
 import os
-import sys
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
+
+from alignext.signatures import nearest
 
 
 if TYPE_CHECKING:
@@ -21,10 +19,23 @@ if TYPE_CHECKING:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that takes no abbreviations and names the nearest option or choice."""
+    """
+    A parser that takes no abbreviations and names the nearest option or choice.
+
+    `later`, if set, adds the options whose source is slow to import, once the command is the one that was chosen.
+    """
+
+    later: Callable[["Parser"], None] | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, with all options there."""
+        later, self.later = self.later, None
+        if later is not None:
+            later(self)
+        return super().parse_known_args(args, namespace)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         try:
@@ -37,14 +48,6 @@ class Parser(argparse.ArgumentParser):
         """End with an error on a word that nothing takes."""
         hint = nearest(word.partition("=")[0], self._option_string_actions)
         self.error(f"there is no option {word}{hint}" if word.startswith("-") else f"{word!r} belongs to no option")
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """`. Did you mean ...?` where something known is like it, else nothing."""
-    found = difflib.get_close_matches(
-        word.replace("_", "-"), list(names := {k.replace("_", "-"): k for k in known}), 1
-    )
-    return f". Did you mean {names[found[0]]}?" if found else ""
 
 
 def at_least_one(text: str) -> int:
@@ -68,6 +71,34 @@ def between(low: float, high: float) -> Callable[[str], float]:
 
 
 number = between(-math.inf, math.inf)
+
+
+def add_fields(parser: argparse._ActionsContainer, settings: type) -> None:
+    """
+    Add an option for each field of a dataclass, with the first sentence of its documentation as help. What is
+    not given is `None`, so that the default of the field holds. The dataclass judges the values.
+    """
+    entries = re.findall(r"^ {8}(\w+(?:, \w+)*) \(.*\):\s+((?:.+\n)+?)(?= {8}\w|\s*\n)", settings.__doc__ or "", re.M)
+    told = {name: " ".join(text.split()) for words, text in entries for name in words.split(", ")}
+    for field in dataclasses.fields(settings):
+        option, default = f"--{field.name.replace('_', '-')}", f" (default: {field.default})"
+        text = told[field.name].split(". ")[0].rstrip(".").replace("(lo, hi)", "LO:HI")
+        text = f"{text[0].lower()}{text[1:]}".replace("`", "").replace('"', "").replace("%", "%%")
+        if field.default is True:
+            parser.add_argument(
+                f"--no-{option[2:]}", dest=field.name, action="store_const", const=False, help=f"not: {text}"
+            )
+        else:
+            parser.add_argument(option, type=_value, help=text + default * (field.default is not None))
+
+
+def _value(text: str) -> Any:
+    """A number, several with colons between them, or else the word itself."""
+    try:
+        found = [int(part) if part.lstrip("-").isdigit() else number(part) for part in text.split(":")]
+    except (ValueError, argparse.ArgumentTypeError):
+        return text
+    return found[0] if len(found) == 1 else tuple(found)
 
 
 def device_of(name: str | None) -> str:
@@ -180,73 +211,3 @@ def picture_in(path: Path, *, name: str) -> "Image":
     except (OSError, SyntaxError, ValueError, EOFError) as error:  # whatever a decoder says of half a file
         raise OSError(f"{name} {path} is broken: {error}") from error
     return picture
-
-
-def function_of(text: str, *, name: str) -> Callable[..., Any]:
-    """
-    The function that the argument `name` gave as `file.py:function` or `module:function`. Modules are looked for in
-    the current folder, too. An error inside of it names the function and the row.
-
-    Raises:
-        OSError: There is no such file.
-        ImportError: There is no such module.
-        ValueError: There is no such function in it.
-    """
-    source, colon, function = text.rpartition(":")
-    if not colon:
-        raise ValueError(f"{name} {text} names no function. Write {text}:FUNCTION.")
-    if source.endswith(".py"):
-        if not Path(source).is_file():
-            raise FileNotFoundError(f"{name} {text}: there is no file {source}.")
-        spec = importlib.util.spec_from_file_location(Path(source).stem, source)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    else:
-        if os.getcwd() not in sys.path:
-            sys.path.insert(0, os.getcwd())
-        try:
-            module = importlib.import_module(source)
-        except ModuleNotFoundError as error:
-            raise ImportError(f"{name} {text}: {error}. A file is written as file.py:{function}.") from error
-    found = getattr(module, function, None)
-    if not callable(found):
-        others = [key for key, value in vars(module).items() if inspect.isfunction(value)]
-        raise ValueError(f"{name} {text}: {source} has no function {function!r}{nearest(function, others) or '.'}")
-    return _naming_rows(found, f"{name} {text}")
-
-
-def _naming_rows(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """The function, whose errors name it and the first row that fails by itself."""
-    if inspect.iscoroutinefunction(function) or not inspect.isfunction(function):
-        return function
-
-    @functools.wraps(function)
-    def named(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return function(*args, **kwargs)
-        except Exception as error:
-            where = _failing_row(function, args, kwargs)
-            line = error.__traceback__.tb_next.tb_lineno if error.__traceback__.tb_next else 0  # ty: ignore
-            raise ValueError(f"{name} failed{where}, at line {line}: {type(error).__name__}: {error}") from error
-
-    return named
-
-
-def _failing_row(function: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> str:
-    """` on row k`, where rows can be told and one alone fails in the same way."""
-    sizes = [len(value) for value in (*args, *kwargs.values()) if hasattr(value, "__getitem__") and len(value) > 0]
-    if not sizes:
-        return ""
-    count = max(set(sizes), key=sizes.count)
-
-    def of(value: Any, k: int) -> Any:
-        rows = hasattr(value, "__getitem__") and not isinstance(value, str | dict) and len(value) == count
-        return value[k : k + 1] if rows else value
-
-    for k in range(count):
-        try:
-            function(*(of(value, k) for value in args), **{key: of(value, k) for key, value in kwargs.items()})
-        except Exception:
-            return f" on row {k} of {count}"
-    return ""

@@ -2,27 +2,13 @@
 """`alignext demo`: each method on the embedded models, shown as a gallery. Runs offline on a CPU."""
 
 import argparse
-import time
-import warnings
-from collections.abc import Generator
-from contextlib import contextmanager
-from dataclasses import replace
-from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from alignext import __version__
 from alignext.cli.arguments import at_least_one
 from alignext.methods import METHODS
 
 
-if TYPE_CHECKING:
-    from alignext.demos.gallery import Section
-
-
-# In the order of the page, each with its module of `alignext.demos`.
-DEMOS = {row.demo: f"alignext.demos.{row.demo.replace('-', '_')}" for row in METHODS if row.demo}
+DEMOS = [row.demo for row in METHODS if row.demo]  # in the order of the page
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
@@ -39,71 +25,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run the demos and write the gallery, which has what was done when one of them fails or is interrupted."""
-    from alignext.demos.gallery import claim_folder, write_gallery
+    """Run the demos and write the gallery."""
+    from alignext.demos.gallery import claim_folder
+    from alignext.demos.page import write_page
 
-    names = [args.name] if args.name else list(DEMOS)
     out = claim_folder(args.out, overwrite=args.overwrite, again=True)
-    start = time.perf_counter()
-    sections = []
-    done = 0
-    try:
-        with _calm():
-            for number, name in enumerate(names, start=1):
-                print(f"--- {name} ({number} of {len(names)})", flush=True)
-                sections += _shown(name, args.seed, args.steps)
-                done = number
-    finally:
-        if sections:
-            page = write_gallery(
-                out,
-                sections,
-                title="alignext: alignment methods on the embedded models",
-                intro="Made offline on small models that come with the package. They show what a method does, not how "
-                "good its pictures are on a large model. A picture opens in its own size when clicked.\n\n"
-                f"alignext {__version__}, torch {version('torch')}, diffusers {version('diffusers')}, transformers "
-                f"{version('transformers')}, TRL {version('trl')}; seed {args.seed}.",
-            )
-            seconds = time.perf_counter() - start
-            print(f"{done} of {len(names)} done in {seconds:.0f} s. Open {page.resolve()}")
-
-
-def _shown(name: str, seed: int, steps: int | None) -> "list[Section]":
-    """The sections of a method, the last of which says how to make them again and what that took."""
-    begun = time.process_time()
-    *others, last = import_module(DEMOS[name]).demo(seed=seed, steps=steps)
-    command = f"alignext demo {name} --seed {seed}{f' --steps {steps}' if steps else ''} --out alignext-{name}"
-    took = f"took {time.process_time() - begun:.0f} CPU seconds"
-    print(took, flush=True)
-    return [*others, replace(last, commands=[*last.commands, f"{command}  # {took}"])]
-
-
-@contextmanager
-def _calm() -> Generator[None]:
-    """One thread, and no notes of the libraries on what is over at once or to be renamed one day.
-
-    The embedded models are too small to be shared out: on a busy machine threads spend their time on waiting.
-    """
-    import torch
-    from datasets.utils import logging as datasets
-    from diffusers.utils import logging as diffusers
-    from transformers.utils import logging as transformers
-
-    threads = torch.get_num_threads()
-    libraries = (datasets, diffusers, transformers)
-    shown = [library for library in libraries if library.is_progress_bar_enabled()]
-    verbosity = [library.get_verbosity() for library in libraries]
-    torch.set_num_threads(1)
-    for library in libraries:
-        library.disable_progress_bar()
-        library.set_verbosity_error()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        torch.set_num_threads(threads)
-        for library, level in zip(libraries, verbosity, strict=True):
-            library.set_verbosity(level)
-        for library in shown:
-            library.enable_progress_bar()
+    write_page(out, [args.name] if args.name else DEMOS, seed=args.seed, steps=args.steps)

@@ -2,6 +2,7 @@
 """What the commands that make pictures share: options, loading, and results that remember how they were made."""
 
 import argparse
+import functools
 import json
 import warnings
 from collections.abc import Sequence
@@ -29,7 +30,10 @@ WORDS = {
 def add_model_options(parser: argparse.ArgumentParser, *, model: str, dtype: str) -> None:
     """The options of the checkpoint, its LoRAs, and where it runs."""
     group = parser.add_argument_group("model and memory")
-    group.add_argument("--model", help=f"{model}: folder or Hub id (default: embedded)")
+    group.add_argument("--model", type=_place, help=f"{model}: folder, Hub id or single file (default: embedded)")
+    group.add_argument(
+        "--model-config", type=_place, help="of a single file: folder or Hub id of its kind (default: found out)"
+    )
     group.add_argument(
         "--lora",
         type=_lora,
@@ -52,14 +56,17 @@ def add_output_options(parser: argparse.ArgumentParser, *, what: str) -> None:
     parser.add_argument(
         "--size", type=_size, metavar="WIDTHxHEIGHT", help="pixels (default: as the model was trained)"
     )
-    parser.add_argument("--width", type=at_least_one, help=argparse.SUPPRESS)
-    parser.add_argument("--height", type=at_least_one, help=argparse.SUPPRESS)
     parser.add_argument("--negative-prompt", help="what not to draw")
     parser.add_argument("--guidance-scale", type=number, help="how closely to follow the prompt (default: by model)")
     parser.add_argument("--overwrite", action="store_true", help="write into --out, whatever is in it")
     parser.add_argument(
         "--from", dest="source", type=Path, metavar="FILE", help="take all options from settings.json or a picture"
     )
+
+
+def _place(text: str) -> str:
+    """The whole path of what lies here, so that `--from` finds it from elsewhere; else a Hub id, as it is."""
+    return str(Path(text).resolve()) if Path(text).exists() else text
 
 
 def _lora(text: str) -> tuple[str, float]:
@@ -84,8 +91,7 @@ def _size(text: str) -> tuple[int, int]:
 
 def size_of(args: argparse.Namespace) -> dict[str, int]:
     """`width` and `height`, as far as they were given."""
-    width, height = args.size or (args.width, args.height)
-    return {name: value for name, value in (("width", width), ("height", height)) if value is not None}
+    return dict(zip(("width", "height"), args.size or (), strict=False))
 
 
 def load(args: argparse.Namespace, default: str, classes: dict[str, str] | None = None, **parts: Any) -> Any:
@@ -106,13 +112,16 @@ def load(args: argparse.Namespace, default: str, classes: dict[str, str] | None 
 
     import alignext
     from alignext import mini
+    from alignext.diffusion.single_files import kind_of
 
     model, device = args.model or str(mini.path(default)), device_of(args.device)
-    stock = stock_class(model)
+    config = args.model_config or kind_of(model, name="--model") if Path(model).is_file() else None
+    stock = stock_class(config or model, name="--model-config" if config else "--model")
     if classes is not None and stock not in classes:
         raise ValueError(f"--model {model} is a {stock}; this command takes {', '.join(classes)}.")
-    loader = getattr(alignext, classes[stock]) if classes is not None else diffusers.DiffusionPipeline
-    pipe = loader.from_pretrained(model, dtype=dtype_of(args, "bfloat16" if default == "flux" else "float16"), **parts)
+    loader = getattr(alignext, classes[stock]) if classes is not None else getattr(diffusers, stock)
+    read = functools.partial(loader.from_single_file, config=config) if config else loader.from_pretrained
+    pipe = read(model, dtype=dtype_of(args, "bfloat16" if default == "flux" else "float16"), **parts)
     add_loras(pipe, args.lora)
     if args.offload == "model":
         pipe.enable_model_cpu_offload(device=device)
@@ -237,9 +246,11 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
-def write_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """`settings.json` in the folder."""
-    from alignext.files import replacing
+def finish(args: argparse.Namespace, sections: Sequence[Any], made: str, *, title: str) -> None:
+    """Write `settings.json` and the page of the sections into `--out`, and say what was `made` and where it is."""
+    from alignext.demos.gallery import write_gallery
+    from alignext.files import write_json
 
-    with replacing(folder / "settings.json") as part:
-        part.write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(args.out / "settings.json", settings_of(args))
+    page = write_gallery(args.out, sections, title=title)
+    print(f"{made}. Open {page.resolve()}")

@@ -67,10 +67,10 @@ def run(args: argparse.Namespace) -> None:
     control = picture_in(args.control_image, name="--control-image") if args.control_image else None
     if (args.controlnet is None) != (args.control_image is None):
         raise ValueError("--controlnet and --control-image belong together: pass both, or none.")
-    from alignext.demos.gallery import Figure, Section, claim_folder, write_gallery
+    from alignext.demos.gallery import Figure, Section, claim_folder
     from alignext.diffusion.sheets import contact_sheet
 
-    out = claim_folder(args.out, overwrite=args.overwrite)
+    args.out = claim_folder(args.out, overwrite=args.overwrite)
     import torch
 
     pipe = _load(args)
@@ -99,9 +99,7 @@ def run(args: argparse.Namespace) -> None:
     )
     first = Figure("contact-sheet", sheet, alt=f"Each picture beside its {args.images} images.", caption=args.prompt)
     sections = [Section("All of it", figures=[first]), Section("One by one", figures=figures)]
-    pictures.write_settings(out, settings)
-    page = write_gallery(out, sections, title=f"RIVAL {task}: {args.prompt}")
-    print(f"{pictures.count(len(images), 'image')}. Open {page.resolve()}")
+    pictures.finish(args, sections, pictures.count(len(images), "image"), title=f"RIVAL {task}: {args.prompt}")
 
 
 def _load(args: argparse.Namespace):

@@ -2,21 +2,18 @@
 """`alignext search`: the picture or video that a reward likes best."""
 
 import argparse
-import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignext.cli import pictures
-from alignext.cli.arguments import at_least_one, between, device_of, function_of, nearest
+from alignext.cli.arguments import at_least_one, between, device_of
 from alignext.methods import method
 
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_REWARDS = ("aesthetic", "brightness", "clip", "compressibility", "concept", "dynamics", "pickscore", "style")
 _STRATEGIES = ("beam", "greedy", "local", "smc", "best_of_n")
 
 
@@ -36,7 +33,8 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--reward",
         required=True,
-        help=f"{', '.join(_REWARDS)}, or FILE.py:FUNCTION or MODULE:FUNCTION, yours, `reward(images, prompts)`. "
+        help="aesthetic, brightness, clip, compressibility, concept, dynamics, pickscore or style, or "
+        "FILE.py:FUNCTION or MODULE:FUNCTION, yours, `reward(images, prompts)`. "
         "concept and style are judges of the embedded model's captions; clip, pickscore and aesthetic load a CLIP "
         "checkpoint",
     )
@@ -74,6 +72,7 @@ def run(args: argparse.Namespace) -> None:
 
     from alignext import SearchConfig
     from alignext.demos.gallery import claim_folder
+    from alignext.rewards.by_name import reward_of
 
     config = SearchConfig(
         num_beams=args.beams,
@@ -89,7 +88,8 @@ def run(args: argparse.Namespace) -> None:
     state = PartialState(cpu=device_of(args.device).startswith("cpu"))
     if state.is_main_process:
         args.out = claim_folder(args.out, overwrite=args.overwrite)
-    reward = _reward(args)
+    device = device_of(args.device)
+    reward = reward_of(args.reward, prompts=args.prompt, clip=args.clip, head=args.head, device=device)
     pipe = pictures.load(args, "sd")
     pictures.set_scheduler(pipe, args.scheduler)
     call = _call(args, pipe)
@@ -139,9 +139,9 @@ def _search(pipe: Any, reward: Callable[..., Any], config: Any, prompt: str, see
 def _write(args: argparse.Namespace, config: Any, found: list[dict[str, Any]]) -> None:
     from dataclasses import asdict
 
-    from alignext.demos.gallery import Figure, Section, Table, write_gallery
+    from alignext.demos.gallery import Figure, Section, Table
     from alignext.diffusion.sheets import contact_sheet
-    from alignext.files import replacing
+    from alignext.files import write_json
 
     sections, settings = [], pictures.settings_of(args)
     for k, result in enumerate(found):
@@ -166,39 +166,9 @@ def _write(args: argparse.Namespace, config: Any, found: list[dict[str, Any]]) -
         sections.append(Section(result["prompt"], text, figures, tables=[table]))
     document = {"config": asdict(config), "reward": args.reward, "steps": args.steps, "results": []}
     document["results"] = [{k: v for k, v in r.items() if k not in ("winners", "kept", "number")} for r in found]
-    with replacing(args.out / "search.json") as part:
-        part.write_text(json.dumps(_finite(document), indent=1, allow_nan=False) + "\n")
-    pictures.write_settings(args.out, settings)
-    page = write_gallery(args.out, sections, title=f"Latent search for {args.reward}")
-    print(f"{pictures.count(sum(len(result['winners']) for result in found), 'result')}. Open {page.resolve()}")
-
-
-def _reward(args: argparse.Namespace) -> Callable[..., Any]:
-    """The reward of a name, or a function of the user's."""
-    from alignext import rewards
-
-    name = args.reward
-    if ":" in name or name.endswith(".py"):
-        return function_of(name, name="--reward")
-    if name not in _REWARDS:
-        known = f"one of {', '.join(_REWARDS)}, or FILE.py:FUNCTION"
-        raise ValueError(f"--reward must be {known}, received {name!r}{nearest(name, _REWARDS) or '.'}")
-    device = device_of(args.device)
-    clip = {"model": args.clip} if args.clip else {}
-    if name == "clip":
-        return rewards.CLIPReward(**clip, device=device)
-    if name == "pickscore":
-        return rewards.PickScoreReward(**clip, device=device)
-    if name == "aesthetic":
-        if args.head is None:
-            raise ValueError("--reward aesthetic needs --head: the file with the weights of the linear head.")
-        return rewards.AestheticReward(args.head, *clip.values())
-    if name in ("concept", "style"):
-        reward = rewards.JudgeReward(name)
-        for prompt in args.prompt:
-            reward.label(prompt)
-        return reward
-    return getattr(rewards, name)
+    write_json(args.out / "search.json", document)
+    made = pictures.count(sum(len(result["winners"]) for result in found), "result")
+    pictures.finish(args, sections, made, title=f"Latent search for {args.reward}")
 
 
 def _call(args: argparse.Namespace, pipe: Any) -> dict[str, Any]:
@@ -223,12 +193,3 @@ def _call(args: argparse.Namespace, pipe: Any) -> dict[str, Any]:
     if unknown := sorted(call.keys() - taken.keys()):
         raise ValueError(f"{type(pipe).__name__} takes no {', '.join(unknown)}: leave the options of that name out.")
     return call
-
-
-def _finite(value: Any) -> Any:
-    """The same for JSON, which knows no NaN and no infinity: they become null."""
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from alignext import BCOConfig, BCOTrainer, mini
 from alignext.demos.charts import Chart
 from alignext.demos.gallery import Section, Table, print_table
-from alignext.demos.stories import beginnings, curve, quieten, settings, speaks, tell
+from alignext.demos.stories import SPEECH, beginnings, curve, quieten, settings, speaks, tell
+from alignext.demos.verdicts import shares, verdict
 
 
 _NEW = ("Amy", "Bob", "Jane", "Leo")
@@ -52,14 +53,16 @@ def demo(*, seed: int, steps: int | None) -> list[Section]:
         quieten(trainer)
         trainer.train()
     after = tell(model.eval(), tokenizer, 4 * new, seed)
+    told = {"before": before, "after": after}
+    found = shares(*([speaks(story) for story in told[name]] for name in ("after", "before")))
     measures = Table(
         ["stories", "somebody speaks", "words a story"],
         [
-            [name, sum(map(speaks, told)) / len(told), sum(len(story.split()) for story in told) / len(told)]
-            for name, told in (("before", before), ("after", after))
+            [name, sum(map(speaks, stories)) / len(stories), sum(len(s.split()) for s in stories) / len(stories)]
+            for name, stories in told.items()
         ],
-        caption=f"Shares and means over {len(before)} new stories, whose names were in none of those trained on. A "
-        "share is right to about 0.06.",
+        caption=f"Shares and means over {len(before)} new stories, whose names were in none of those trained on.",
+        verdict=verdict("stories in which somebody speaks", "after", "before", found, f"{len(before)} stories each"),
     )
     print_table(measures)
     rewards = {name: curve(trainer, f"rewards/{name}") for name in ("chosen", "rejected")}
@@ -93,8 +96,9 @@ def demo(*, seed: int, steps: int | None) -> list[Section]:
                 measures,
                 Table(
                     ["beginning", "before", "after"],
-                    [[new[k], before[k].strip(), after[k].strip()] for k in range(0, len(new), 5)],
-                    caption="Told with the same random numbers before and after, and not selected.",
+                    [[new[k], before[k].strip(), after[k].strip()] for k in range(0, len(new), len(new) // 8)],
+                    caption="Told with the same random numbers before and after, and not selected. Speech is marked.",
+                    mark=SPEECH,
                 ),
             ],
         )

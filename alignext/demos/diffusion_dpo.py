@@ -13,6 +13,7 @@ from alignext import DiffusionDPOConfig, DiffusionDPOTrainer, mini
 from alignext.demos.charts import Chart
 from alignext.demos.gallery import Figure, Section, Table, print_table
 from alignext.demos.stories import curve, quieten, settings
+from alignext.demos.verdicts import shares, verdict
 from alignext.diffusion.sheets import contact_sheet
 from alignext.mini.judges import Judge
 
@@ -73,11 +74,12 @@ def demo(*, seed: int, steps: int | None) -> list[Section]:
     after = draw()
 
     judge = Judge("style")
-    shares = [judge.name(images).count(_PREFERRED) / len(images) for images in (before, after)]
+    hits = [[name == _PREFERRED for name in judge.name(images)] for images in (after, before)]
     measures = Table(
         ["drawings", f"share in the style {_PREFERRED!r}"],
-        [["before", shares[0]], ["after", shares[1]]],
+        [["before", sum(hits[1]) / len(prompts)], ["after", sum(hits[0]) / len(prompts)]],
         caption=f"By the embedded style judge, of {len(prompts)} drawings of things that were in no pair.",
+        verdict=verdict("drawings in that style", "after", "before", shares(*hits), f"{len(prompts)} drawings each"),
     )
     print_table(measures)
     chosen, shown = drawings["red fox"], slice(0, 24, 3)

@@ -9,6 +9,7 @@ from alignext import FDPGConfig, FDPGTrainer, mini
 from alignext.demos.charts import Chart
 from alignext.demos.gallery import Section, Table, print_table
 from alignext.demos.stories import curve, quieten, settings
+from alignext.demos.verdicts import shares, verdict
 
 
 _WORD, _PROMPT = "dog", "Once upon a time"
@@ -17,7 +18,7 @@ _WORD, _PROMPT = "dog", "Once upon a time"
 def demo(*, seed: int, steps: int | None) -> list[Section]:
     """A constraint that one story in fifteen meets, before and after a short training with two divergences."""
     steps = steps or 8
-    rows, told, shares, paths = [], [], {}, {}
+    rows, told, course, paths, hits = [], [], {}, {}, {}
     for divergence in ("js", "forward_kl"):
         print(f"f-DPG with {divergence}, {steps} steps", flush=True)
         found, trainer = _constrain(
@@ -25,14 +26,22 @@ def demo(*, seed: int, steps: int | None) -> list[Section]:
         )
         rows += [each["measures"] for each in found]
         told += [story for each in found for story in each["stories"]]
-        shares[divergence] = curve(trainer, "features/tells/policy")
+        hits |= {each["measures"][0]: each["hits"] for each in found}
+        course[divergence] = curve(trainer, "features/tells/policy")
         moved = dict(curve(trainer, "divergence/kl_policy_base"))
-        paths[divergence] = [(moved[step], share) for step, share in shares[divergence] if step in moved]
+        paths[divergence] = [(moved[step], share) for step, share in course[divergence] if step in moved]
     measures = Table(
         ["model", f"tells of a {_WORD}", "KL(pi, a) in nats", "self-BLEU-5", "distinct-2"],
         rows,
-        caption="Over 64 stories each, so that the share is right to about 0.1. Self-BLEU grows as the stories become "
-        "alike; distinct-2 falls as they repeat themselves.",
+        caption="Over 64 stories each. Self-BLEU grows as the stories become alike; distinct-2 falls as they repeat "
+        "themselves.",
+        verdict=verdict(
+            f"stories that tell of a {_WORD}",
+            "js",
+            "the initial model",
+            shares(hits["js"], hits["initial model"]),
+            "64 stories each",
+        ),
     )
     print_table(measures)
     share = f"share that tells of a {_WORD}"
@@ -44,7 +53,7 @@ def demo(*, seed: int, steps: int | None) -> list[Section]:
             "with two divergences whose optimum is the same. So few steps are a beginning; the documentation has "
             "longer runs with more targets and divergences.",
             charts=[
-                Chart("Towards the constraint", "optimizer step", share, shares),
+                Chart("Towards the constraint", "optimizer step", share, course),
                 Chart(
                     "The trade-off",
                     "KL(pi, a) in nats: how far from the initial model",
@@ -54,7 +63,10 @@ def demo(*, seed: int, steps: int | None) -> list[Section]:
                     "the 64 samples of its step.",
                 ),
             ],
-            tables=[measures, Table(["model", "story"], told, caption=f"Begun with {_PROMPT!r}, and not selected.")],
+            tables=[
+                measures,
+                Table(["model", "story"], told, f"Begun with {_PROMPT!r}, and not selected.", mark=rf"\b{_WORD}\b"),
+            ],
         )
     ]
 
@@ -99,6 +111,7 @@ def _constrain(divergence: str, seed: int, steps: int, names: list[str]) -> tupl
             metrics = trainer.evaluate(rows)
             keys = "features/tells/policy divergence/kl_policy_base diversity/self_bleu_5 diversity/distinct_2".split()
             values = [metrics[f"eval_{key}"] for key in keys]
-            stories = [[name, " ".join(text.split())] for text in Evaluated.last[:3]]
-            found.append({"measures": [name, *values], "stories": stories})
+            stories = [[name, " ".join(text.split())] for text in Evaluated.last[:8]]
+            hits = [bool(hit) for hit in tells(Evaluated.last)]
+            found.append({"measures": [name, *values], "stories": stories, "hits": hits})
     return found, trainer

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -63,11 +63,15 @@ class Table:
         header (`Sequence[str]`): Names of the columns.
         rows (`Sequence[Sequence[str | int | float]]`): The cells; floats are shown with three decimals.
         caption (`str`, *optional*, defaults to `""`): How to read it.
+        verdict (`str`, *optional*, defaults to `""`): What it shows, in a sentence below it.
+        mark (`str`, *optional*, defaults to `""`): A regular expression of words that are marked in texts.
     """
 
     header: Sequence[str]
     rows: Sequence[Sequence[str | int | float]]
     caption: str = ""
+    verdict: str = ""
+    mark: str = ""
 
     def __post_init__(self) -> None:
         if wrong := [row for row in self.rows if len(row) != len(self.header)]:
@@ -178,7 +182,7 @@ def print_table(table: Table) -> None:
     for line in lines:
         cells = zip(line, widths, numeric, strict=True)
         print("  ".join(cell.rjust(width) if number else cell.ljust(width) for cell, width, number in cells).rstrip())
-    print(flush=True)
+    print(f"\n{table.verdict}\n" if table.verdict else "", flush=True)
 
 
 def _encode(figure: Figure) -> bytes:
@@ -205,12 +209,25 @@ def middle_frame(image: Any) -> Image.Image:
 def _page(sections: Sequence[Section], title: str, intro: str) -> str:
     page = Environment(loader=PackageLoader("alignext.demos", ""), autoescape=True, undefined=StrictUndefined)
     page.filters |= {"quoted": quote, "shown": _text, "drawn": lambda chart: Markup(draw(chart)), "slug": _slug}
+    page.filters["marked"] = _marked
     words = {"sections": sections, "title": title, "intro": intro, "colors": COLORS}
     return page.get_template("gallery.html").render(words)
 
 
 def _slug(title: str) -> str:
     return re.sub("[^a-z0-9]+", "-", title.lower()).strip("-")
+
+
+def _marked(value: str | int | float, pattern: str) -> Markup:
+    """The text of a cell, what the pattern finds in it marked."""
+    text = _text(value)
+    if not pattern or not isinstance(value, str):
+        return escape(text)
+    parts, at = [], 0
+    for found in re.finditer(pattern, text):
+        parts += [escape(text[at : found.start()]), Markup("<mark>{}</mark>").format(found[0])]
+        at = found.end()
+    return Markup("").join([*parts, escape(text[at:])])
 
 
 def _text(value: str | int | float) -> str:

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from alignext import MAHDPOConfig, MAHDPOTrainer, mini
 from alignext.demos.charts import Chart
 from alignext.demos.gallery import Section, Table, print_table
-from alignext.demos.stories import beginnings, curve, quieten, settings, speaks, tell
+from alignext.demos.stories import SPEECH, beginnings, curve, quieten, settings, speaks, tell
+from alignext.demos.verdicts import shares, verdict
 
 
 _HAPPY = set("happy smiled smile laughed fun love loved excited proud glad joy hugged good nice".split())
@@ -22,9 +23,9 @@ def demo(*, seed: int, steps: int | None) -> list[Section]:
 
     Args:
         seed (`int`): Seed of the training and of the stories.
-        steps (`int`, *optional*): Optimizer steps of the training; 24 if not given.
+        steps (`int`, *optional*): Optimizer steps of the training; 40 if not given.
     """
-    steps, folder = steps or 24, mini.path("lm")
+    steps, folder = steps or 40, mini.path("lm")
     base, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     known = beginnings("Tom", "Lily", "Ben", "Mia", "Sam", "Anna", "Max", "Sue")
     told = [tell(base, tokenizer, known, seed + k) for k in range(8)]
@@ -43,19 +44,32 @@ def demo(*, seed: int, steps: int | None) -> list[Section]:
         quieten(trainer)
         trainer.train()
     model, new = trainer.model.eval(), beginnings("Amy", "Bob", "Jane", "Leo")
-    shown, measured = [], []
-    for share in (1.0, 0.75, 0.5, 0.25, 0.0):
+    shown, measured, hits = [], [], []
+    for share in (1.0, 0.5, 0.0):
         weights = {"speaks": share, "happy": 1 - share}
-        stories = tell(model, tokenizer, 4 * new, seed, objective_weights=weights)
-        shares = [sum(map(rule, stories)) / len(stories) for rule in _RULES.values()]
-        measured.append([f"{share:g} / {1 - share:g}", *shares])
-        shown.append([measured[-1][0], *(story.strip() for story in stories[:2])])
+        stories = tell(model, tokenizer, 8 * new, seed, objective_weights=weights)
+        hits.append([[rule(story) for story in stories] for rule in _RULES.values()])
+        measured.append([f"{share:g} / {1 - share:g}", *(sum(each) / len(stories) for each in hits[-1])])
+        shown.append([measured[-1][0], *(story.strip() for story in stories[:8:2])])
+    told = [
+        verdict(
+            f"stories with {name}",
+            f"all weight on it ({first})",
+            "none",
+            shares(one, none),
+            f"{len(one)} stories each",
+        )
+        for name, first, one, none in (
+            ("speech", measured[0][0], hits[0][0], hits[-1][0]),
+            ("happiness", measured[-1][0], hits[-1][1], hits[0][1]),
+        )
+    ]
     names = " / ".join(_RULES)
     measures = Table(
         [f"weights {names}", "share that speaks", "share that is happy"],
         measured,
-        caption=f"Of {4 * len(new)} stories for each row of weights, whose names were in no pair. A share is right to "
-        "about 0.06.",
+        caption=f"Of {8 * len(new)} stories for each row of weights, whose names were in no pair.",
+        verdict=" ".join(told),
     )
     print_table(measures)
     return [
@@ -83,9 +97,10 @@ def demo(*, seed: int, steps: int | None) -> list[Section]:
             tables=[
                 measures,
                 Table(
-                    [f"weights {names}", *new[:2]],
+                    [f"weights {names}", *new[:8:2]],
                     shown,
-                    caption="Told with the same random numbers, and not selected.",
+                    caption="Told with the same random numbers, and not selected. Speech and happy words are marked.",
+                    mark=rf"{SPEECH}|\b(?:{'|'.join(sorted(_HAPPY))})\b",
                 ),
             ],
         )

@@ -8,6 +8,8 @@ from alignext import guided_generate, mini
 from alignext.decoding.guided import GuidedStep
 from alignext.demos.charts import Chart
 from alignext.demos.gallery import Section, Table, print_table
+from alignext.demos.stories import SPEECH, beginnings
+from alignext.demos.verdicts import shares, verdict
 
 
 def demo(*, seed: int, steps: int | None) -> list[Section]:
@@ -23,7 +25,7 @@ def demo(*, seed: int, steps: int | None) -> list[Section]:
 
     model = AutoModelForCausalLM.from_pretrained(mini.path("lm"))
     tokenizer = AutoTokenizer.from_pretrained(mini.path("lm"))
-    prompts = [f"One day, {name} went to the park." for name in ("Tom", "Lily", "Ben", "Mia")]
+    prompts = beginnings("Tom", "Lily")
     told = {
         count: guided_generate(
             model,
@@ -38,6 +40,7 @@ def demo(*, seed: int, steps: int | None) -> list[Section]:
         for count in (1, 5)
     }
     talks = {count: sum('"' in text for text in output.texts) for count, output in told.items()}
+    found = shares(*(['"' in text for text in told[count].texts] for count in (5, 1)))
     measures = Table(
         ["candidates for a sentence", "quotation marks a story", f"of {len(prompts)} stories, somebody speaks in"],
         [
@@ -45,6 +48,9 @@ def demo(*, seed: int, steps: int | None) -> list[Section]:
             for count, output in told.items()
         ],
         caption="One candidate is the model as it is.",
+        verdict=verdict(
+            "stories in which somebody speaks", "five candidates", "one", found, f"{len(prompts)} stories each"
+        ),
     )
     print_table(measures)
     rows = [
@@ -70,6 +76,13 @@ def demo(*, seed: int, steps: int | None) -> list[Section]:
                     rows,
                     caption=f"A story sentence by sentence, with the reward of each candidate. It begins with: "
                     f"{prompts[0]}",
+                    mark=SPEECH,
+                ),
+                Table(
+                    ["beginning", "one candidate", "five candidates"],
+                    [[p, *(told[count].texts[k].strip() for count in (1, 5))] for k, p in enumerate(prompts)],
+                    "All stories. Speech is marked.",
+                    mark=SPEECH,
                 ),
             ],
         )

@@ -7,6 +7,7 @@ import torch
 from transformers import PrinterCallback, Trainer
 
 
+SPEECH = r'"[^"]*"?'  # what is marked in stories
 _HAPPENINGS = ("went to the park.", "found a big box.", "had a red ball.", "saw a little dog.")
 
 

@@ -57,6 +57,38 @@ def last_checkpoint(folder: str | os.PathLike) -> str:
     return str(steps[max(steps)])
 
 
+def train(trainer: Any) -> None:
+    """
+    Train, from where `resume_from_checkpoint` says, and save.
+
+    Args:
+        trainer (`transformers.Trainer`): Any trainer.
+
+    Raises:
+        OSError: The disk is full. What a save makes of that is hard to read.
+    """
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint_of(trainer.args))
+        trainer.save_model()
+    except Exception as error:
+        try:
+            check_run(trainer.args, trainer.model)
+        except OSError as full:
+            raise full from error
+        raise
+
+
+def checkpoint_of(config: Any) -> str | None:
+    """
+    Where to go on: at the path that was given, or, with `last`, at the newest complete checkpoint.
+
+    Args:
+        config (`TrainingArguments`): Of the trainer.
+    """
+    given = config.resume_from_checkpoint
+    return last_checkpoint(config.output_dir) if given in ("last", "true", "True", True) else given
+
+
 def _number(checkpoint: Path) -> int:
     number = checkpoint.name.removeprefix("checkpoint-")
     return int(number) if number.isdecimal() else -1

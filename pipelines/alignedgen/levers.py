@@ -74,6 +74,10 @@ class Levers:
             raise ValueError(
                 f"`shift` must be 'width', 'height', 'none' or one number per position axis, received {self.shift!r}."
             )
+        if isinstance(self.share_blocks, str) and self.share_blocks not in ("single", "double", "all"):
+            raise ValueError(
+                f"`share_blocks` must be 'single', 'double', 'all' or (lo, hi), received {self.share_blocks!r}."
+            )
         if self.anchor_index < 0:
             raise ValueError(f"`anchor_index` must be a row of the batch, 0 or more, received {self.anchor_index}.")
         if self.target_batch_size is not None and self.target_batch_size < 1:
@@ -129,10 +133,7 @@ class Levers:
         double = len(transformer.transformer_blocks)
         total = double + len(getattr(transformer, "single_transformer_blocks", ()))
         if isinstance(blocks, str):
-            named = {"single": (double, total), "double": (0, double), "all": (0, total)}
-            if blocks not in named:
-                raise ValueError(f"`share_blocks` must be one of {list(named)} or (lo, hi), received {blocks!r}.")
-            lo, hi = named[blocks]
+            lo, hi = {"single": (double, total), "double": (0, double), "all": (0, total)}[blocks]
         elif len(blocks) == 2:
             lo, hi = blocks
         else:

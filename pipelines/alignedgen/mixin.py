@@ -48,6 +48,7 @@ class AlignedGenMixin(HubMixin):
     _name = "AlignedGen"
     _tag_names = ["alignext", "alignedgen"]
     _paper = method("AlignedGen").paper
+    _levers = Levers  # the arguments that are its own, for commands to list
     _noise_row: int | None = None
 
     def __init_subclass__(cls, **kwargs) -> None:

@@ -2,6 +2,7 @@
 """`alignext alignedgen` as a person types it."""
 
 import argparse
+import dataclasses
 
 import diffusers
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 
 import alignext
 import alignext.cli.alignedgen as command
-from alignext import cli, mini
+from alignext import AlignedGenPipeline, cli, mini
 from alignext.cli import pictures
 
 
@@ -88,7 +89,9 @@ def test_every_lever_arrives(monkeypatch, tmp_path):
         for name, value in levers.items()
         for word in (f"--{name.replace('_', '-')}", "3:6" if name == "share_blocks" else value)
     ]
-    assert call(tmp_path / "out", *words, "--no-adain", "--shared-noise", "--true-cfg-scale", 1, "--width", 128) == 0
+    assert (
+        call(tmp_path / "out", *words, "--no-adain", "--shared-noise", "--true-cfg-scale", 1, "--size", "128x64") == 0
+    )
     wanted = levers | {"adain": False, "shared_noise": True, "width": 128, "height": 64, "true_cfg_scale": 1}
     assert wanted.items() <= seen.items()
     assert "negative_prompt" not in seen
@@ -151,10 +154,16 @@ def test_one_prompt_and_no_style_is_refused(tmp_path, capsys):
     assert "style" in capsys.readouterr().err
 
 
-def test_blocks_that_are_no_range(tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        call(tmp_path / "out", "--share-blocks", "some")
-    assert "LO:HI" in capsys.readouterr().err
+def test_every_lever_is_an_option():
+    words = cli.make_parser()._subparsers._group_actions[0].choices["alignedgen"]
+    words.parse_known_args(["a", "b", "--out", "out"])
+    levers = {field.name: field for field in dataclasses.fields(AlignedGenPipeline._levers)}
+    options = {action.dest: action for action in words._actions}
+    assert levers.keys() <= options.keys()
+    for name, field in levers.items():
+        shown = field.default is not None and field.default is not True
+        assert options[name].help and ("(default" in options[name].help) == shown
+    assert options["share_blocks"].help.startswith("layers that share: single for the single-stream ones")
 
 
 def test_offload_asks_for_hooks(monkeypatch):
@@ -162,6 +171,6 @@ def test_offload_asks_for_hooks(monkeypatch):
     for name in ("enable_model_cpu_offload", "enable_sequential_cpu_offload"):
         monkeypatch.setattr(FluxPipeline, name, lambda self, device, name=name: asked.append((name, device)))
     for offload in ("model", "sequential"):
-        args = argparse.Namespace(model=None, device="cpu", dtype=None, offload=offload, lora=[])
+        args = argparse.Namespace(model=None, device="cpu", dtype=None, offload=offload, lora=[], model_config=None)
         pictures.load(args, "flux", command._CLASSES)
     assert asked == [("enable_model_cpu_offload", "cpu"), ("enable_sequential_cpu_offload", "cpu")]

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from alignext import __version__, cli
 from alignext.cli import errors
-from alignext.cli.arguments import function_of
+from alignext.rewards.by_name import function_of
 
 
 NAMES = list(cli.make_parser()._subparsers._group_actions[0].choices)

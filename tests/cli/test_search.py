@@ -47,7 +47,7 @@ def test_embedded_model(tmp_path, capsys):
 def test_video_and_a_reward_of_ones_own(tmp_path, monkeypatch):
     pipe, _ = build("latte")
     monkeypatch.setattr("alignext.cli.pictures.load", lambda *args: pipe)
-    more = ("--model", "some/video", "--frames", "2", "--height", "16", "--width", "16")
+    more = ("--model", "some/video", "--frames", "2", "--size", "16x16")
     assert call(tmp_path / "out", *more, reward="alignext.rewards:dynamics") == 0
     with Image.open(tmp_path / "out" / "00-00.gif") as video:
         assert video.n_frames == 2
@@ -75,7 +75,7 @@ def test_interrupted(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return images.mean((1, 2, 3))
 
-    monkeypatch.setattr("alignext.cli.search._reward", lambda args: reward)
+    monkeypatch.setattr("alignext.rewards.by_name.reward_of", lambda *args, **kwargs: reward)
     assert call(tmp_path / "out") == 0
     assert history(tmp_path / "out")[0]["interrupted"]
     assert "Interrupted: the best so far." in (tmp_path / "out" / "index.html").read_text()

@@ -17,8 +17,7 @@ import pytest
 import torch
 from transformers import Trainer, TrainerCallback
 
-from alignext.cli.training import checkpoint_of, train
-from alignext.training.runs import last_checkpoint
+from alignext.training.runs import checkpoint_of, last_checkpoint, train
 
 from .contract import Row, assert_same, curve, weights
 from .diffusion import DiffusionRow

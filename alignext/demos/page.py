@@ -1,0 +1,89 @@
+# Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""The page of the demo: the sections of each method, one after the other, and what they took."""
+
+import time
+import warnings
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+
+from alignext import __version__
+from alignext.demos.gallery import Section, write_gallery
+
+
+def write_page(out: Path, names: Sequence[str], *, seed: int, steps: int | None) -> None:
+    """
+    Run demos and write the gallery, which has what was done when one of them fails or is interrupted.
+
+    Args:
+        out (`Path`): A folder of ours.
+        names (`Sequence[str]`): The demos, in order.
+        seed (`int`): Of everything random.
+        steps (`int`, *optional*): Denoising or training steps; as each method has it by default.
+    """
+    start = time.perf_counter()
+    sections: list[Section] = []
+    done = 0
+    try:
+        with _calm():
+            for number, name in enumerate(names, start=1):
+                print(f"--- {name} ({number} of {len(names)})", flush=True)
+                sections += _shown(name, seed, steps)
+                done = number
+    finally:
+        if sections:
+            page = write_gallery(
+                out,
+                sections,
+                title="alignext: alignment methods on the embedded models",
+                intro="Made offline on small models that come with the package. They show what a method does, not how "
+                "good its pictures are on a large model. A picture opens in its own size when clicked.\n\n"
+                f"alignext {__version__}, torch {version('torch')}, diffusers {version('diffusers')}, transformers "
+                f"{version('transformers')}, TRL {version('trl')}; seed {seed}.",
+            )
+            seconds = time.perf_counter() - start
+            print(f"{done} of {len(names)} done in {seconds:.0f} s. Open {page.resolve()}")
+
+
+def _shown(name: str, seed: int, steps: int | None) -> list[Section]:
+    """The sections of a method, the last of which says how to make them again and what that took."""
+    begun = time.process_time()
+    *others, last = import_module(f"alignext.demos.{name.replace('-', '_')}").demo(seed=seed, steps=steps)
+    command = f"alignext demo {name} --seed {seed}{f' --steps {steps}' if steps else ''} --out alignext-{name}"
+    took = f"took {time.process_time() - begun:.0f} CPU seconds"
+    print(took, flush=True)
+    return [*others, replace(last, commands=[*last.commands, f"{command}  # {took}"])]
+
+
+@contextmanager
+def _calm() -> Generator[None]:
+    """One thread, and no notes of the libraries on what is over at once or to be renamed one day.
+
+    The embedded models are too small to be shared out: on a busy machine threads spend their time on waiting.
+    """
+    import torch
+    from datasets.utils import logging as datasets
+    from diffusers.utils import logging as diffusers
+    from transformers.utils import logging as transformers
+
+    threads = torch.get_num_threads()
+    libraries = (datasets, diffusers, transformers)
+    shown = [library for library in libraries if library.is_progress_bar_enabled()]
+    verbosity = [library.get_verbosity() for library in libraries]
+    torch.set_num_threads(1)
+    for library in libraries:
+        library.disable_progress_bar()
+        library.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        for library, level in zip(libraries, verbosity, strict=True):
+            library.set_verbosity(level)
+        for library in shown:
+            library.enable_progress_bar()
