@@ -37,12 +37,13 @@ QWEN = {
 }  # fmt: skip
 
 
-def flash(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+def flash(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
     """Attention as a GPU runs it, which keeps no matrix of weights; on the meta device torch would."""
     assert attn_mask is None
     if enable_gqa:
-        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-    return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, dropout_p, is_causal, scale=scale)[0]
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
+    operator = torch.ops.aten._scaled_dot_product_flash_attention
+    return operator(query, key, value, dropout_p, is_causal, scale=scale)[0]
 
 
 def counted(run: Callable[[], object]) -> tuple[int, int]:

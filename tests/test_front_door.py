@@ -19,6 +19,7 @@ from PIL import Image
 from alignext import cli
 from alignext.cli.demo import DEMOS
 from alignext.demos.gallery import Section, write_gallery
+from tests import fresh_clone
 from tests.browser import assert_sound, look
 
 
@@ -36,7 +37,7 @@ def shell_lines() -> list[tuple[str, list[str]]]:
     """(page, words) of every shell line that the pages show, without comments."""
     found = []
     for page in PAGES:
-        for block in blocks(page, "bash"):
+        for block in (*blocks(page, "bash"), *blocks(page, "sh")):
             lines = block.replace("\\\n", " ").splitlines()
             found += [(page.name, words) for words in (shlex.split(line, comments=True) for line in lines) if words]
     return found
@@ -49,7 +50,12 @@ def test_the_readme_shows_code_and_commands():
 
 # TRL reads and sets `gradient_checkpointing`, which transformers has renamed.
 @pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing(_\\w+)?` is deprecated:FutureWarning")
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    # the tutorials' are parts of a walk, see tests/fresh_clone.py
+    [page for page in PAGES if blocks(page, "python") and not page.name.startswith("start_")],
+    ids=lambda page: page.name,
+)
 def test_python_snippets_run(page, tmp_path, monkeypatch):
     """All ```python blocks of a page, one after the other, as someone who pastes them does."""
     monkeypatch.chdir(tmp_path)
@@ -60,7 +66,7 @@ def test_python_snippets_run(page, tmp_path, monkeypatch):
         assert len(namespace["images"]) == 4
         assert (tmp_path / "variation.png").exists()
         # The terminal's example takes the file that these lines have written.
-        (words,) = (words for page, words in shell_lines() if page == "README.md" and words[0] == "alignext")
+        words = next(words for page, words in shell_lines() if page == "README.md" and words[0] == "alignext")
         assert (tmp_path / cli.make_parser().parse_args(words[1:]).picture[0]).is_file()
 
 
@@ -74,7 +80,7 @@ def test_commands_exist(page, words):
         targets = [word for word in words[1:] if "=" not in word]
         assert all(re.search(rf"^{re.escape(target)}:", MAKEFILE, flags=re.MULTILINE) for target in targets)
     else:
-        assert words[0] in {"pip", "python", "accelerate", "source"}, (
+        assert words[0] in {"pip", "python", "accelerate", "source", "mkdir"}, (
             f"{page} shows {words[0]}, which nobody has checked"
         )
 
@@ -110,18 +116,59 @@ def test_make_says_what_python_lacks(script, answer, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_readme_runs_in_a_new_shell(tmp_path):
-    """Its Python and its commands, in order, but for those that install."""
-    found = re.findall(r"^```(bash|python)\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.M | re.S)
-    lines = ["set -eu", f'alignext() {{ "{sys.executable}" -m alignext "$@"; }}']
-    for language, block in found:
+def test_a_fresh_clone_runs_every_block_as_printed():
+    """README and tutorials, `make demo` first, in clean shells."""
+    answer = subprocess.run([sys.executable, str(ROOT / "tests" / "fresh_clone.py")], capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stdout[-2000:] + answer.stderr[-2000:]
+    assert all(f"{page}: ran" in answer.stdout for page in fresh_clone.PAGES)
+    assert "you/better" in answer.stdout.splitlines()[-1]
+
+
+def test_a_block_that_fails_stops_its_page(tmp_path):
+    """And what stands before it has run, in order, each block as printed."""
+    page = tmp_path / "page.md"
+    page.write_text("""
+```bash
+mkdir here && cd here
+```
+
+```python
+from pathlib import Path
+Path("a $HOME `b`").write_text('"')
+```
+
+```sh
+never
+```
+
+```bash
+ls
+false
+touch never
+```
+""")
+    answer = subprocess.run(
+        ["bash", "-c", fresh_clone.script(page)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"},
+    )
+    assert answer.returncode != 0
+    assert "a $HOME `b`" in answer.stdout and "block 3 (bash)" in answer.stdout
+    assert [path.name for path in (tmp_path / "here").iterdir()] == ["a $HOME `b`"]
+
+
+@pytest.mark.parametrize("page", fresh_clone.PAGES)
+def test_what_runs_in_a_clone_is_sound(page):
+    """The cheap part of it: the blocks are there, and each is a program."""
+    found = fresh_clone.blocks(ROOT / page)
+    assert {language for language, _ in found} == {"bash", "python"}
+    for language, text in found:
         if language == "python":
-            lines += [f'"{sys.executable}" - <<"END"', block.rstrip(), "END"]
-        elif not block.startswith(("make", "source")):
-            lines.append(block)
-    answer = subprocess.run(["bash", "-c", "\n".join(lines)], cwd=tmp_path, capture_output=True, text=True)
-    assert answer.returncode == 0, answer.stderr
-    assert {"variation.png", "drawing.png", "variations"} <= {path.name for path in tmp_path.iterdir()}
+            compile(text, page, "exec")
+        else:
+            assert subprocess.run(["bash", "-n", "-c", text]).returncode == 0
 
 
 EXAMPLES = pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda script: script.name)
