@@ -77,7 +77,8 @@ def on_page_content(html: str, page: Any, **_: Any) -> str:
 def _type(found: re.Match) -> str:
     text = re.sub(r"\*(\w+)\*", r"<em>\1</em>", found[1])
     text = re.sub(r"\[`([\w.~]+)`\]", lambda inner: _reference(inner[1]), text)
-    return f"({re.sub(r'`([^`]+)`', r'<code>\1</code>', text)})"
+    text = re.sub(r"`([^`]+)`", r"<code>\1</code>", text)
+    return f"({text})"
 
 
 def _reference(name: str) -> str:
