@@ -345,6 +345,8 @@ TRAINERS = [
     Row("InPO", "Stable Diffusion 1, 2", trains("InPO") | distributed("inpo") | unsharded("SmPO")),
 ]
 
+# What a cell shows, so that a table fits a page; the page explains them.
+SIGNS = {"tested": "✓", "tested without code generation": "✓", "tested: FSDP2": "✓ FSDP2"}
 TABLES = {"Without training": (WITHOUT, PIPELINES), "Training": (TRAINING, TRAINERS)}
 
 
@@ -386,9 +388,9 @@ def _function(test: str) -> str:
 def _say(row: Row, column: str, numbers: dict[str, int]) -> str:
     cell = row.cells.get(column)
     if cell is None:
-        return "untested" if not row.cells[next(iter(row.cells))].word.startswith("refused") else ""
+        return "·" if not row.cells[next(iter(row.cells))].word.startswith("refused") else ""
     found = sorted({numbers[_function(test)] for test in cell.tests})
-    return f"{cell.word} ({', '.join(map(str, found))})"
+    return f"{SIGNS.get(cell.word, cell.word)} <sup>{', '.join(map(str, found))}</sup>"
 
 
 if __name__ == "__main__":
