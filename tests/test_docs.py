@@ -160,14 +160,15 @@ def test_docs_build_without_a_warning(tmp_path):
 
 
 METHOD_PAGES = sorted({row.page for row in METHODS})
-# How the headings of a method's page begin, in their order; others may stand between.
+# How the headings of a method's page begin, in their order: what a user needs first. Others may stand between.
 ORDER = [
     "Use",
     "(?:Data|What goes in)",
-    "How",
     "What is logged",
-    "(?:What it does, |What was )measured",
+    "Cost",
     "Limits",
+    "How",
+    "(?:What it does, |What was )measured",
     "API",
 ]
 
