@@ -10,8 +10,13 @@ from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
+    from alignext.decoding.calibration import calibrate_svdecode
+    from alignext.decoding.chains import QAlignOutput, QAlignState
     from alignext.decoding.guided import guided_generate
-    from alignext.decoding.svdecode import SVDecodeLogitsProcessor, calibrate_svdecode
+    from alignext.decoding.guided_call import GuidedDecoding
+    from alignext.decoding.qalign import QAlign
+    from alignext.decoding.svdecode import SVDecodeLogitsProcessor
+    from alignext.decoding.transfer_q import TransferQ, TransferQOutput
     from alignext.heads.auto import AutoModelForCausalLMWithObjectiveHeads
     from alignext.pipelines.alignedgen import (
         AlignedAttention,
@@ -68,8 +73,13 @@ __version__ = "0.1.0.dev0"
 # Module -> the public names it defines. The only place where alignext points at pipelines and trainers. Type checkers
 # read the imports above, which a test holds against this.
 _NAMES = {
+    "alignext.decoding.calibration": "calibrate_svdecode",
+    "alignext.decoding.chains": "QAlignOutput QAlignState",
     "alignext.decoding.guided": "guided_generate",
-    "alignext.decoding.svdecode": "SVDecodeLogitsProcessor calibrate_svdecode",
+    "alignext.decoding.guided_call": "GuidedDecoding",
+    "alignext.decoding.qalign": "QAlign",
+    "alignext.decoding.svdecode": "SVDecodeLogitsProcessor",
+    "alignext.decoding.transfer_q": "TransferQ TransferQOutput",
     "alignext.heads.auto": "AutoModelForCausalLMWithObjectiveHeads",
     "alignext.pipelines.alignedgen": """
         AlignedAttention AlignedGenFlux2KleinPipeline AlignedGenFlux2Pipeline AlignedGenKontextPipeline

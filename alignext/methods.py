@@ -284,6 +284,66 @@ METHODS = (
         demo=None,
         page="steering",
     ),
+    Method(
+        name="QAlign",
+        title="Sample, Don't Search: Rethinking Test-Time Alignment for Language Models",
+        arxiv="2504.03790",
+        citation=r"""
+@article{faria2025sample,
+    title   = {{Sample, Don't Search: Rethinking Test-Time Alignment for Language Models}},
+    author  = {Faria, Gon{\c{c}}alo and Smith, Noah A.},
+    journal = {arXiv preprint arXiv:2504.03790},
+    year    = {2025},
+}
+""",
+        task="draw whole texts of a frozen language model in proportion to a reward",
+        classes=("QAlign",),
+        parents=("any causal language model",),
+        needs="a reward; no training",
+        commands=("generate --method qalign",),
+        demo="decoding",
+        page="qalign",
+    ),
+    Method(
+        name="Transfer Q*",
+        title="Transfer Q*: Principled Decoding for LLM Alignment",
+        arxiv="2405.20495",
+        citation=r"""
+@inproceedings{chakraborty2024transfer,
+    title     = {{Transfer Q*: Principled Decoding for LLM Alignment}},
+    author    = {Chakraborty, Souradip and others},
+    booktitle = {Advances in Neural Information Processing Systems},
+    year      = {2024},
+}
+""",
+        task="decode an aligned language model towards another reward, looking ahead at every token",
+        classes=("TransferQ",),
+        parents=("any causal language model",),
+        needs="a reward; no training",
+        commands=("generate --method transfer-q",),
+        demo=None,
+        page="transfer_q",
+    ),
+    Method(
+        name="SVDecode",
+        title="Distribution-Aligned Decoding for Efficient LLM Task Adaptation",
+        arxiv="2509.15888",
+        citation=r"""
+@inproceedings{hu2025distribution,
+    title     = {{Distribution-Aligned Decoding for Efficient LLM Task Adaptation}},
+    author    = {Hu and others},
+    booktitle = {Advances in Neural Information Processing Systems},
+    year      = {2025},
+}
+""",
+        task="extrapolate what a short fine-tuning has changed, at every token",
+        classes=("SVDecodeLogitsProcessor",),
+        parents=("transformers.LogitsProcessor",),
+        needs="an adapter, or a tuned model and its base; no further training",
+        commands=("generate --method svdecode",),
+        demo=None,
+        page="svdecode",
+    ),
 )
 
 

@@ -258,6 +258,13 @@ CALLED = {
     "transformers.DynamicCache.batch_repeat_interleave": "repeats",
     "transformers.DynamicCache.batch_select_indices": "indices",
     "transformers.DynamicCache.crop": "tokens_to_remove",
+    # QAlign, Transfer Q*, guided decoding inside `generate`
+    "transformers.GenerationMixin._sample": (
+        "input_ids logits_processor stopping_criteria generation_config **model_kwargs"
+    ),
+    "transformers.GenerationMixin._update_model_kwargs_for_generation": "outputs model_kwargs",
+    "transformers.GenerationMixin.generate": "custom_generate streamer assistant_model synced_gpus",
+    "transformers.GenerationMixin.prepare_inputs_for_generation": "input_ids next_sequence_length is_first_iteration",
     # Process rewards and guided decoding
     "trl.data_utils.get_dataset_column_names": "dataset",
     "trl.trainer.utils.get_config_model_id": "config",
@@ -364,6 +371,8 @@ ATTRIBUTES = {
 # Module -> the private names that it spells, on objects that are not easily made.
 SPELLED = {
     "diffusers.configuration_utils": "_class_name",
+    "peft.tuners.tuners_utils": "_disable_adapters",
+    "transformers.generation.utils": "_eos_token_tensor _pad_token_tensor",
     "transformers.initialization": "_is_hf_initialized",
     "transformers.integrations.integration_utils": "_wandb",
 }

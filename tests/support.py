@@ -159,6 +159,31 @@ PIPELINES = [
         )
     ),
     *(
+        Row(method, base, {"works": tested(f"tests/decoding/{file}[{name}]")})
+        for method, file in (
+            ("QAlign", "test_qalign.py::test_proposals_come_from_the_law_of_the_first_draw"),
+            ("Transfer Q*", "test_transfer_q.py::test_tokens_are_those_of_the_plain_loop"),
+        )
+        for base, name in (
+            ("Llama", "llama"),
+            ("GPT-2", "gpt2"),
+            ("Mistral", "mistral"),
+            ("Gemma 2", "gemma2"),
+            ("LFM2", "lfm2"),
+            ("Mamba 2", "mamba2"),
+        )
+    ),
+    Row(
+        "SVDecode",
+        "Llama",
+        {
+            "works": tested("tests/decoding/test_svdecode.py::test_tokens_are_those_of_steered_logits[kl_gradient]"),
+            "LoRA": tested(
+                "tests/decoding/test_svdecode.py::test_every_kind_of_adapter_has_the_plain_model_as_its_base[lora]"
+            ),
+        },
+    ),
+    *(
         Row(
             "Steering",
             base,

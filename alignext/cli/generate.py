@@ -1,5 +1,5 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""`alignext generate`: let a model with objective heads write, with a weight for each objective."""
+"""`alignext generate`: let a language model write, as it is or by a decoding method, its objective heads mixed."""
 
 import argparse
 import json
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from alignext.cli.arguments import at_least_one, between, device_of, file_of
+from alignext.cli.decoding import add_options, check_rewards, method_of, write_with
 from alignext.files import check_output, replacing
 
 
@@ -17,9 +18,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     """Add `alignext generate`."""
     parser = subparsers.add_parser(
         "generate",
-        help="write with any language model, its objective heads mixed, or guided by a reward",
+        help="write with any language model, its objective heads mixed, or by a decoding method",
         description="Continue prompts with a language model. One of `alignext mah-dpo` writes with its heads mixed by "
-        "weights. With --reward, any model writes step by step and keeps the candidate that the reward likes best.",
+        "weights. With --method, any model writes towards a reward, or away from what it was before fine-tuning.",
         epilog="Example: alignext generate --model trained --objective-weights honest=.7,helpful=.3 --prompt Once",
     )
     parser.add_argument(
@@ -39,18 +40,10 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         "--reward",
         action="append",
         metavar="MODEL",
-        help="folder or Hub id of a process reward (of `alignext process-reward`) or another reward model that guides "
-        "decoding; may be given several times, the scores are added up",
+        help="folder or Hub id of a process reward (of `alignext process-reward`) or another reward model that "
+        "decoding follows; may be given several times, the scores are added up",
     )
-    parser.add_argument(
-        "--candidates", type=at_least_one, default=5, help="per step, with --reward (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--boundary",
-        choices=("sentence", "paragraph", "reply"),
-        default="sentence",
-        help="where a step ends, with --reward (default: %(default)s)",
-    )
+    add_options(parser)
     parser.add_argument("--chat", action="store_true", help="apply the chat template, each prompt a user's turn")
     parser.add_argument("--max-new-tokens", type=at_least_one, default=128, help="(default: %(default)s)")
     parser.add_argument("--temperature", type=between(0, 100), default=1.0, help="0 for greedy (default: %(default)s)")
@@ -60,7 +53,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--dtype", choices=_DTYPES, default="auto", help="of the model (default: as saved)")
     parser.add_argument("--device", help="(default: cuda if there is one, else cpu)")
     parser.add_argument("--merge-to", type=Path, help="also save the mixture as a plain model into this new folder")
-    parser.set_defaults(func=run, words_of={"num_candidates": "--candidates"})
+    parser.set_defaults(func=run, words_of={"num_candidates": "--candidates", "num_steps": "--steps"})
 
 
 def parse_weights(text: str) -> dict[str, float]:
@@ -79,6 +72,7 @@ def parse_weights(text: str) -> dict[str, float]:
 
 def run(args: argparse.Namespace) -> None:
     """Write, and print each prompt with its continuation."""
+    chosen = method_of(args)
     if args.prompts and not args.prompts.is_file():
         raise FileNotFoundError(f"--prompts {args.prompts} is no file. Pass one with a prompt per line.")
     prompts = [*args.prompt, *(args.prompts.read_text(encoding="utf-8").splitlines() if args.prompts else [])]
@@ -101,8 +95,7 @@ def run(args: argparse.Namespace) -> None:
             if getattr(args, option) is not None:
                 name = option.replace("_", "-")
                 raise ValueError(f"--{name} needs objective heads, but --model {args.model} has none. Leave it out.")
-    for reward in args.reward or ():
-        file_of(reward, "config.json", "adapter_config.json", name="--reward", what="reward model")
+    check_rewards(args)
     model = loader.from_pretrained(args.model, dtype=args.dtype).to(device).eval()
     tokenizer = AutoTokenizer.from_pretrained(args.model, padding_side="left")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
@@ -112,7 +105,10 @@ def run(args: argparse.Namespace) -> None:
         if args.temperature > 0:
             sampling = {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k}
         set_seed(args.seed)
-        written = (_guided if args.reward else _plain)(model, tokenizer, turns, args, sampling)
+        if chosen == "plain":
+            written = _plain(model, tokenizer, turns, args, sampling)
+        else:
+            written = write_with(chosen, model, tokenizer, turns, args, sampling)
         for prompt, text in zip(prompts, written, strict=True):
             print(f"{prompt}{'' if text[:1].isspace() else ' '}{text}\n")
     if args.merge_to is not None:
@@ -143,21 +139,3 @@ def _plain(model: Any, tokenizer: Any, prompts: list, args: argparse.Namespace, 
         **sampling,
     )
     return tokenizer.batch_decode(ids[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
-
-
-def _guided(
-    model: Any, tokenizer: Any, prompts: list, args: argparse.Namespace, sampling: dict[str, Any]
-) -> list[str]:
-    from alignext import guided_generate
-
-    return guided_generate(
-        model,
-        tokenizer,
-        prompts,
-        args.reward,
-        num_candidates=args.candidates,
-        boundary=args.boundary,
-        objective_weights=args.objective_weights,
-        max_new_tokens=args.max_new_tokens,
-        **sampling,
-    ).texts

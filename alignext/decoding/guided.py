@@ -17,7 +17,7 @@ from accelerate.utils import is_peft_model
 from transformers import PreTrainedTokenizerBase
 
 from alignext.decoding.rows import prompt_rows
-from alignext.decoding.steps import Candidate, GuidedStep, StepSampler, Text, steps_of
+from alignext.decoding.steps import Candidate, GuidedStep, Steps, StepSampler, Text, steps_of
 from alignext.rewards.process import Prompt
 from alignext.rewards.texts import TextRewards
 
@@ -161,26 +161,82 @@ def guided_generate(
         max_new_tokens=max_new_tokens,
         stop_strings=None if stop_strings is None else tuple(stop_strings),
     )
-    max_attempts = 3 * num_candidates if max_attempts is None else max_attempts
-    if not 1 <= num_candidates <= max_attempts:
-        raise ValueError(
-            f"`num_candidates` is {num_candidates} and `max_attempts` {max_attempts}, but at least 1 candidate is "
-            "needed, and at least as many attempts."
-        )
+    max_attempts = check_candidates(num_candidates, max_attempts)
     if wrong := sorted(_NOT_FOR_GENERATE & set(generate_kwargs)):
         raise ValueError(f"`guided_generate` sets {', '.join(wrong)} itself. Leave it out.")
     if model.config.is_encoder_decoder:
         raise ValueError(f"`model` is a {type(model).__name__}, an encoder-decoder. Pass a causal language model.")
     if is_peft_model(model) and model.active_peft_config.is_prompt_learning:
         raise ValueError("`model` has a prompt-learning adapter, whose cache begins with virtual tokens. Use a LoRA.")
-    texts = [Text(i, prompt, ids, len(ids)) for i, (prompt, ids) in enumerate(prompt_rows(tokenizer, prompts))]
-    reward = TextRewards(reward_fn, reward_weights, model.device)
     generate_kwargs["do_sample"] = do_sample
     if do_sample:
         generate_kwargs |= {"temperature": temperature, "top_p": top_p, "top_k": top_k}
-    weights = _weights_of(objective_weights, texts)
-    with torch.no_grad(), _mixing(model, weights, normalize_weights) as mixture:
-        sampler = StepSampler(model, tokenizer, steps, mixture, generator, generate_kwargs)
+    texts = decoded_by_steps(
+        model,
+        tokenizer,
+        prompt_rows(tokenizer, prompts),
+        TextRewards(reward_fn, reward_weights, model.device),
+        steps,
+        num_candidates=num_candidates,
+        max_attempts=max_attempts,
+        weights=objective_weights,
+        normalize=normalize_weights,
+        generator=generator,
+        settings=generate_kwargs,
+    )
+    return GuidedOutput(
+        texts=[tokenizer.decode(text.new_ids, skip_special_tokens=True) for text in texts],
+        token_ids=[text.new_ids for text in texts],
+        steps=[text.steps for text in texts],
+        stop_reasons=[str(text.stop_reason) for text in texts],
+    )
+
+
+def check_candidates(num_candidates: int, max_attempts: int | None) -> int:
+    """`max_attempts`, in the place of None what is sampled at most by default."""
+    max_attempts = 3 * num_candidates if max_attempts is None else max_attempts
+    if not 1 <= num_candidates <= max_attempts:
+        raise ValueError(
+            f"`num_candidates` is {num_candidates} and `max_attempts` {max_attempts}, but at least 1 candidate is "
+            "needed, and at least as many attempts."
+        )
+    return max_attempts
+
+
+def decoded_by_steps(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[tuple[Prompt, list[int]]],
+    reward: TextRewards,
+    steps: Steps,
+    *,
+    num_candidates: int,
+    max_attempts: int,
+    weights: Any,
+    normalize: bool,
+    generator: torch.Generator | None,
+    settings: dict[str, Any],
+) -> list[Text]:
+    """
+    The loop of guided decoding.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): Writes.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+        rows (`list[tuple]`): What the reward gets as prompt, and the prompt's token ids.
+        reward (`TextRewards`): Scores texts.
+        steps (`Steps`): Where steps and texts end.
+        num_candidates, max_attempts, generator: As for [`guided_generate`].
+        weights, normalize: Its `objective_weights` and `normalize_weights`.
+        settings (`dict`): Further arguments of `generate`.
+
+    Returns:
+        `list[Text]`, one for each row.
+    """
+    texts = [Text(i, prompt, ids, len(ids)) for i, (prompt, ids) in enumerate(rows)]
+    weights = _weights_of(weights, texts)
+    with torch.no_grad(), _mixing(model, weights, normalize) as mixture:
+        sampler = StepSampler(model, tokenizer, steps, mixture, generator, settings)
         active, cache = texts, None
         while active:
             candidates = sampler.propose(active, cache, num_candidates, max_attempts)
@@ -191,12 +247,7 @@ def guided_generate(
                 if text.stop_reason is None:
                     kept.append((text, options[text.steps[-1].chosen]))
             active, cache = [text for text, _ in kept], sampler.carry(kept)
-    return GuidedOutput(
-        texts=[tokenizer.decode(text.new_ids, skip_special_tokens=True) for text in texts],
-        token_ids=[text.new_ids for text in texts],
-        steps=[text.steps for text in texts],
-        stop_reasons=[str(text.stop_reason) for text in texts],
-    )
+    return texts
 
 
 def _weights_of(objective_weights: Any, texts: list[Text]) -> Any:

@@ -46,6 +46,25 @@ def left_padded(rows: Sequence[list[int]], filler: int, device: Any = None) -> t
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
+def prompt_batch(
+    tokenizer: PreTrainedTokenizerBase, prompts: Prompt | Sequence[Prompt], device: Any = None
+) -> dict[str, Any]:
+    """
+    What `generate` takes of prompts, texts or conversations, padded on the left.
+
+    Returns:
+        `dict`: `input_ids` and `attention_mask` of shape `(B, P)`, and `prompts`, which custom generation hands to
+            rewards.
+
+    Raises:
+        ValueError: There is no prompt, or one has no tokens.
+    """
+    rows = prompt_rows(tokenizer, prompts)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    ids, mask = left_padded([ids for _, ids in rows], pad or 0, device)
+    return {"input_ids": ids, "attention_mask": mask, "prompts": [prompt for prompt, _ in rows]}
+
+
 def cache_name(model: Any) -> str | None:
     """The name of the argument for a cache, which transformers 5.24 changed; None for a model without one."""
     base = model.get_base_model() if is_peft_model(model) else model

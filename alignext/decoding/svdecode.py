@@ -5,31 +5,19 @@
 """
 
 import inspect
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
-from torch.nn.utils.rnn import pad_sequence
-from transformers import DynamicCache, LogitsProcessor, PreTrainedTokenizerBase
-from transformers.utils import logging
+from transformers import DynamicCache, LogitsProcessor
 
+from alignext.decoding.hub import write_custom_generate
 from alignext.decoding.rows import cache_name
-from alignext.functional.svdecode import (
-    DIRECTIONS,
-    Positions,
-    fit_strength,
-    kept_positions,
-    mean_nll,
-    plausible,
-    steered_logits,
-)
-from alignext.rewards.process import prompt_ids
-
-
-logger = logging.get_logger(__name__)
+from alignext.functional.svdecode import DIRECTIONS, plausible, steered_logits
+from alignext.methods import method
 
 
 class BaseModel:
@@ -37,7 +25,7 @@ class BaseModel:
     The model that a tuned one came from.
 
     Args:
-        model (`PreTrainedModel` or `PeftModel`): The tuned model.
+        model (`PreTrainedModel` or `PeftModel`): The tuned model; a plain one may have adapters inside.
         base (`PreTrainedModel`, *optional*): Another model with the same vocabulary; `None` turns the adapters off.
 
     Raises:
@@ -49,7 +37,9 @@ class BaseModel:
         for one in (model, base):
             if one is not None and one.config.is_encoder_decoder:
                 raise NotImplementedError(f"{type(one).__name__} is an encoder-decoder. Pass causal language models.")
-        if base is None and not is_peft_model(model):
+        # An adapter that `AutoModelForCausalLM` has loaded is inside the model.
+        inside = [module for module in model.modules() if isinstance(getattr(module, "_disable_adapters", None), bool)]
+        if base is None and not is_peft_model(model) and not inside:
             raise ValueError(
                 f"`base` must be given for a {type(model).__name__}: without adapters nothing can be turned off. Pass "
                 "the model that was fine-tuned."
@@ -63,11 +53,22 @@ class BaseModel:
                 "with `resize_token_embeddings`."
             )
         self.model, self.adapted = model if base is None else base, base is None
+        self.inside = inside if base is None and not is_peft_model(model) else []
 
     @contextmanager
     def __call__(self) -> Generator[Any]:
-        with self.model.disable_adapter() if self.adapted else nullcontext():
+        if self.adapted and not self.inside:
+            with self.model.disable_adapter():
+                yield self.model
+            return
+        before = [module._disable_adapters for module in self.inside]
+        try:
+            for module in self.inside:
+                module._disable_adapters = True
             yield self.model
+        finally:
+            for module, off in zip(self.inside, before, strict=True):
+                module._disable_adapters = off
 
 
 class SVDecodeLogitsProcessor(LogitsProcessor):
@@ -100,6 +101,8 @@ class SVDecodeLogitsProcessor(LogitsProcessor):
     Raises:
         ValueError: An argument is out of range, or the base model does not fit.
     """
+
+    _paper = method("SVDecode").paper
 
     def __init__(
         self,
@@ -169,138 +172,20 @@ class SVDecodeLogitsProcessor(LogitsProcessor):
         mask = self.mask.to(ids).repeat_interleave(len(ids) // rows, 0)
         return torch.cat([mask, mask.new_ones(len(ids), ids.shape[1] - prompt)], 1)
 
+    def save_custom_generate(self, folder: str | Path) -> None:
+        """
+        Write a folder, or the checkout of a repository, that plain transformers decodes with:
+        `model.generate(**inputs, custom_generate=folder, trust_remote_code=True)`.
 
-@dataclass
-class SVDecodeCalibration:
-    """
-    A strength, and what it was found from.
+        Args:
+            folder (`str` or `Path`): It gets `custom_generate/generate.py`; what else it holds stays.
 
-    Attributes:
-        strength (`float`): For [`SVDecodeLogitsProcessor`].
-        nll (`dict[float, float]`): Mean negative log-likelihood of the known tokens, by strength: at 0, at `strength`
-            and on the grid.
-        num_tokens (`int`): Known tokens that were used.
-        num_excluded (`int`): Known tokens that the mask excludes.
-    """
-
-    strength: float
-    nll: dict[float, float]
-    num_tokens: int
-    num_excluded: int
-
-
-def calibrate_svdecode(
-    model: Any,
-    dataset: Iterable[Mapping[str, Any]],
-    processing_class: PreTrainedTokenizerBase,
-    *,
-    base: Any = None,
-    alpha: float = 0.1,
-    direction: str = "kl_gradient",
-    estimator: str = "newton",
-    grid: Sequence[float] = (-1.0, 1.0, 2.0, 4.0, 8.0),
-    batch_size: int = 8,
-    max_length: int = 1024,
-) -> SVDecodeCalibration:
-    r"""
-    Find the strength of [`SVDecodeLogitsProcessor`] under which held-out completions are likely. Data that the model
-    was tuned on has a smaller residual, and gives a smaller strength.
-
-    Args:
-        model (`PreTrainedModel` or `PeftModel`): The tuned model.
-        dataset (`Dataset` or an iterable of `dict`):
-            Rows with `prompt` and `completion`, texts or conversations, or with `messages`, of which the last is the
-            completion. Only completions count.
-        processing_class (`PreTrainedTokenizerBase`): The tokenizer.
-        base, alpha, direction: As for [`SVDecodeLogitsProcessor`].
-        estimator (`str`, *optional*, defaults to `"newton"`):
-            `"newton"`, the minimum of the NLL; `"paper"`, a mean of ratios; `"grid"`, the best of `grid` and 0.
-        grid (`Sequence[float]`, *optional*): Strengths whose NLL is in the result.
-        batch_size (`int`, *optional*, defaults to 8): Rows per forward pass.
-        max_length (`int`, *optional*, defaults to 1024): Longer rows are cut.
-
-    Returns:
-        [`SVDecodeCalibration`].
-
-    Raises:
-        ValueError: There is no known token, or an argument is out of range.
-    """
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"`alpha` must be in [0, 1], received {alpha}.")
-    before = BaseModel(model, base)
-    rows = [_encoded(processing_class, row, i, max_length) for i, row in enumerate(dataset)]
-    if not rows:
-        raise ValueError("`dataset` must have rows, received none.")
-    parts = []
-    modes = [
-        (module, module.training)
-        for one in {id(model): model, id(before.model): before.model}.values()
-        for module in one.modules()
-    ]
-    try:
-        for module, _ in modes:
-            module.training = False
-        for start in range(0, len(rows), batch_size):
-            parts.append(_positions(model, before, rows[start : start + batch_size], alpha, direction))
-    finally:
-        for module, training in modes:
-            module.training = training
-    positions = _together(parts)
-    strength = fit_strength(positions, estimator, tuple(grid))
-    if strength == 0 and not positions.steering.abs().max() > 1e-8:
-        logger.warning("The tuned model and its base give the same distributions, so that there is nothing to steer.")
-    nll = {float(s): mean_nll(positions, s) for s in sorted({0.0, strength, *grid})}
-    return SVDecodeCalibration(strength, nll, len(positions.targets), positions.excluded)
-
-
-def _encoded(tokenizer: Any, row: Mapping[str, Any], number: int, max_length: int) -> tuple[torch.Tensor, int]:
-    """Token ids of a row, and the length of its prompt."""
-    if "messages" in row:
-        prompt, completion = row["messages"][:-1], row["messages"][-1:]
-    elif "prompt" in row and "completion" in row:
-        prompt, completion = row["prompt"], row["completion"]
-    else:
-        raise ValueError(
-            f"`dataset` must have 'prompt' and 'completion', or 'messages', received {list(row)} in row {number}."
-        )
-    start = prompt_ids(tokenizer, prompt)
-    if isinstance(prompt, str):
-        ids = tokenizer(prompt + completion)["input_ids"]
-        ids = (
-            ids if ids[: len(start)] == start else start + tokenizer(completion, add_special_tokens=False)["input_ids"]
-        )
-        eos = tokenizer.eos_token_id
-        ids = ids if eos is None or ids[-1] == eos else [*ids, eos]
-    else:
-        ids = tokenizer.apply_chat_template([*prompt, *completion], tokenize=True, return_dict=True)["input_ids"]
-    return torch.tensor(ids[:max_length]), len(start)
-
-
-@torch.no_grad()
-def _positions(model: Any, before: BaseModel, rows: list, alpha: float, direction: str) -> Positions:
-    ids = pad_sequence([row for row, _ in rows], batch_first=True).to(model.device)
-    mask = pad_sequence([torch.ones_like(row) for row, _ in rows], batch_first=True).to(model.device)
-    known = mask.bool()
-    for i, (_, start) in enumerate(rows):
-        known[i, :start] = False
-    tuned = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, -ids.shape[1] :]
-    with before() as base:
-        given = base(input_ids=ids.to(base.device), attention_mask=mask.to(base.device), use_cache=False).logits
-    read = known[:, 1:]
-    args = tuned[:, :-1][read], given[:, :-1].to(tuned.device)[read], ids[:, 1:][read]
-    found = kept_positions(*args, alpha, direction)
-    return Positions(*(value.cpu() for value in found[:3]), found.excluded)
-
-
-def _together(parts: list[Positions]) -> Positions:
-    width = max(part.logits.shape[1] for part in parts)
-
-    def padded(values: torch.Tensor, filler: float) -> torch.Tensor:
-        return torch.nn.functional.pad(values, (0, width - values.shape[1]), value=filler)
-
-    return Positions(
-        torch.cat([padded(part.logits, -torch.inf) for part in parts]),
-        torch.cat([padded(part.steering, 0.0) for part in parts]),
-        torch.cat([part.targets for part in parts]),
-        sum(part.excluded for part in parts),
-    )
+        Raises:
+            ValueError: The base model has no id that it could be loaded by.
+        """
+        settings = {"strength": self.strength, "alpha": self.alpha, "direction": self.direction}
+        if not self.base.adapted:
+            settings["base"] = self.base.model.config._name_or_path
+            if not settings["base"]:
+                raise ValueError("`base` must have an id or a folder to be saved by, received one without. Save it.")
+        write_custom_generate(folder, "SVDecode", settings)

@@ -151,7 +151,8 @@ class TextRewards:
         weights (sequence of `float`, *optional*): `v`; all 1 if not given.
         device (`torch.device`, *optional*): Of reward models that are loaded here.
         remember (`bool`, *optional*, defaults to `False`):
-            Score equal rows once: the same prompt with the same tokens. For rewards that are functions of them.
+            Score equal rows once: the same prompt with the same tokens and columns. For rewards that are functions of
+            them.
 
     Attributes:
         calls (`int`): Rows that were scored so far.
@@ -186,8 +187,13 @@ class TextRewards:
         """
         if self.seen is None:
             return self._scored(prompts, completions, completion_ids, columns)
-        keys = [(str(prompt), tuple(ids)) for prompt, ids in zip(prompts, completion_ids, strict=True)]
-        new = [i for i, key in enumerate(keys) if key not in self.seen and keys.index(key) == i]
+        of_row = zip(*columns.values(), strict=True) if columns else [()] * len(prompts)
+        keys = [
+            (str(prompt), tuple(ids), str(more))
+            for prompt, ids, more in zip(prompts, completion_ids, of_row, strict=True)
+        ]
+        first = {key: i for i, key in reversed(list(enumerate(keys)))}
+        new = [i for key, i in sorted(first.items(), key=lambda item: item[1]) if key not in self.seen]
         if new:
             picked = ([column[i] for i in new] for column in (prompts, completions, completion_ids))
             values = self._scored(*picked, {name: [value[i] for i in new] for name, value in columns.items()})
@@ -232,7 +238,9 @@ def _column(function: Callable[..., Any], rows: dict[str, Any]) -> torch.Tensor:
             f"`reward_fn` must return a number, received None for {_shown(rows, list(values).index(None))}."
         )
     try:
-        column = torch.as_tensor(values).detach().double().cpu()
+        # A list of floats is float64; `as_tensor` alone would round it.
+        dtype = torch.float64 if isinstance(values, (list, tuple)) else None
+        column = torch.as_tensor(values, dtype=dtype).detach().double().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"`reward_fn` must return {count} numbers, received {values!r}.") from error
     if column.ndim not in (1, 2) or len(column) != count:

@@ -1,13 +1,27 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """Steering vector decoding inside the stock `generate`."""
 
+import copy
+
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import (
+    IA3Config,
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    OFTConfig,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    VeraConfig,
+    get_peft_model,
+)
 from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessorList, T5Config, T5ForConditionalGeneration
 
 from alignext import mini
-from alignext.decoding.svdecode import SVDecodeLogitsProcessor, calibrate_svdecode
+from alignext.decoding.calibration import calibrate_svdecode
+from alignext.decoding.svdecode import SVDecodeLogitsProcessor
 from alignext.functional.svdecode import steered_logits
 
 
@@ -137,6 +151,64 @@ def test_the_base_reads_every_token_once(tuned):
     processor._base_logits = counted
     written(tuned, processor, min_new_tokens=6, max_new_tokens=6)
     assert processor._cache.get_seq_length() == sum(fed) <= 10 and fed[0] == 5
+
+
+ADAPTERS = {
+    "lora": LoraConfig(r=2),
+    "dora": LoraConfig(r=2, use_dora=True),
+    "ia3": IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
+    "loha": LoHaConfig(r=2, target_modules=["q_proj", "v_proj"]),
+    "lokr": LoKrConfig(r=2, target_modules=["q_proj", "v_proj"]),
+    "vera": VeraConfig(r=2, target_modules=["q_proj"]),
+    "oft": OFTConfig(oft_block_size=4, target_modules=["q_proj"]),
+    "prompt tuning": PromptTuningConfig(num_virtual_tokens=2),
+    "p-tuning": PromptEncoderConfig(num_virtual_tokens=2, encoder_hidden_size=8),
+    "prefix tuning": PrefixTuningConfig(num_virtual_tokens=2),
+}
+
+
+@pytest.mark.parametrize("name", list(ADAPTERS))
+def test_every_kind_of_adapter_has_the_plain_model_as_its_base(name):
+    torch.manual_seed(0)
+    plain = LlamaForCausalLM(CONFIG).eval()
+    config = copy.deepcopy(ADAPTERS[name])
+    config.task_type = "CAUSAL_LM"
+    model = get_peft_model(copy.deepcopy(plain), config).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.add_(torch.randn_like(weight), alpha=0.5)
+    off = SVDecodeLogitsProcessor(model, 0.0, alpha=0.0, prompt_attention_mask=MASK)
+    expected = written(model, ids=IDS, mask=MASK)
+    assert torch.equal(written(model, off), expected)
+    found = []
+    steered = SVDecodeLogitsProcessor(model, 2.0, alpha=0.0, direction="logit_difference", prompt_attention_mask=MASK)
+    read = steered._base_logits
+    steered._base_logits = lambda ids: found.append((ids, read(ids))) or found[-1][1]
+    other = written(model, steered)
+    assert not torch.equal(other, written(plain))
+    for ids, logits in found:
+        mask = torch.cat([MASK, torch.ones(2, ids.shape[1] - 5, dtype=torch.long)], 1)
+        with torch.no_grad():
+            position_ids = (mask.cumsum(-1) - 1).clamp(min=0)
+            base = plain(input_ids=ids, attention_mask=mask, position_ids=position_ids).logits[:, -1]
+        assert torch.allclose(logits, base, atol=1e-4)
+    assert torch.equal(written(model), expected)  # the adapter is on again
+
+
+def test_adapters_inside_a_plain_model_are_turned_off_and_on(tuned, tmp_path):
+    tuned.save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(CONFIG).eval()
+    model.load_adapter(str(tmp_path))
+    how = {"alpha": 0.01, "prompt_attention_mask": MASK}
+    trained = {name: weight.requires_grad for name, weight in model.named_parameters()}
+    assert torch.equal(
+        written(model, SVDecodeLogitsProcessor(model, 1.5, **how)),
+        written(tuned, SVDecodeLogitsProcessor(tuned, 1.5, **how)),
+    )
+    assert torch.equal(written(model), written(tuned))
+    assert {name: weight.requires_grad for name, weight in model.named_parameters()} == trained
 
 
 def test_another_model_can_be_the_base(tuned):

@@ -1,0 +1,194 @@
+# Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""Decoding methods saved for plain transformers, and guided decoding inside `generate`."""
+
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    LlamaConfig,
+    TextIteratorStreamer,
+)
+
+from alignext import GuidedDecoding, QAlign, SVDecodeLogitsProcessor, TransferQ, guided_generate, mini
+
+from .models import TINY
+
+
+PROMPTS = ["One day, Lily went to the park.", "Tom was sad."]
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(mini.path("lm"), padding_side="left")
+
+
+@pytest.fixture(scope="module")
+def batch(tokenizer):
+    found = tokenizer(PROMPTS, return_tensors="pt", padding=True)
+    return {name: found[name] for name in ("input_ids", "attention_mask")}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, tokenizer):
+    """With a folder of its own, which has the tokenizer."""
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(TINY["llama"]).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+@pytest.fixture(scope="module")
+def reward(tmp_path_factory, tokenizer):
+    folder = tmp_path_factory.mktemp("reward")
+    torch.manual_seed(1)
+    config = LlamaConfig(**TINY["llama"].to_dict() | {"num_labels": 1, "initializer_range": 0.3})
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def written(model, batch, custom, **settings):
+    torch.manual_seed(0)
+    settings = {"do_sample": True, "top_k": 0, "max_new_tokens": 6} | settings
+    return model.generate(**batch, custom_generate=custom, **settings)
+
+
+METHODS = {
+    "qalign": (QAlign, {"beta": 0.3, "num_steps": 3, "stop_strings": ["x"]}),
+    "transfer-q": (TransferQ, {"k": 3, "alpha": 0.3, "rollout_tokens": 2, "value": "soft", "num_rollouts": 2}),
+    "guided": (GuidedDecoding, {"num_candidates": 2, "max_step_tokens": 3}),
+}
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_saved_methods_run_as_they_are(name, model, tokenizer, batch, reward, tmp_path):
+    cls, settings = METHODS[name]
+    ours = cls(reward, tokenizer, **settings)
+    ours.save_custom_generate(tmp_path)
+    out = written(model, batch, str(tmp_path), trust_remote_code=True)
+    assert torch.equal(out.sequences, written(model, batch, ours).sequences)
+    assert (tmp_path / "custom_generate" / "requirements.txt").read_text() == "alignext\n"
+    # arguments of the call come before what was saved, and the tokenizer may be given
+    changed = written(
+        model, batch, str(tmp_path), trust_remote_code=True, tokenizer=tokenizer, stop_strings=[" "], max_new_tokens=9
+    )
+    assert torch.equal(
+        changed.sequences,
+        written(
+            model, batch, cls(reward, tokenizer, **settings | {"stop_strings": [" "]}), max_new_tokens=9
+        ).sequences,
+    )
+
+
+def test_a_streamer_reaches_a_saved_method(model, tokenizer, batch, reward, tmp_path):
+    TransferQ(reward, tokenizer, k=2, rollout_tokens=1).save_custom_generate(tmp_path)
+    one = {name: value[:1] for name, value in batch.items()}
+    streamer = TextIteratorStreamer(tokenizer, timeout=5)
+    out = written(model, one, str(tmp_path), trust_remote_code=True, streamer=streamer, do_sample=False)
+    assert "".join(streamer).strip() == tokenizer.decode(out.sequences[0]).strip()
+
+
+def test_svdecode_is_saved_with_its_strength(model, batch, tmp_path):
+    tuned = get_peft_model(AutoModelForCausalLM.from_pretrained(model.name_or_path), LoraConfig(task_type="CAUSAL_LM"))
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for name, weight in tuned.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.3)
+    tuned.eval()
+    steered = SVDecodeLogitsProcessor(tuned, 1.5, alpha=0.01, prompt_attention_mask=batch["attention_mask"])
+    steered.save_custom_generate(tmp_path)
+    expected = tuned.generate(**batch, logits_processor=[steered], do_sample=False, max_new_tokens=6)
+    found = written(tuned, batch, str(tmp_path), trust_remote_code=True, do_sample=False)
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, written(tuned, batch, None, do_sample=False))
+    other = SVDecodeLogitsProcessor(tuned, 1.5, base=model, alpha=0.01)
+    other.save_custom_generate(tmp_path / "other")
+    assert model.name_or_path in (tmp_path / "other" / "custom_generate" / "generate.py").read_text()
+    assert torch.equal(
+        written(tuned, batch, str(tmp_path / "other"), trust_remote_code=True, do_sample=False), expected
+    )
+
+
+def test_functions_cannot_be_saved(tokenizer, tmp_path):
+    with pytest.raises(ValueError, match=r"`reward_funcs` must be a name that can be loaded, .* received a function"):
+        QAlign(lambda completions, **kwargs: [0.0], tokenizer).save_custom_generate(tmp_path)
+    assert not (tmp_path / "custom_generate").exists()
+
+
+@pytest.mark.slow
+def test_a_fresh_process_needs_transformers_alone(model, tokenizer, reward, tmp_path):
+    QAlign(reward, tokenizer, beta=0.3, num_steps=3).save_custom_generate(tmp_path)
+    script = f"""
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained({model.name_or_path!r})
+tokenizer = AutoTokenizer.from_pretrained({model.name_or_path!r})
+batch = tokenizer({PROMPTS[:1]!r}, return_tensors="pt")
+torch.manual_seed(0)
+out = model.generate(
+    input_ids=batch.input_ids, attention_mask=batch.attention_mask, custom_generate={str(tmp_path)!r},
+    trust_remote_code=True, do_sample=True, top_k=0, max_new_tokens=6,
+)
+print(out.sequences.tolist())
+"""
+    file = tmp_path / "script.py"
+    file.write_text(script)
+    answer = subprocess.run([sys.executable, str(file)], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert answer.returncode == 0, answer.stderr
+    one = tokenizer(PROMPTS[:1], return_tensors="pt")
+    one = {name: one[name] for name in ("input_ids", "attention_mask")}
+    expected = written(model, one, QAlign(reward, tokenizer, beta=0.3, num_steps=3))
+    assert answer.stdout.strip() == str(expected.sequences.tolist())
+
+
+# Guided decoding as an object
+
+
+def arbitrary(completions: list, **kwargs: object) -> list[float]:
+    return [zlib.crc32(text.encode()) / 2**32 for text in completions]
+
+
+def test_guided_decoding_inside_generate_is_guided_generate(model, tokenizer, batch):
+    settings = {"num_candidates": 3, "max_step_tokens": 3}
+    expected = guided_generate(
+        model, tokenizer, PROMPTS, arbitrary, max_new_tokens=8, temperature=0.8, top_k=0,
+        generator=torch.Generator().manual_seed(3), **settings,
+    )  # fmt: skip
+    ours = GuidedDecoding(arbitrary, tokenizer, generator=torch.Generator().manual_seed(3), **settings)
+    out = written(model, batch, ours, temperature=0.8, max_new_tokens=8)
+    width = batch["input_ids"].shape[1]
+    for row, ids in zip(out.sequences, expected.token_ids, strict=True):
+        assert row[width : width + len(ids)].tolist() == ids
+    assert [[step.chosen for step in text] for text in out.steps] == [
+        [step.chosen for step in text] for text in expected.steps
+    ]
+    assert out.stop_reasons == expected.stop_reasons
+
+
+def test_one_candidate_inside_generate_is_the_stock_method(model, tokenizer, batch):
+    one = {name: value[:1] for name, value in batch.items()}
+    for settings in ({}, {"do_sample": False}, {"top_p": 0.8, "min_p": 0.01}):
+        ours = GuidedDecoding(arbitrary, tokenizer, num_candidates=1)
+        assert torch.equal(written(model, one, ours, **settings).sequences, written(model, one, None, **settings))
+
+
+def test_guided_decoding_refuses_what_the_others_do(model, tokenizer, batch):
+    for settings, error, message in (
+        ({"num_beams": 2}, NotImplementedError, "`num_beams`"),
+        ({"columns": {"a": [1, 2]}}, NotImplementedError, "`columns`"),
+    ):
+        with pytest.raises(error, match=message):
+            written(model, batch, GuidedDecoding(arbitrary, tokenizer), **settings)
+    with pytest.raises(ValueError, match="`num_candidates` is 0"):
+        GuidedDecoding(arbitrary, tokenizer, num_candidates=0)
