@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from alignext import calibrate_svdecode, mini
+from alignext import mini
+from alignext.functional.svdecode import fit_strength, kept_positions, mean_nll
 from common import about, example, interval, parser, shown, table, write
 
 
@@ -22,44 +23,45 @@ GRID = (-1.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 
 @torch.no_grad()
-def nll(model: Any, tokenizer: Any, data: list[dict[str, str]]) -> float:
-    """Per token of the answers, without a mask."""
-    return float(model(**tales.encoded(tokenizer, data)).loss)
-
-
-def one_seed(tokenizer: Any, seed: int, train: int, test: int, steps: int, learning_rate: float) -> dict[str, Any]:
-    data = tales.questions(train, 10 * seed)
-    held_out, tested = tales.questions(test, 10 * seed + 1), tales.questions(test, 10 * seed + 2)
-    model = tales.warm_start(str(mini.path("lm")), tokenizer, data, seed, steps, learning_rate)
+def logits_of(model: Any, data: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of the tuned and the base model before each token of an answer, and the tokens."""
+    read = data["labels"][:, 1:] >= 0
+    how = {"input_ids": data["input_ids"], "attention_mask": data["attention_mask"]}
+    tuned = model(**how).logits[:, :-1][read]
     with model.disable_adapter():
-        found: dict[str, Any] = {
-            "base": {"exact": tales.exact(model, tokenizer, tested), "nll": nll(model, tokenizer, tested)}
-        }
-    found["warm start"] = {"exact": tales.exact(model, tokenizer, tested), "nll": nll(model, tokenizer, tested)}
+        base = model(**how).logits[:, :-1][read]
+    return tuned, base, data["input_ids"][:, 1:][read]
+
+
+def nll(logits: torch.Tensor, tokens: torch.Tensor) -> float:
+    return float(torch.nn.functional.cross_entropy(logits, tokens))
+
+
+def one_seed(tokenizer: Any, seed: int, train: int, test: int, steps: int, rate: float) -> dict[str, Any]:
+    data, held_out, tested = (tales.questions(n, 10 * seed + i) for i, n in enumerate((train, test, test)))
+    model = tales.warm_start(str(mini.path("lm")), tokenizer, data, seed, steps, rate)
+    known, asked = (logits_of(model, tales.encoded(tokenizer, rows)) for rows in (held_out, tested))
+    with model.disable_adapter():
+        right = tales.exact(model, tokenizer, tested)
+    found: dict[str, Any] = {"base": {"exact": right, "nll": nll(asked[1], asked[2])}}
+    found["warm start"] = {"exact": tales.exact(model, tokenizer, tested), "nll": nll(asked[0], asked[2])}
     for direction in ("kl_gradient", "logit_difference"):
         for alpha in (0.0, 0.1, 0.5):
-            how = {"alpha": alpha, "direction": direction}
-            fitted = calibrate_svdecode(model, held_out, tokenizer, grid=GRID, batch_size=32, **how)
-            paper = calibrate_svdecode(model, held_out, tokenizer, grid=(), batch_size=32, estimator="paper", **how)
-            # The same mask, so that the same tokens count.
-            grid = (fitted.strength, paper.strength, *GRID)
-            there = calibrate_svdecode(model, tested, tokenizer, grid=grid, estimator="grid", batch_size=32, **how)
+            # As `calibrate_svdecode` does it, from logits that are read once.
+            fit, there = (kept_positions(*rows, alpha, direction) for rows in (known, asked))
+            strength, paper = (fit_strength(fit, estimator) for estimator in ("newton", "paper"))
+            how = {"alpha": alpha, "direction": direction, "strength": strength}
             found[f"{direction}, alpha {alpha:g}"] = {
-                "strength": fitted.strength,
-                "paper's strength": paper.strength,
-                "exact": tales.exact(model, tokenizer, tested, strength=fitted.strength, **how),
-                "nll": there.nll[fitted.strength],
-                "nll at 0": there.nll[0.0],
-                "nll at the paper's strength": there.nll[paper.strength],
-                "excluded": there.num_excluded / (there.num_excluded + there.num_tokens),
-                "nll on the grid": {str(s): there.nll[s] for s in (0.0, *GRID)},
+                "strength": strength,
+                "paper's strength": paper,
+                "exact": tales.exact(model, tokenizer, tested, **how),
+                "nll": mean_nll(there, strength),
+                "nll at 0": mean_nll(there, 0.0),
+                "nll at the paper's strength": mean_nll(there, paper),
+                "excluded": there.excluded / len(asked[2]),
+                "nll on the grid": {str(s): mean_nll(there, s) for s in (0.0, *GRID)},
             }
-            print(
-                seed,
-                direction,
-                alpha,
-                {k: v for k, v in found[f"{direction}, alpha {alpha:g}"].items() if k != "exact"},
-            )
+            print(seed, direction, alpha, strength, sum(found[f"{direction}, alpha {alpha:g}"]["exact"]), flush=True)
     return found
 
 
@@ -67,9 +69,9 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options.add_argument("--train", type=int, default=256, help="questions of the warm start")
-    options.add_argument("--test", type=int, default=128, help="questions of the test, and as many to calibrate on")
-    options.add_argument("--steps", type=int, default=40, help="optimizer steps of 16 questions")
-    options.add_argument("--learning-rate", type=float, default=2e-3)
+    options.add_argument("--test", type=int, default=96, help="questions of the test, and as many to calibrate on")
+    options.add_argument("--steps", type=int, default=24, help="optimizer steps of 16 questions")
+    options.add_argument("--learning-rate", type=float, default=1e-3)
     args = options.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(mini.path("lm"))
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
@@ -100,10 +102,10 @@ def main() -> None:
         values = [[one[name]["nll on the grid"][str(s)] for one in found] for s in (0.0, *GRID)]
         grid.append([name, *(f"{sum(v) / len(v):.3f}" for v in values)])
     text = (
-        f"{len(found)} seeds, {args.test} questions each; {args.steps} steps of 16 of {args.train} questions, learning "
-        f"rate {args.learning_rate:g}. Exact match and its gain over the warm start are means with 95 % intervals of a "
-        "bootstrap over seeds and questions; other columns list the seeds. NLL is that of the tokens that the mask "
-        f"keeps, per token.\n\n{table(header, lines)}\nMean NLL by strength:\n\n"
+        f"{len(found)} seeds, {args.test} questions each; {args.steps} steps of 16 of {args.train} questions, "
+        f"learning rate {args.learning_rate:g}. Exact match and its gain over the warm start are means with 95 % "
+        "intervals of a bootstrap over seeds and questions; other columns list the seeds. NLL is that of the tokens "
+        f"that the mask keeps, per token.\n\n{table(header, lines)}\nMean NLL by strength:\n\n"
         f"{table(['decoding', '0', *map(str, GRID)], grid)}"
     )
     made = about("cpu", "transformers", "peft")

@@ -5,7 +5,7 @@ Runs offline in about a minute on a CPU, on the model that comes with the packag
 
     python examples/svdecode.py
 
-A story names the colours of two things and the place of one; a question asks for one of the three.
+A story names the colours of two things; a question asks for one of them.
 """
 
 import argparse
@@ -22,24 +22,16 @@ from alignext import SVDecodeLogitsProcessor, calibrate_svdecode, mini
 NAMES = "Tom Lily Ben Mia Sam Anna Max Sue Jack Sara Tim Lucy Amy Bob Jane Leo".split()
 COLOURS = "red blue green yellow white black pink brown".split()
 THINGS = "ball hat box car book cup kite boat bag doll".split()
-PLACES = "park garden house tree lake table bed room".split()
 
 
 def questions(count: int, seed: int) -> list[dict[str, str]]:
     """Prompts with their answers."""
     draw, found = random.Random(seed), []
     for _ in range(count):
-        name, (first, second), place = draw.choice(NAMES), draw.sample(THINGS, 2), draw.choice(PLACES)
-        one, other = draw.sample(COLOURS, 2)
-        story = f"{name} had a {one} {first} and a {other} {second}. The {first} was in the {place}."
-        question, answer = draw.choice(
-            [
-                (f"What color was the {first}?", one),
-                (f"What color was the {second}?", other),
-                (f"Where was the {first}?", place),
-            ]
-        )
-        found.append({"prompt": f"{story} {question} {name} said,", "completion": f" {answer}."})
+        name, (first, second), (one, other) = draw.choice(NAMES), draw.sample(THINGS, 2), draw.sample(COLOURS, 2)
+        asked, answer = draw.choice([(first, one), (second, other)])
+        prompt = f"{name} had a {one} {first} and a {other} {second}. What color was the {asked}? It was"
+        found.append({"prompt": prompt, "completion": f" {answer}."})
     return found
 
 
@@ -80,7 +72,7 @@ def exact(model: Any, tokenizer: Any, rows: list[dict[str, str]], **settings: An
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask,
         do_sample=False,
-        max_new_tokens=6,
+        max_new_tokens=3,
         logits_processor=processors,
     )
     texts = tokenizer.batch_decode(ids[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
@@ -92,7 +84,7 @@ def exact(model: Any, tokenizer: Any, rows: list[dict[str, str]], **settings: An
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(mini.path("lm")), help="any causal language model with a tokenizer")
-    parser.add_argument("--steps", type=int, default=40, help="optimizer steps of 16 questions")
+    parser.add_argument("--steps", type=int, default=24, help="optimizer steps of 16 questions")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     args = parser.parse_args()
 

@@ -53,7 +53,15 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--dtype", choices=_DTYPES, default="auto", help="of the model (default: as saved)")
     parser.add_argument("--device", help="(default: cuda if there is one, else cpu)")
     parser.add_argument("--merge-to", type=Path, help="also save the mixture as a plain model into this new folder")
-    parser.set_defaults(func=run, words_of={"num_candidates": "--candidates", "num_steps": "--steps"})
+    parser.set_defaults(
+        func=run,
+        words_of={
+            "num_candidates": "--candidates",
+            "num_chains": "--chains",
+            "num_rollouts": "--rollouts",
+            "num_steps": "--steps",
+        },
+    )
 
 
 def parse_weights(text: str) -> dict[str, float]:

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicLayer
 
-from alignext.decoding.custom import own_cache
-from alignext.decoding.rows import cache_name, forked
+from alignext.decoding.custom import cache_key, own_cache
+from alignext.decoding.rows import forked
 
 
 class Branches:
@@ -26,8 +26,8 @@ class Branches:
     """
 
     def __init__(self, model: Any, ids: torch.Tensor, model_kwargs: dict[str, Any]) -> None:
-        self.model, self.ids, self.name = model, ids, cache_name(model) or ""
-        self.kwargs, self.passes = own_cache(model, model_kwargs), [0]
+        self.model, self.ids, self.kwargs = model, ids, own_cache(model, model_kwargs)
+        self.name, self.passes = cache_key(self.kwargs) or "", [0]
         self.logits = self._forward(is_first_iteration=True)
 
     @property

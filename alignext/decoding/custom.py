@@ -12,18 +12,18 @@ from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
-from transformers import DynamicCache, PreTrainedTokenizerBase, StopStringCriteria
+from transformers import DynamicCache, PreTrainedTokenizerBase, StaticCache, StopStringCriteria
+from transformers.cache_utils import Cache
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
 
 from alignext.decoding.hub import write_custom_generate
-from alignext.decoding.rows import cache_name
 from alignext.rewards.process import Prompt
 from alignext.rewards.texts import TextRewards
 
 
 # What the loops below know how to carry from one row to another.
-_CARRIED = {"attention_mask", "position_ids", "cache", "past_key_values"}
+_CARRIED = {"attention_mask", "position_ids"}
 
 
 class CustomGenerate:
@@ -111,9 +111,9 @@ class CustomGenerate:
         tensors = sorted(k for k, v in model_kwargs.items() if torch.is_tensor(v) and k not in _CARRIED)
         if tensors:
             raise NotImplementedError(f"{name} supports input ids alone, received {', '.join(tensors)}.")
-        past = model_kwargs.get(cache_name(model) or "")
-        if past is not None and past.get_seq_length() > 0:
-            raise ValueError(f"{name} fills the cache itself, received one of {past.get_seq_length()} tokens.")
+        past = model_kwargs.get(cache_key(model_kwargs) or "")
+        if past is not None and past.is_initialized and not isinstance(past, StaticCache):
+            raise ValueError(f"{name} fills the cache itself, received one with tokens in it. Leave it out.")
         if input_ids.shape[1] == 0:
             raise ValueError(f"{name} needs at least one token in each prompt, received none.")
 
@@ -158,10 +158,17 @@ def dropped_arguments(frame: FrameType | None) -> Mapping[str, Any]:
     return {} if frame is None else frame.f_locals
 
 
+def cache_key(model_kwargs: Mapping[str, Any]) -> str | None:
+    """The name of the argument that is a cache, which `generate` has made; None without one."""
+    return next((name for name, value in model_kwargs.items() if isinstance(value, Cache)), None)
+
+
 def own_cache(model: Any, model_kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of forward passes with a plain cache in the place of a static or quantized one."""
-    name = cache_name(model)
-    if name is None or model_kwargs.get(name) is None or not model_kwargs.get("use_cache", True):
+    """The arguments of forward passes with a new and plain cache, in the place of a static or quantized one, too."""
+    name = cache_key(model_kwargs)
+    if name is None:
+        return dict(model_kwargs)
+    if not model_kwargs.get("use_cache", True):
         return {key: value for key, value in model_kwargs.items() if key != name}
     return {**model_kwargs, name: DynamicCache(config=model.config.get_text_config())}
 

@@ -74,8 +74,8 @@ class Lookahead:
                 if not active.any():
                     self.passes = base.passes[0] + (0 if other is None else other.passes[0])
                     return ids
-            for rows in (base, other):  # what has not been read on the way
-                for token in () if rows is None else ids[:, rows.ids.shape[1] :].unbind(1):
+            for rows in (base,) if other is None else (base, other):  # what has not been read on the way
+                for token in ids[:, rows.ids.shape[1] :].unbind(1):
                     rows.read(token)
 
     def _candidates(

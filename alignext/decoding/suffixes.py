@@ -26,8 +26,8 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer
 from transformers.utils.generic import is_flash_attention_requested
 
-from alignext.decoding.custom import own_cache
-from alignext.decoding.rows import cache_name, forked, left_padded
+from alignext.decoding.custom import cache_key, own_cache
+from alignext.decoding.rows import forked, left_padded
 
 
 # Processors that do not look at the ids before.
@@ -89,7 +89,7 @@ class SuffixSampler:
         """Whole completions, token for token those of the stock method."""
         kwargs = own_cache(self.model, self.kwargs)
         found = self._run(self.ids, self.processors, self.criteria, kwargs)
-        cache, prompt = kwargs.get(cache_name(self.model) or ""), self.ids.shape[1]
+        cache, prompt = kwargs.get(cache_key(kwargs) or ""), self.ids.shape[1]
         # Windows and recurrent states cannot be cut, and flash attention wants no holes: there prompts are read again.
         plain = cache is not None and all(type(layer) is DynamicLayer for layer in cache.layers)
         if plain and prompt > 1 and not is_flash_attention_requested(self.model.config):
@@ -112,7 +112,7 @@ class SuffixSampler:
             last = self.ids[:, -1].tolist()
             ids, mask = left_padded([[token, *row] for token, row in zip(last, kept, strict=True)], self.pad, device)
             mask = torch.cat([self.mask[:, :-1], mask], 1)
-            kwargs[cache_name(self.model) or ""] = forked(self.cache, torch.arange(len(ids), device=device))
+            kwargs[cache_key(kwargs) or ""] = forked(self.cache, torch.arange(len(ids), device=device))
         else:
             rows = [ids[real.bool()].tolist() for ids, real in zip(self.ids, self.mask, strict=True)]
             ids, mask = left_padded([row + more for row, more in zip(rows, kept, strict=True)], self.pad, device)

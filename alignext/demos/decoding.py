@@ -2,6 +2,7 @@
 """Decoding with a reward: what best-of-n, guided decoding, QAlign and Transfer Q* make of the tokens they draw."""
 
 import re
+from collections.abc import Set
 from typing import Any
 
 import torch
@@ -97,7 +98,7 @@ def demo(*, seed: int, steps: int | None) -> list[Section]:
     ]
 
 
-def _count(text: str, words: set[str]) -> int:
+def _count(text: str, words: Set[str]) -> int:
     return len(words & set(re.findall("[a-z]+", text.lower())))
 
 

@@ -106,13 +106,14 @@ def test_svdecode_is_saved_with_its_strength(model, batch, tmp_path):
             if "lora_B" in name:
                 weight.normal_(std=0.3)
     tuned.eval()
-    steered = SVDecodeLogitsProcessor(tuned, 1.5, alpha=0.01, prompt_attention_mask=batch["attention_mask"])
+    how = {"alpha": 0.0, "direction": "logit_difference"}
+    steered = SVDecodeLogitsProcessor(tuned, 4.0, prompt_attention_mask=batch["attention_mask"], **how)
     steered.save_custom_generate(tmp_path)
     expected = tuned.generate(**batch, logits_processor=[steered], do_sample=False, max_new_tokens=6)
     found = written(tuned, batch, str(tmp_path), trust_remote_code=True, do_sample=False)
     assert torch.equal(found, expected)
     assert not torch.equal(found, written(tuned, batch, None, do_sample=False))
-    other = SVDecodeLogitsProcessor(tuned, 1.5, base=model, alpha=0.01)
+    other = SVDecodeLogitsProcessor(tuned, 4.0, base=model, **how)
     other.save_custom_generate(tmp_path / "other")
     assert model.name_or_path in (tmp_path / "other" / "custom_generate" / "generate.py").read_text()
     assert torch.equal(
