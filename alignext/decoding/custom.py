@@ -14,10 +14,9 @@ import torch
 from accelerate.utils import is_peft_model
 from transformers import DynamicCache, PreTrainedTokenizerBase, StaticCache, StopStringCriteria
 from transformers.cache_utils import Cache
-from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.integrations.fsdp import is_fsdp_managed_module
 
 from alignext.decoding.hub import write_custom_generate
+from alignext.decoding.rows import refuse_shards
 from alignext.rewards.process import Prompt
 from alignext.rewards.texts import TextRewards
 
@@ -76,6 +75,7 @@ class CustomGenerate:
             ValueError: A cache holds something already, or a time limit is set.
         """
         name = type(self).__name__
+        refuse_shards(model, name)
         if model.config.is_encoder_decoder:
             raise NotImplementedError(
                 f"{name} does not support encoder-decoders, received a {type(model).__name__}. Pass a causal language "
@@ -93,14 +93,9 @@ class CustomGenerate:
             raise NotImplementedError(f"{name} does not support `prompt_lookup_num_tokens`. Leave it out.")
         if generation_config.max_time is not None:
             raise ValueError(f"{name} has no use for `max_time`, which would cut texts by the clock. Leave it out.")
-        world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
         given = dropped_arguments(inspect.currentframe())
-        sharded = world > 1 and (is_deepspeed_zero3_enabled() or is_fsdp_managed_module(model))
-        if sharded or given.get("synced_gpus"):
-            raise NotImplementedError(
-                f"{name} does not support FSDP and ZeRO-3: processes would wait for each other's forward passes. "
-                "Gather the weights first."
-            )
+        if given.get("synced_gpus"):
+            raise NotImplementedError(f"{name} does not support `synced_gpus`, as FSDP and ZeRO-3 need. Leave it out.")
         if given.get("streamer") is not None:
             raise NotImplementedError(
                 f"`generate` does not hand a `streamer` to {name}, so that it would never end. Leave it out"

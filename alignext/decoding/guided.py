@@ -16,7 +16,7 @@ import torch
 from accelerate.utils import is_peft_model
 from transformers import PreTrainedTokenizerBase
 
-from alignext.decoding.rows import prompt_rows
+from alignext.decoding.rows import prompt_rows, refuse_shards
 from alignext.decoding.steps import Candidate, GuidedStep, Steps, StepSampler, Text, steps_of
 from alignext.rewards.process import Prompt
 from alignext.rewards.texts import TextRewards
@@ -166,6 +166,7 @@ def guided_generate(
         raise ValueError(f"`guided_generate` sets {', '.join(wrong)} itself. Leave it out.")
     if model.config.is_encoder_decoder:
         raise ValueError(f"`model` is a {type(model).__name__}, an encoder-decoder. Pass a causal language model.")
+    refuse_shards(model, "guided_generate")
     if is_peft_model(model) and model.active_peft_config.is_prompt_learning:
         raise ValueError("`model` has a prompt-learning adapter, whose cache begins with virtual tokens. Use a LoRA.")
     generate_kwargs["do_sample"] = do_sample

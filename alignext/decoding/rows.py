@@ -12,6 +12,8 @@ from accelerate.utils import is_peft_model
 from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache, DynamicLayer
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations.fsdp import is_fsdp_managed_module
 
 from alignext.rewards.process import Prompt, prompt_ids
 
@@ -70,6 +72,21 @@ def cache_name(model: Any) -> str | None:
     base = model.get_base_model() if is_peft_model(model) else model
     names = inspect.signature(base.forward).parameters
     return next((name for name in ("cache", "past_key_values") if name in names), None)
+
+
+def refuse_shards(model: Any, name: str) -> None:
+    """
+    Decoding that runs a model as often as its texts need would leave processes waiting for each other.
+
+    Raises:
+        NotImplementedError: Several processes share the weights of `model` by FSDP or ZeRO-3.
+    """
+    world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    if world > 1 and (is_deepspeed_zero3_enabled() or is_fsdp_managed_module(model)):
+        raise NotImplementedError(
+            f"{name} does not support FSDP and ZeRO-3: processes would wait for each other's forward passes. Gather "
+            "the weights first."
+        )
 
 
 def forked(cache: Cache | None, rows: torch.Tensor) -> Cache | None:

@@ -15,7 +15,7 @@ from accelerate.utils import is_peft_model
 from transformers import DynamicCache, LogitsProcessor
 
 from alignext.decoding.hub import write_custom_generate
-from alignext.decoding.rows import cache_name
+from alignext.decoding.rows import cache_name, refuse_shards
 from alignext.functional.svdecode import DIRECTIONS, plausible, steered_logits
 from alignext.methods import method
 
@@ -100,6 +100,7 @@ class SVDecodeLogitsProcessor(LogitsProcessor):
 
     Raises:
         ValueError: An argument is out of range, or the base model does not fit.
+        NotImplementedError: The model is an encoder-decoder, or several processes share its weights.
     """
 
     _paper = method("SVDecode").paper
@@ -127,6 +128,7 @@ class SVDecodeLogitsProcessor(LogitsProcessor):
                 f"`repetition_penalty` of the generation config must be 1, received {penalty}: the base model knows "
                 "nothing of it, so it would be extrapolated. Set it to 1, or `allow_penalties=True`."
             )
+        refuse_shards(model, type(self).__name__)
         self.base, self.strength, self.alpha, self.direction = BaseModel(model, base), strength, alpha, direction
         self.mask = prompt_attention_mask
         self._seen: torch.Tensor | None = None

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -193,3 +194,20 @@ def test_guided_decoding_refuses_what_the_others_do(model, tokenizer, batch):
             written(model, batch, GuidedDecoding(arbitrary, tokenizer), **settings)
     with pytest.raises(ValueError, match="`num_candidates` is 0"):
         GuidedDecoding(arbitrary, tokenizer, num_candidates=0)
+
+
+def test_shards_are_refused(model, tokenizer, batch, monkeypatch):
+    from alignext.decoding import rows
+
+    several = SimpleNamespace(is_initialized=lambda: True, get_world_size=lambda: 2)
+    monkeypatch.setattr(rows.torch, "distributed", several)
+    monkeypatch.setattr(rows, "is_deepspeed_zero3_enabled", lambda: True)
+    for cls in (QAlign, TransferQ, GuidedDecoding):
+        ours = cls(arbitrary, tokenizer)
+        arguments = {"logits_processor": [], "stopping_criteria": [], "generation_config": model.generation_config}
+        with pytest.raises(NotImplementedError, match=f"{cls.__name__} does not support FSDP and ZeRO-3"):
+            ours(model, batch["input_ids"], **arguments)
+    with pytest.raises(NotImplementedError, match="SVDecodeLogitsProcessor does not support FSDP"):
+        SVDecodeLogitsProcessor(model, 1.0, base=model)
+    with pytest.raises(NotImplementedError, match="guided_generate does not support FSDP"):
+        guided_generate(model, tokenizer, PROMPTS, arbitrary)

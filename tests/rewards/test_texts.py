@@ -7,7 +7,7 @@ import functools
 import pytest
 import torch
 
-from alignext.rewards.texts import checked_reward, function_name, reward_numbers
+from alignext.rewards.texts import TextRewards, checked_reward, function_name, reward_numbers
 
 
 def length(completions: list, scale: float = 1.0, **columns: object) -> list[float]:
@@ -70,3 +70,18 @@ def test_exceptions_name_function_line_and_row() -> None:
 def test_wrong_values_are_named(values: object, match: str) -> None:
     with pytest.raises(ValueError, match=f"'length' must return .*{match}"):
         reward_numbers(length, values, 3)
+
+
+def test_equal_rows_are_scored_once_and_lists_of_floats_are_not_rounded() -> None:
+    seen = []
+
+    def reward(completions: list, level: list, **columns: object) -> list[float]:
+        seen.append(len(completions))
+        return [0.1 * len(text) + number for text, number in zip(completions, level, strict=True)]
+
+    rewards = TextRewards(reward, remember=True)
+    rows = ["p", "p", "p", "q"], ["ab", "ab", "ab", "ab"], [[1, 2], [1, 2], [1, 2], [1, 2]]
+    found = rewards(*rows, level=[1, 1, 2, 1])
+    assert found.tolist() == [0.2 + 1, 0.2 + 1, 0.2 + 2, 0.2 + 1] and found.dtype == torch.float64
+    assert torch.equal(rewards(*rows, level=[1, 1, 2, 1]), found)
+    assert seen == [3] and rewards.calls == 3  # another column or prompt is another row
