@@ -107,8 +107,15 @@ def method_of(args: argparse.Namespace) -> str:
 def check_rewards(args: argparse.Namespace) -> None:
     """See that reward models are there, before anything is loaded."""
     for option, names in (("--reward", args.reward), ("--baseline-reward", args.baseline_reward)):
-        for name in names or ():
+        for name in (name for name in names or () if ".py:" not in name):
             file_of(name, "config.json", "adapter_config.json", name=option, what="reward model")
+
+
+def _reward(name: str) -> Any:
+    """A function written as `file.py:function`; the id of a reward model as it is."""
+    from alignext.rewards.by_name import function_of
+
+    return function_of(name, name="--reward") if ".py:" in name else name
 
 
 def settings_of(args: argparse.Namespace, chosen: str) -> dict[str, Any]:
@@ -132,7 +139,9 @@ def write_with(
     if chosen == "svdecode":
         how = _svdecode(model, tokenizer, batch, args, settings)
     else:
-        ours = getattr(alignext, _CLASSES[chosen])(args.reward, tokenizer, **settings)
+        if "baseline_reward_funcs" in settings:
+            settings["baseline_reward_funcs"] = [_reward(name) for name in args.baseline_reward]
+        ours = getattr(alignext, _CLASSES[chosen])([_reward(name) for name in args.reward], tokenizer, **settings)
         if args.save_custom_generate is not None:
             ours.save_custom_generate(args.save_custom_generate)
         how = {"custom_generate": ours, "prompts": batch["prompts"]}

@@ -41,7 +41,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         action="append",
         metavar="MODEL",
         help="folder or Hub id of a process reward (of `alignext process-reward`) or another reward model that "
-        "decoding follows; may be given several times, the scores are added up",
+        "decoding follows, or file.py:function; may be given several times, the scores are added up",
     )
     add_options(parser)
     parser.add_argument("--chat", action="store_true", help="apply the chat template, each prompt a user's turn")

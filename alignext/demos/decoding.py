@@ -12,6 +12,7 @@ from alignext import GuidedDecoding, QAlign, TransferQ, mini
 from alignext.decoding.rows import prompt_batch
 from alignext.demos.charts import Chart
 from alignext.demos.gallery import Section, Table, print_table
+from alignext.demos.verdicts import paired, verdict
 
 
 _JOY = set("happy fun smiled laughed love loved glad proud good nice".split())
@@ -30,7 +31,7 @@ def demo(*, seed: int, steps: int | None) -> list[Section]:
     tokenizer = AutoTokenizer.from_pretrained(mini.path("lm"))
     prompts = [f"One day, {name} {it}." for name in ("Amy", "Bob", "Leo") for it in ("went out", "saw a dog")]
     batch = prompt_batch(tokenizer, prompts)
-    width, rows = batch["input_ids"].shape[1], []
+    width, rows, counts = batch["input_ids"].shape[1], [], {}
 
     def generate(ours: Any, **settings: Any) -> Any:
         torch.manual_seed(seed)
@@ -40,6 +41,7 @@ def demo(*, seed: int, steps: int | None) -> list[Section]:
     def measured(way: str, budget: str, drawn: float, texts: list[str]) -> None:
         values = [sum(_count(text, words) for text in texts) / len(texts) for words in (_JOY, _OTHERS)]
         rows.append([way, budget, drawn / len(texts), *values, texts[0].strip()])
+        counts[way] = [float(_count(text, _JOY)) for text in texts]
 
     def decoded(out: Any) -> list[str]:
         return tokenizer.batch_decode(out.sequences[:, width:], skip_special_tokens=True)
@@ -66,8 +68,19 @@ def demo(*, seed: int, steps: int | None) -> list[Section]:
     table = Table(
         ["way", "budget", "tokens drawn a story", "words of joy", "words of another list"],
         [row[:-1] for row in rows],
-        caption=f"Means of {len(prompts)} stories: a difference of half a word is within the noise. Tokens of guided "
-        "decoding are counted as if all candidates of a sentence were as long as the kept one.",
+        caption="Tokens of guided decoding are counted as if all candidates of a sentence were as long as the kept "
+        "one.",
+        one.", verdict=" ".join(
+            verdict(
+                "words of joy with the largest budget of each",
+                way,
+                "best of n",
+                paired(counts[way], counts["best of n"]),
+                f"{len(prompts)} stories each",
+            )
+            for way in counts
+            if way != "best of n"
+        ),
     )
     print_table(table)
     last = {row[0]: row for row in rows}
@@ -91,7 +104,8 @@ def demo(*, seed: int, steps: int | None) -> list[Section]:
                 Table(
                     ["way", "budget", prompts[0]],
                     [[row[0], row[1], row[-1]] for row in last.values()],
-                    caption="With the largest budget of each, and not selected.",
+                    caption="With the largest budget of each, and not selected. Words of joy are marked.",
+                    mark=rf"\b(?:{'|'.join(sorted(_JOY))})\b",
                 ),
             ],
         )

@@ -80,6 +80,16 @@ def test_svdecode_of_an_adapter_is_calibrated(saved, capsys, tmp_path):
     assert capsys.readouterr().out == found[1]
 
 
+def test_a_function_in_a_file_is_a_reward(saved, capsys, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("def length(completions, **kwargs):\n    return [float(len(text)) for text in completions]\n")
+    shared = ["generate", "--model", str(saved["model"]), "--prompt", "Tom", "--max-new-tokens", "4"]
+    words = ["--method", "qalign", "--steps", "1", "--reward", f"{file}:length"]
+    assert cli.main([*shared, *words]) == 0, capsys.readouterr().err
+    assert cli.main([*shared, "--method", "qalign", "--reward", f"{file}:width"]) == 2
+    assert "has no function 'width'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [
