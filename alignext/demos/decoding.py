@@ -70,7 +70,7 @@ def demo(*, seed: int, steps: int | None) -> list[Section]:
         [row[:-1] for row in rows],
         caption="Tokens of guided decoding are counted as if all candidates of a sentence were as long as the kept "
         "one.",
-        one.", verdict=" ".join(
+        verdict=" ".join(
             verdict(
                 "words of joy with the largest budget of each",
                 way,
