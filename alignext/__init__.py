@@ -50,7 +50,8 @@ if TYPE_CHECKING:
         RIVALXLPipeline,
     )
     from alignext.rewards import WeightedReward, calibrate_weights
-    from alignext.rewards.process import ProcessReward, SequenceReward
+    from alignext.rewards.process import ProcessReward
+    from alignext.rewards.sequence import SequenceReward
     from alignext.search import SearchConfig, SearchScheduler
     from alignext.steering import SteeringVector, fit_steering, sweep_steering
     from alignext.trainers.bco import BCOConfig, BCOTrainer
@@ -95,7 +96,8 @@ _NAMES = {
         RIVALControlNetPipeline RIVALInversion RIVALPipeline RIVALXLControlNetPipeline RIVALXLPipeline
     """,
     "alignext.rewards": "WeightedReward calibrate_weights",
-    "alignext.rewards.process": "ProcessReward SequenceReward",
+    "alignext.rewards.process": "ProcessReward",
+    "alignext.rewards.sequence": "SequenceReward",
     "alignext.search": "SearchConfig SearchScheduler",
     "alignext.steering": "SteeringVector fit_steering sweep_steering",
     "alignext.trainers.bco": "BCOConfig BCOTrainer",

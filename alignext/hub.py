@@ -3,35 +3,30 @@
 
 import os
 import sys
-from dataclasses import MISSING, fields
-from importlib import import_module
 from json import dumps, loads
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from huggingface_hub import (
     CommitInfo,
-    CommitOperationAdd,
     ModelCard,
-    ModelCardData,
-    create_commit,
     create_repo,
     file_exists,
-    hf_hub_download,
     upload_folder,
 )
 from huggingface_hub.utils import HFValidationError, validate_repo_id
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 from yaml import YAMLError
 
 import alignext
 from alignext.files import replacing
+from alignext.hub_files import FileHubMixin
 from alignext.logs import pipeline_logger
+from alignext.model_cards import model_card
 
+
+__all__ = ["FileHubMixin", "HubMixin", "model_card", "pipeline_card", "stock_class"]
 
 logger = pipeline_logger(__name__)
 
@@ -163,25 +158,6 @@ def _tell_auto_pipelines(cls: type) -> None:
         auto.SUPPORTED_TASKS_MAPPINGS.append({model: cls})
 
 
-def model_card(
-    name: str, text: str, *, tags: list[str], paper: dict[str, str], library_name: str, **metadata
-) -> ModelCard:
-    """
-    Args:
-        name (`str`): The method, the card's heading.
-        text (`str`): Markdown between the heading and the citation: what this is and how to load it.
-        tags (`list[str]`): Shown and searched by the Hub.
-        paper (`dict[str, str]`): `title`, arXiv `id` and BibTeX `citation`.
-        library_name (`str`): The library the Hub shows loading code for.
-        metadata: Further fields of [`~huggingface_hub.ModelCardData`], such as `base_model` and `license`.
-    """
-    data = ModelCardData(library_name=library_name, tags=tags, **metadata)
-    return ModelCard(
-        f"---\n{data.to_yaml()}\n---\n\n# {name}\n\n{text.strip()}\n\n## Citation\n\n"
-        f"[{paper['title']}](https://huggingface.co/papers/{paper['id']})\n\n```bibtex\n{paper['citation'].strip()}\n```\n"
-    )
-
-
 def pipeline_card(pipe: HubMixin, repo_id: str) -> ModelCard:
     """The card of a pipeline with [`HubMixin`] that is, or will be, at `repo_id` (a Hub id or a folder)."""
     module, name = _import_of(pipe)
@@ -210,124 +186,6 @@ Without `custom_pipeline` it loads as the stock `{stock_class(pipe).__name__}`, 
     task = "text-to-video" if hasattr(pipe, "video_processor") else "text-to-image"  # what the weights do, as stock
     metadata = {"library_name": "diffusers", "pipeline_tag": task, **_base_metadata(pipe.name_or_path)}
     return model_card(pipe._name, text, tags=pipe._tag_names, paper=pipe._paper, **metadata)
-
-
-class FileHubMixin:
-    """
-    Gives a dataclass of tensors a file, and a way to the Hub and back. What is no tensor in it stands in the file's
-    metadata, by its own `_plain` and `_fields`.
-
-    Class attributes to define: `_key` (`str`), its name in the metadata; `_file_name` (`str`), the file's in a
-    repository; `_method` (`str`), `module:class` whose tags and paper the card takes; `_kind` (`str`), the card's
-    heading and tag; `_use` (`str`), what the card says beneath it.
-    """
-
-    _key: ClassVar[str]
-    _file_name: ClassVar[str]
-    _method: ClassVar[str]
-    _kind: ClassVar[str]
-    _use: ClassVar[str]
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Write one safetensors file. An existing file is replaced only when the new one is complete."""
-        found = {f.name: getattr(self, f.name) for f in fields(self)}  # ty: ignore[invalid-argument-type]
-        tensors = {name: x.detach().cpu().contiguous().clone() for name, x in found.items() if isinstance(x, Tensor)}
-        with replacing(path) as part:
-            save_file(tensors, part, metadata={"format": "pt", self._key: dumps(self._plain())})
-
-    @classmethod
-    def load(cls, path: str | os.PathLike) -> Self:
-        """Read a file that `save` wrote."""
-        tensors, plain = cls._read(path, cls._key)
-        absent = {f.name: None for f in fields(cls) if f.default is MISSING}  # ty: ignore[invalid-argument-type]
-        return cls(**absent | tensors | cls._fields(plain))
-
-    def _plain(self) -> Any:
-        """All that is no tensor, as JSON has it."""
-        raise NotImplementedError
-
-    @classmethod
-    def _fields(cls, plain: Any) -> dict[str, Any]:
-        """The fields that `_plain` told of."""
-        raise NotImplementedError
-
-    @classmethod
-    def _read(cls, path: str | os.PathLike, key: str) -> tuple[dict[str, Tensor], Any]:
-        """The tensors of a file of `save`, and what its metadata has under `key`."""
-        wrong = ValueError(
-            f"`path`: {os.fspath(path)!r} is no file that `{cls.__name__}.save` wrote, or not all of it."
-        )
-        try:
-            with safe_open(path, framework="pt") as file:
-                if key not in (metadata := file.metadata() or {}):
-                    raise wrong
-                return {name: file.get_tensor(name) for name in file.keys()}, loads(metadata[key])
-        except SafetensorError as error:
-            raise wrong from error
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        filename: str | None = None,
-        private: bool | None = None,
-        token: str | None = None,
-        commit_message: str | None = None,
-    ) -> CommitInfo:
-        """
-        Put the file of `save` into a model repository on the Hub, which is made if need be, with a card where it has
-        none.
-
-        Args:
-            repo_id (`str`): Such as `"someone/my-style"`.
-            filename (`str`, *optional*): Its path in the repository; by default, one name for all of this class.
-            private (`bool`, *optional*): Of a new repository.
-            token (`str`, *optional*): Of the Hub.
-            commit_message (`str`, *optional*): Of the commit.
-
-        Returns:
-            `CommitInfo`: The commit.
-        """
-        filename = filename or self._file_name
-        repo_id = create_repo(repo_id, exist_ok=True, private=private, token=token).repo_id
-        with TemporaryDirectory() as folder:
-            path = Path(folder, self._file_name)
-            self.save(path)
-            files = [CommitOperationAdd(filename, path)]
-            if not file_exists(repo_id, "README.md", token=token):
-                files.append(CommitOperationAdd("README.md", str(self._card(repo_id, filename)).encode()))
-            message = commit_message or f"Upload {self._kind.lower()}"
-            return create_commit(repo_id, files, commit_message=message, token=token)
-
-    @classmethod
-    def from_hub(cls, repo_id: str, *, filename: str | None = None, **kwargs) -> Self:
-        """
-        Load what `push_to_hub` put there.
-
-        Args:
-            repo_id (`str`): The repository.
-            filename (`str`, *optional*): Path of the file in it; by default, the one that `push_to_hub` takes.
-            **kwargs: Further arguments of `huggingface_hub.hf_hub_download`, such as `revision` and `token`.
-        """
-        return cls.load(hf_hub_download(repo_id, filename or cls._file_name, **kwargs))
-
-    def _card(self, repo_id: str, filename: str) -> ModelCard:
-        name, (module, method) = type(self).__name__, self._method.split(":")
-        pipeline = getattr(import_module(module), method)
-        words = "" if filename == self._file_name else f', filename="{filename}"'
-        text = f"""
-{self._use}
-
-```python
-from alignext import {name}
-
-found = {name}.from_hub("{repo_id}"{words})
-```
-
-Saved by alignext {alignext.__version__}.
-"""
-        tags = [*pipeline._tag_names, self._kind.lower().replace(" ", "-")]
-        return model_card(self._kind, text, tags=tags, paper=pipeline._paper, library_name="alignext")
 
 
 def _base_metadata(source: str | os.PathLike | None) -> dict[str, object]:

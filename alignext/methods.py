@@ -1,4 +1,5 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+# More than 300 lines: a table with a row per method.
 """The table of methods: one row for each, and the only place that says what there is.
 
 Commands, their help, the demo's order, the `_paper` of classes, and the tables of README and documentation are made

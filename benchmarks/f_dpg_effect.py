@@ -1,4 +1,5 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+# More than 300 lines: a script, read from top to bottom.
 """Three targets, four divergences, one budget: what f-DPG makes of the embedded story model.
 
     python benchmarks/f_dpg_effect.py                                  # everything, one after the other
@@ -21,7 +22,8 @@ from datasets import Dataset
 from transformers import PrinterCallback
 
 from alignext import FDPGConfig, FDPGTrainer, mini
-from alignext.functional.f_dpg import effective_sample_size, fit_lambda
+from alignext.functional.moment_matching import fit_lambda
+from alignext.functional.target_estimates import effective_sample_size
 from alignext.trainers.f_dpg.diversity import distinct_n, self_bleu
 from common import ASSETS, about, interval, parser, shown, table, write
 

@@ -1,4 +1,5 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+# More than 300 lines: a script, read from top to bottom.
 r"""Latent search: what it costs beside a straightforward beam loop, and what it finds on the embedded model.
 
     python benchmarks/latent_search.py                    # both parts, about an hour on one CPU core

@@ -1,4 +1,5 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+# More than 300 lines: a script, read from top to bottom.
 """RIVAL: what it costs, and what it does to held-out drawings on the embedded model.
 
     python benchmarks/rival.py                    # both parts, about 20 minutes on one CPU core

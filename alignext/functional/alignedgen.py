@@ -146,14 +146,3 @@ def sigma_squared(sigma: float | torch.Tensor) -> float | torch.Tensor:
         sigma (`float` or `torch.Tensor`): Noise level, from 1 (noise) to 0.
     """
     return sigma * sigma
-
-
-def renoise(clean: torch.Tensor, noise: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:
-    """
-    `x_sigma = sigma * eps + (1 - sigma) * x_0`: where a picture stands on its straight line to the noise `eps`.
-
-    Args:
-        clean, noise (`torch.Tensor` of one shape): `x_0` and `eps`.
-        sigma (`float` or `torch.Tensor`): Noise level, from 1 (noise) to 0.
-    """
-    return sigma * noise + (1 - sigma) * clean

@@ -100,6 +100,30 @@ def clean_and_noise(
     raise ValueError(f"`prediction_type` must be one of {', '.join(PREDICTION_TYPES)}, received {prediction_type!r}.")
 
 
+def prediction_of_noise(
+    noise: torch.Tensor, x: torch.Tensor, a: torch.Tensor | float, s: torch.Tensor | float, prediction_type: str
+) -> torch.Tensor:
+    """
+    The prediction at `x` that stands for a given noise: `n`, `(n - s x) / a` for v, `(n - x) / a` for flow, or
+    `(x - s n) / a`. Singular at `a = 0`, but for the first.
+
+    Args:
+        noise, x (`torch.Tensor` of shape `(R, C, h, w)`): The noise, and the input of the network.
+        a, s (`torch.Tensor` or `float`): The level of `x`; scalars, or of shape `(R,)`.
+        prediction_type (`str`): One of `PREDICTION_TYPES`.
+    """
+    a, s = _like(a, x), _like(s, x)
+    if prediction_type == "epsilon":
+        return noise
+    if prediction_type == "v_prediction":  # a^2 + s^2 = 1
+        return (noise - s * x) / a
+    if prediction_type == "flow_prediction":  # a + s = 1
+        return (noise - x) / a
+    if prediction_type == "sample":
+        return (x - s * noise) / a
+    raise ValueError(f"`prediction_type` must be one of {', '.join(PREDICTION_TYPES)}, received {prediction_type!r}.")
+
+
 def step_weight(a: torch.Tensor, s: torch.Tensor, prediction_type: str) -> torch.Tensor:
     r"""
     The factor `w` with which a squared error of the prediction is one of `x0` in units of twice the noise variance,

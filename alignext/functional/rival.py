@@ -193,25 +193,3 @@ def match_gaussian(
     """
     sigma, mu = torch.std_mean(latents, dim=(-2, -1), keepdim=True)
     return mu + sigma * noise
-
-
-def v_to_epsilon(v: torch.Tensor, x: torch.Tensor, alpha_bar: torch.Tensor) -> torch.Tensor:
-    """
-    `e = sqrt(abar) v + sqrt(1 - abar) x`: noise from a v-prediction at `x`.
-
-    Args:
-        v, x (`torch.Tensor` of one shape): Prediction and noisy latents.
-        alpha_bar (`torch.Tensor`): Cumulative alpha at the timestep, a scalar.
-    """
-    return alpha_bar.sqrt() * v + (1 - alpha_bar).sqrt() * x
-
-
-def epsilon_to_v(epsilon: torch.Tensor, x: torch.Tensor, alpha_bar: torch.Tensor) -> torch.Tensor:
-    """
-    `v = (e - sqrt(1 - abar) x) / sqrt(abar)`: inverse of [`v_to_epsilon`]; singular at `alpha_bar = 0`.
-
-    Args:
-        epsilon, x (`torch.Tensor` of one shape): Noise prediction and noisy latents.
-        alpha_bar (`torch.Tensor`): Cumulative alpha at the timestep, a scalar.
-    """
-    return (epsilon - (1 - alpha_bar).sqrt() * x) / alpha_bar.sqrt()

@@ -1,25 +1,21 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""Objective heads on a model class: loading, mixing, training, and leaving them behind."""
+"""Objective heads on a model class: loading, mixing and training."""
 
-import copy
 import functools
-import os
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
-from alignext.files import replacing
 from alignext.functional.mah_dpo import normalize_weights
 
 from .heads import ObjectiveHeads, linear
+from .merging import MergingMixin, stock_class
 from .scoring import score, score_objectives
 from .settings import HeadSettings, ObjectiveWeights, weights_tensor
 
@@ -27,13 +23,8 @@ from .settings import HeadSettings, ObjectiveWeights, weights_tensor
 if TYPE_CHECKING:
     from trl.trainer.utils import FusedCausalLMOutput
 
-if TYPE_CHECKING:
-    _Model = PreTrainedModel
-else:
-    _Model = object
 
-
-class ObjectiveHeadsMixin(_Model):
+class ObjectiveHeadsMixin(MergingMixin):
     """
     Adds objective heads to the model class it is put before. The base head `lm_head` stays what it was: it is the
     reference policy's, and what a stock class finds in the checkpoint. Everything else is inherited.
@@ -55,7 +46,7 @@ class ObjectiveHeadsMixin(_Model):
         super().__init__(config, *args, **kwargs)
         base = self.get_output_embeddings()
         if not isinstance(base, nn.Linear):
-            raise ValueError(f"{type(self).__mro__[2].__name__} has no linear output head, which objectives need.")
+            raise ValueError(f"{stock_class(type(self)).__name__} has no linear output head, which objectives need.")
         vocabulary, width = base.weight.shape
         self.add_model_tags(["alignext", "objective-heads"])  # of the card that `push_to_hub` writes
         self.objective_heads = ObjectiveHeads(
@@ -265,92 +256,6 @@ class ObjectiveHeadsMixin(_Model):
         if objective_ids is None:
             return score(self.config, backbone, slice(None), labels, base.weight, base.bias, **seen)
         return score_objectives(heads, base, self.config, backbone, labels, objective_ids, **seen)
-
-    # Leaving
-
-    def merge_heads(self, weights: ObjectiveWeights = None, *, normalize_weights: bool = True) -> PreTrainedModel:
-        """
-        The mixture as a model of the stock class, with one head, which any server runs.
-
-        Args:
-            weights (`Mapping[str, float]`, `Sequence[float]` or `torch.Tensor`, *optional*):
-                One weight per objective; equal ones if not given.
-            normalize_weights (`bool`, *optional*, defaults to `True`): Divide them by their sum.
-
-        Returns:
-            `PreTrainedModel`: A copy. Its head is not tied to its embeddings.
-        """
-        weight, bias = self._fold(weights, normalize_weights)
-        base_class = stock_class(type(self))
-        config = copy.deepcopy(self.config)
-        del config.objective_heads
-        config.get_text_config().tie_word_embeddings = config.tie_word_embeddings = False
-        config.architectures = [base_class.__name__]
-        head = next(name for name, module in self.named_modules() if module is self.get_output_embeddings())
-        state = {
-            name: value.detach().clone()
-            for name, value in self.state_dict().items()
-            if not name.startswith(("objective_heads.", f"{head}."))
-        }
-        state |= {f"{head}.weight": weight} | ({} if bias is None else {f"{head}.bias": bias})
-        model = base_class.from_pretrained(None, config=config, state_dict=state, dtype=self.dtype)
-        model.generation_config = copy.deepcopy(self.generation_config)
-        return model.to(self.device).train(self.training)
-
-    def save_mixture_adapter(
-        self, folder: str | os.PathLike, weights: ObjectiveWeights = None, *, normalize_weights: bool = True
-    ) -> None:
-        """
-        Write a mixture of low-rank heads as a LoRA adapter on the output head of this model's base class: rank `H r`,
-        a few megabytes per mixture beside one shared backbone.
-
-        Args:
-            folder (`str` or `os.PathLike`): Where `adapter_config.json` and `adapter_model.safetensors` go.
-            weights (`Mapping[str, float]`, `Sequence[float]` or `torch.Tensor`, *optional*):
-                One weight per objective; equal ones if not given.
-            normalize_weights (`bool`, *optional*, defaults to `True`): Divide them by their sum.
-
-        Raises:
-            ValueError: The heads are full, or the weights do not sum to 1.
-        """
-        from peft import LoraConfig  # only this method needs it
-
-        heads, chosen = self.objective_heads, self.mixing_weights(weights, normalize=normalize_weights)
-        if not heads.low_rank:
-            raise ValueError("Full heads are no adapter: use `merge_heads`, or train with `head_type='low_rank'`.")
-        if chosen.ndim != 1 or abs(float(chosen.sum()) - 1) > 1e-6:
-            raise ValueError(f"`weights` are {chosen.tolist()}, but an adapter needs one mixture with a sum of 1.")
-        down = torch.cat([a.detach() for a in heads.all("A")])
-        up = torch.cat(
-            [w * heads.scale * b.detach() for w, b in zip(chosen.tolist(), heads.all("B"), strict=True)], -1
-        )
-        head = next(name for name, module in self.named_modules() if module is self.get_output_embeddings())
-        path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
-        LoraConfig(
-            task_type="CAUSAL_LM",
-            r=len(down),
-            lora_alpha=len(down),
-            target_modules=[head],
-            base_model_name_or_path=self.name_or_path,
-            inference_mode=True,
-        ).save_pretrained(str(path))
-        state = {f"base_model.model.{head}.lora_A.weight": down, f"base_model.model.{head}.lora_B.weight": up}
-        with replacing(path / "adapter_model.safetensors") as part:
-            save_file({k: v.contiguous().cpu() for k, v in state.items()}, part)
-
-    @torch.no_grad()
-    def _fold(self, weights: ObjectiveWeights, normalize: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-        chosen = self.mixing_weights(weights, normalize=normalize)
-        if chosen.ndim != 1:
-            raise ValueError(f"`weights` has shape {tuple(chosen.shape)}, but one model has one weight per objective.")
-        weight, bias = self.objective_heads.folded(self.get_output_embeddings(), chosen)
-        return weight.clone(), None if bias is None else bias.clone()
-
-
-def stock_class(cls: type) -> type[PreTrainedModel]:
-    """The stock class behind a class with objective heads."""
-    return next(c for c in cls.__mro__ if issubclass(c, PreTrainedModel) and not issubclass(c, ObjectiveHeadsMixin))
 
 
 def _check_rows(weights: ObjectiveWeights, args: tuple, kwargs: dict[str, Any]) -> None:

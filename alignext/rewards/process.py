@@ -5,8 +5,7 @@ Both classes are called as TRL calls reward functions, `reward(prompts=..., comp
 float per completion, larger is better.
 """
 
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import torch
 from accelerate.utils import is_peft_model
 from peft import AutoPeftModelForTokenClassification
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -24,8 +22,7 @@ from transformers import (
 )
 from transformers.utils.peft_utils import find_adapter_config_file
 
-
-Prompt = str | list[dict[str, Any]]
+from alignext.rewards.sequence import Prompt, SequenceReward, logits_of, text_of
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
@@ -160,7 +157,7 @@ class ProcessReward:
         for start in range(0, len(prompts), self.batch_size):
             rows = list(zip(prompts, steps, strict=True))[start : start + self.batch_size]
             encoded = [encode_steps(self.tokenizer, *row, self.step_separator) for row in rows]
-            logits = _logits(self.model, [ids for ids, _ in encoded])
+            logits = logits_of(self.model, [ids for ids, _ in encoded])
             values = self._values(logits)
             found += [row[ends].cpu() for row, (_, ends) in zip(values, encoded, strict=True)]
         return found
@@ -187,7 +184,7 @@ class ProcessReward:
         if steps is None:
             if completions is None:
                 raise ValueError("Neither `steps` nor `completions` is given. Pass one of them.")
-            steps = [_text(completion).split(self.step_separator) for completion in completions]
+            steps = [text_of(completion).split(self.step_separator) for completion in completions]
         written = [[step for step in row if step.strip()] or [""] for row in steps]
         return torch.stack([row[-1] for row in self.scores(prompts, written)])
 
@@ -195,58 +192,6 @@ class ProcessReward:
         if logits.shape[-1] == 2:
             return logits.softmax(-1)[..., 1]
         return logits[..., 0].sigmoid() if self.loss_type == "bce" else logits[..., 0]
-
-
-class SequenceReward:
-    """
-    Scores texts by a sequence classifier: the probability of the second of two labels, or the raw value of the only
-    one, as TRL's `RewardTrainer` trains it.
-
-    The model reads a prompt and the text so far as they stand; a conversation through the chat template, the text so
-    far as the assistant's whole message.
-
-    Args:
-        model (`PreTrainedModel` or `PeftModel`): A sequence classifier with one or two labels.
-        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
-        batch_size (`int`, *optional*, defaults to 32): Texts per forward pass.
-    """
-
-    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, *, batch_size: int = 32) -> None:
-        labels = model.config.num_labels
-        if labels not in (1, 2):
-            raise ValueError(
-                f"`model` has {labels} labels. A reward model has one, or two of which the second is good; for others "
-                "pass a function."
-            )
-        if model.config.get_text_config().pad_token_id is None:
-            batch_size = 1  # without a padding token the stock class cannot tell where the shorter texts end
-        self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
-
-    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Any], **kwargs: Any) -> torch.Tensor:
-        """
-        The score of each text.
-
-        Args:
-            prompts (`Sequence` of `str` or `list[dict]`): Text or conversations.
-            completions (`Sequence` of `str` or `list[dict]`): The texts so far.
-            **kwargs: Whatever else a caller of reward functions gives; unused.
-
-        Returns:
-            `torch.Tensor` of shape `(n,)`, float32, on the CPU.
-        """
-        rows = [self._ids(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
-        found = [
-            _logits(self.model, rows[start : start + self.batch_size])
-            for start in range(0, len(rows), self.batch_size)
-        ]
-        logits = torch.cat(found)
-        return (logits.softmax(-1)[:, 1] if logits.shape[-1] == 2 else logits[:, 0]).cpu()
-
-    def _ids(self, prompt: Prompt, completion: Any) -> list[int]:
-        if isinstance(prompt, str):
-            return self.tokenizer(prompt + _text(completion))["input_ids"]
-        messages = [*prompt, {"role": "assistant", "content": _text(completion)}]
-        return self.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
 
 
 def as_reward(reward: Any, device: torch.device | str | None = None) -> Any:
@@ -279,30 +224,3 @@ def as_reward(reward: Any, device: torch.device | str | None = None) -> Any:
             "classifier, or a function that scores with it."
         )
     return kind(reward, AutoTokenizer.from_pretrained(model.config._name_or_path))
-
-
-def _text(completion: str | list[dict[str, Any]]) -> str:
-    return completion if isinstance(completion, str) else completion[-1]["content"]
-
-
-@torch.no_grad()
-def _logits(model: Any, rows: list[list[int]]) -> torch.Tensor:
-    """Logits of token ids of unequal length, float32."""
-    batch = [torch.tensor(ids) for ids in rows]
-    # Whatever fills up is masked. A sequence classifier however looks for its own padding token.
-    filler = model.config.get_text_config().pad_token_id
-    ids = pad_sequence(batch, batch_first=True, padding_value=0 if filler is None else filler).to(model.device)
-    mask = pad_sequence([torch.ones_like(row) for row in batch], batch_first=True).to(model.device)
-    with _evaluating(model):
-        return model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Generator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -1,4 +1,5 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+# More than 300 lines: one loop over one state; plan, levels, draws and choices have files of their own.
 """The search as a scheduler: a stock denoising loop that steps with it runs the whole search."""
 
 from collections.abc import Callable, Sequence

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from alignext.files import replacing
 from alignext.functional.steering import clamp_step, project, steer, stmp_step, sttp_step, swfc_step
-from alignext.hub import FileHubMixin
+from alignext.hub_files import FileHubMixin
 from alignext.methods import method as row_of
 from alignext.steering.layers import decoder_layers, states_of, with_states
 

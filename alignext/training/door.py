@@ -3,14 +3,14 @@
 
 import copy
 import functools
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import pyarrow as pa
 from datasets import Dataset, IterableDataset
 from trl.trainer.utils import get_config_model_id
 
+from alignext.training.cells import check_texts, null_error, null_in, rows_with_nulls
 from alignext.training.logs import get_logger
 from alignext.training.runs import check_run
 
@@ -139,9 +139,9 @@ def check_dataset(
     of_text = [column for column in texts if column in found]
     if isinstance(dataset, Dataset):
         for column in of_text:
-            _check_type(dataset, column, name)
+            check_texts(dataset, column, name)
         for column in dict.fromkeys((*present, *of_text)):
-            for number, value in _nulls(dataset, column):
+            for number, value in rows_with_nulls(dataset, column):
                 if (where := null_in(value, deep=column in of_text)) is not None:
                     raise null_error(name, number, column + where)
     return found
@@ -236,75 +236,3 @@ def users_function(what: str) -> Generator[None]:
         yield
     except Exception as error:
         raise ValueError(f"{what} raised {type(error).__name__}: {error}") from error
-
-
-def distinct(dataset: Dataset, column: str) -> list[Any]:
-    """The distinct values of a column, also where JSON lines have mixed their types."""
-    try:
-        return dataset.unique(column)
-    except pa.ArrowNotImplementedError:
-        found: list[Any] = []
-        for value in dataset[column]:
-            if not any(value is seen or (type(value) is type(seen) and value == seen) for seen in found):
-                found.append(value)
-        return found
-
-
-def null_in(value: Any, *, deep: bool = True) -> str | None:
-    """
-    Where a cell has a null, as in `"[1]['content']"`; `None` where it has none. In a message that calls tools the
-    content may be null.
-
-    Args:
-        value: The cell: a text, a list of texts, or a conversation.
-        deep (`bool`, *optional*, defaults to `True`): Also look into lists.
-    """
-    if value is None:
-        return ""
-    if not deep or not isinstance(value, list):
-        return None
-    for i, item in enumerate(value):
-        if item is None:
-            return f"[{i}]"
-        if isinstance(item, Mapping):
-            for key in ("role", "content"):
-                if item.get(key, "") is None and not (key == "content" and item.get("tool_calls")):
-                    return f"[{i}]['{key}']"
-    return None
-
-
-def null_error(name: str, row: int, where: str) -> ValueError:
-    """The error of a null cell."""
-    way = "" if "[" in where else f", as by `dataset.filter(lambda row: row[{where!r}] is not None)`"
-    return ValueError(
-        f"`{name}` must have no null, received one at row {row}, column {where} (rows count from 0). A CSV cell that "
-        f"is empty or reads NA comes as null. Fill it in, or leave such rows out{way}."
-    )
-
-
-def _check_type(dataset: Dataset, column: str, name: str) -> None:
-    held = dataset.features[column]
-    dtype = getattr(held, "dtype", "")
-    numeric = dtype == "bool" or dtype.startswith(("int", "uint", "float", "double"))
-    if type(held).__name__ == "Value" and numeric:
-        raise ValueError(
-            f"`{name}` must have texts in the column {column!r}, received {dtype} values such as "
-            f"{dataset[0][column]!r}. Turn them into texts: `dataset.cast_column({column!r}, Value('string'))`."
-        )
-
-
-def _nulls(dataset: Dataset, column: str) -> Iterator[tuple[int, Any]]:
-    """Number and value of the rows, if there may be a null among them."""
-    if any(_may_be_null(chunk) for chunk in dataset.data.column(column).chunks):
-        yield from enumerate(dataset[column])
-
-
-def _may_be_null(array: pa.Array) -> bool:
-    if array.null_count or isinstance(array, pa.ExtensionArray):
-        return True
-    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
-        return _may_be_null(array.flatten())
-    if pa.types.is_struct(array.type):
-        names = [array.type.field(i).name for i in range(array.type.num_fields)]
-        return any(_may_be_null(array.field(key)) for key in ("role", "content") if key in names)
-    return False

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from alignext.functional.alignedgen import renoise
-from alignext.hub import FileHubMixin
+from alignext.functional.predictions import add_noise
+from alignext.hub_files import FileHubMixin
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,8 @@ class StyleReference(FileHubMixin):
         """
         if self.trajectory is None:
             noise = self.noise if self.noise is not None else self._draw()
-            return renoise(self._clean.to(torch.promote_types(self._clean.dtype, noise.dtype)), noise, sigma)
+            clean = self._clean.to(torch.promote_types(self._clean.dtype, noise.dtype))
+            return add_noise(clean, noise, 1 - float(sigma), float(sigma))  # on its straight line to the noise
         sigmas = [] if self.sigmas is None else self.sigmas.tolist()
         if step >= len(sigmas) or abs(sigmas[step] - float(sigma)) > 1e-4:
             was = f"{sigmas[step]:.4f}" if step < len(sigmas) else "not recorded"

@@ -10,7 +10,8 @@ import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 
-from alignext.functional.rival import adain, cross_image_attention, epsilon_to_v, v_to_epsilon
+from alignext.functional.predictions import clean_and_noise, prediction_of_noise
+from alignext.functional.rival import adain, cross_image_attention
 from alignext.pipelines.rival.inversion import RIVALInversion
 from alignext.pipelines.rival.presets import Levers
 from alignext.wrapping import wrapped
@@ -204,12 +205,14 @@ class Alignment:
         strength = self.levers.adain_strength
         alpha_bar = scheduler.alphas_cumprod[int(timestep)].to(sample.device)
         # At zero terminal SNR epsilon cannot be recovered from v, which there is the (negative) picture itself.
-        if scheduler.config.prediction_type == "epsilon" or alpha_bar < 1e-4:
+        kind = scheduler.config.prediction_type
+        if kind == "epsilon" or alpha_bar < 1e-4:
             return adain(model_output, reference_noise, strength=strength)
         x_G, x_R = sample.float(), self._per_image(latents.to(sample.device))
-        e_G = v_to_epsilon(model_output.float(), x_G, alpha_bar)
-        e_R = v_to_epsilon(reference_noise.float(), x_R, alpha_bar)
-        return epsilon_to_v(adain(e_G, e_R, strength=strength), x_G, alpha_bar).to(model_output.dtype)
+        level = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+        e_G = clean_and_noise(model_output.float(), x_G, *level, kind)[1]
+        e_R = clean_and_noise(reference_noise.float(), x_R, *level, kind)[1]
+        return prediction_of_noise(adain(e_G, e_R, strength=strength), x_G, *level, kind).to(model_output.dtype)
 
     def _per_image(self, x: torch.Tensor) -> torch.Tensor:
         """(R, ...) -> (R * M, ...), reference-major."""

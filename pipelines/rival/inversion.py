@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from alignext.hub import FileHubMixin
+from alignext.hub_files import FileHubMixin
 
 
 # What fixes the timesteps and noise levels of a DDIM chain.

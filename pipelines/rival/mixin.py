@@ -1,4 +1,5 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+# More than 300 lines: half of them are the arguments of one call and what they mean.
 """RIVAL as a mixin over any stock Stable Diffusion pipeline. The denoising loop that runs is the stock one."""
 
 import inspect

@@ -10,7 +10,6 @@ from alignext.functional.alignedgen import (
     adain,
     grid_size,
     plain_attention,
-    renoise,
     shared_attention,
     shifted_ids,
     sigma_squared,
@@ -190,9 +189,3 @@ class TestSchedules:
     def test_sigma_squared(self):
         assert sigma_squared(0.5) == 0.25
         assert torch.equal(sigma_squared(torch.tensor(0.5)), torch.tensor(0.25))
-
-    def test_renoise_is_the_straight_line(self):
-        x0, eps = randn(1, 5, 3), randn(1, 5, 3, seed=1)
-        assert torch.equal(renoise(x0, eps, 0.0), x0)
-        assert torch.equal(renoise(x0, eps, 1.0), eps)
-        torch.testing.assert_close(renoise(x0, eps, 0.3), x0 + 0.3 * (eps - x0), **EXACT)

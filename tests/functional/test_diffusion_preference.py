@@ -31,6 +31,7 @@ from alignext.functional.predictions import (
     add_noise,
     clean_and_noise,
     guide,
+    prediction_of_noise,
     prediction_target,
     recovered_noise,
     step_weight,
@@ -91,6 +92,15 @@ def test_predictions_and_targets_are_inverse(kind: str) -> None:
     torch.testing.assert_close(clean, x0, rtol=0, atol=1e-13)
     torch.testing.assert_close(noise, n, rtol=0, atol=1e-13)
     torch.testing.assert_close(recovered_noise(x, x0, a, s), n, rtol=0, atol=1e-13)
+    torch.testing.assert_close(
+        prediction_of_noise(n, x, a, s, kind), prediction_target(x0, n, a, s, kind), rtol=0, atol=1e-13
+    )
+
+
+def test_noise_is_added_on_a_straight_line_of_a_flow() -> None:
+    x0, n = randn(2, *SHAPE), randn(2, *SHAPE)
+    assert torch.equal(add_noise(x0, n, 1.0, 0.0), x0) and torch.equal(add_noise(x0, n, 0.0, 1.0), n)
+    torch.testing.assert_close(add_noise(x0, n, 0.7, 0.3), x0 + 0.3 * (n - x0), rtol=0, atol=1e-13)
 
 
 def test_levels_are_those_of_each_row() -> None:

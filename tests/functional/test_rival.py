@@ -11,11 +11,9 @@ from alignext.functional.rival import (
     adain,
     attention_mode,
     cross_image_attention,
-    epsilon_to_v,
     match_gaussian,
     shuffle_hole,
     shuffle_latents,
-    v_to_epsilon,
 )
 
 
@@ -178,12 +176,3 @@ class TestInitialLatents:
         var, mean = moments(match_gaussian(noise, self.z_T))
         torch.testing.assert_close(mean.flatten(), mu, rtol=0, atol=2e-2)
         torch.testing.assert_close(var.sqrt().flatten(), sigma, rtol=2e-2, atol=0)
-
-
-def test_v_and_epsilon_round_trip():
-    v, x, abar = randn(2, 4, 3, 3), randn(2, 4, 3, 3, seed=1), torch.tensor(0.3, dtype=torch.float64)
-    torch.testing.assert_close(epsilon_to_v(v_to_epsilon(v, x, abar), x, abar), v)
-    # x = sqrt(abar) x0 + sqrt(1 - abar) e and v = sqrt(abar) e - sqrt(1 - abar) x0 recover e.
-    x0, e = x, v
-    x_t, v_t = abar.sqrt() * x0 + (1 - abar).sqrt() * e, abar.sqrt() * e - (1 - abar).sqrt() * x0
-    torch.testing.assert_close(v_to_epsilon(v_t, x_t, abar), e)

@@ -9,7 +9,7 @@ from datasets import Dataset, DatasetDict, IterableDataset, load_dataset
 from trl import KTOConfig
 
 from alignext.trainers.bco import BCOConfig
-from alignext.training import door
+from alignext.training import cells, door
 
 
 pytestmark = [
@@ -93,8 +93,8 @@ def test_a_stream_is_checked_as_it_comes() -> None:
 def test_values_of_mixed_json_lines(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"label": true}\n{"label": 0}\n{"label": true}\n{"label": 0}\n')
     mixed = load_dataset("json", data_files=str(tmp_path / "rows.jsonl"), split="train")
-    assert door.distinct(mixed, "label") == [True, 0]
-    assert door.distinct(Dataset.from_list([ROW, ROW]), "label") == [True]
+    assert cells.distinct(mixed, "label") == [True, 0]
+    assert cells.distinct(Dataset.from_list([ROW, ROW]), "label") == [True]
 
 
 def test_a_copy_of_settings_leaves_those_of_the_user(tmp_path: Path) -> None:

@@ -1,9 +1,7 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """`BCOTrainer`: TRL's KTO trainer with the loss of Binary Classifier Optimization."""
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -19,6 +17,7 @@ from alignext.functional.bco import bco_loss
 from alignext.methods import method
 from alignext.training import door
 from alignext.training.cards import mend_card, result_name
+from alignext.training.cells import distinct
 from alignext.training.logs import get_logger
 from alignext.training.metrics import Sums, has_loss
 from alignext.training.runs import check_run
@@ -26,52 +25,12 @@ from alignext.training.runs import check_run
 from .config import FORMER_NAMES, BCOConfig
 from .matching import PromptWeights, embed_with_policy, prompt_text
 from .reward_shift import RewardShift
+from .rows import COLUMNS, WeightedCollator, check_labels
 
 
 logger = get_logger(__name__)
 
-_COLUMNS: dict[str, Any] = {
-    "columns": [("prompt", "completion", "label"), ("chosen", "rejected")],
-    "example": {"prompt": "The sky is", "completion": " blue.", "label": True},
-    "texts": ("prompt", "completion", "chosen", "rejected"),
-}
 _NOT_FOR_THE_MODEL = {"completion_mask", "label", "ref_logps", "udm_weight"}
-
-
-def check_labels(labels: Sequence[Any]) -> None:
-    """
-    Check that every label is True, False, 1 or 0: TRL would read 0.2 as True.
-
-    Raises:
-        ValueError: One is something else.
-    """
-    for label in labels:
-        if label is None or isinstance(label, str) or label not in (True, False):
-            raise ValueError(
-                f"`label` must be True or 1 for desirable, False or 0 for undesirable completions, received {label!r}."
-            )
-
-
-@dataclass
-class WeightedCollator:
-    """Puts the labels and weights of the rows into the batch that another collator makes."""
-
-    collator: DataCollator
-
-    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        examples = [dict(example) for example in examples]  # TRL's vision collator writes into them
-        labels = [example.get("label") for example in examples]
-        check_labels(labels)
-        weighted = any("udm_weight" in example for example in examples)
-        weights = [1.0 if label else e.pop("udm_weight", None) for e, label in zip(examples, labels, strict=True)]
-        batch = self.collator(examples)
-        batch["label"] = torch.tensor(labels, dtype=torch.bool)
-        if weighted:
-            wrong = [w for w in weights if w is None or not (w > 0 and math.isfinite(w))]
-            if wrong:
-                raise ValueError(f"A `udm_weight` is {wrong[0]}, but on undesirable rows it must be positive.")
-            batch["udm_weight"] = torch.tensor(weights)
-        return batch
 
 
 @door.former_names(FORMER_NAMES, "docs/bco.md, Moving from `trl.experimental.bco`")
@@ -147,7 +106,7 @@ class BCOTrainer(KTOTrainer):
     @staticmethod
     def _check_dataset(dataset: Any, name: str) -> list[str]:
         """Name what is wrong with a dataset before anything is computed; a stream shows its first row only."""
-        columns = door.check_dataset(dataset, name, **_COLUMNS)
+        columns = door.check_dataset(dataset, name, **COLUMNS)
         if {"chosen", "rejected"} <= set(columns):
             extra = [column for column in ("label", "completion") if column in columns]
             if extra:  # unpairing would keep the pairs' own
@@ -156,19 +115,19 @@ class BCOTrainer(KTOTrainer):
                     f"{extra}. For pairs: `dataset.remove_columns({extra})`; for single completions remove the others."
                 )
         elif isinstance(dataset, Dataset):
-            check_labels(door.distinct(dataset, "label"))
+            check_labels(distinct(dataset, "label"))
         return columns
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
         name = door.argument(dataset_name)
         columns = self._check_dataset(dataset, name)
-        dataset = door.checked_stream(dataset, name, (*_COLUMNS["texts"], "label"), _COLUMNS["texts"])
+        dataset = door.checked_stream(dataset, name, (*COLUMNS["texts"], "label"), COLUMNS["texts"])
         rows = len(dataset) * (2 if "chosen" in columns else 1) if isinstance(dataset, Dataset) else 0
         dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         door.tell_dropped(rows, dataset, name, args.max_length)
         dataset = door.with_lengths(dataset, args, ("prompt_ids", "completion_ids"))
         if dataset_name == "train" and isinstance(dataset, Dataset):
-            labels = door.distinct(dataset, "label")
+            labels = distinct(dataset, "label")
             if len(set(map(bool, labels))) == 1:
                 logger.warning("All labels of the training data are %s: there is nothing to separate.", labels[0])
         return self._with_weights(dataset)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from trl import RLOOConfig
 
-from alignext.functional.f_dpg import DIVERGENCES, f_prime
+from alignext.functional.f_divergences import DIVERGENCES, f_prime
 from alignext.training.logs import get_logger
 
 
@@ -253,6 +253,11 @@ class FDPGConfig(RLOOConfig):
         ):
             if getattr(self, name):
                 raise ValueError(f"`{name}=True` does not go with f-DPG: {why}. Leave it off.")
+        if self.train_sampling_strategy != "random":
+            raise ValueError(
+                f"`train_sampling_strategy` must be 'random', received {self.train_sampling_strategy!r}. Prompts come "
+                "as RLOO draws them, without completions to sort by. For their own order set `shuffle_dataset=False`."
+            )
         if not self.disable_dropout:
             raise ValueError("`disable_dropout=False` makes log-probabilities random. Leave it on.")
         biased = [f"{name}={getattr(self, name)}" for name, pure in _PURE.items() if getattr(self, name) not in pure]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from accelerate.utils import gather_object
 
-from alignext.functional.f_dpg import divergence_estimates, effective_sample_size
+from alignext.functional.target_estimates import divergence_estimates, effective_sample_size
 
 from .diversity import distinct_n, self_bleu
 from .samples import Estimates, Samples

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from alignext.functional.f_dpg import effective_sample_size, fit_lambda
+from alignext.functional.moment_matching import fit_lambda
+from alignext.functional.target_estimates import effective_sample_size
 from alignext.training.logs import get_logger
 
 from .config import FDPGConfig

@@ -1,17 +1,34 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """The objectives of a model: their names, the data of each, their weights, and the number of each row's."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from datasets import Dataset, DatasetDict, concatenate_datasets
+from datasets import Dataset, DatasetDict, IterableDataset, concatenate_datasets
 from transformers import AutoConfig, DataCollator
 
 from alignext.training import door
+from alignext.training.cells import distinct
 
 from .config import MAHDPOConfig
+
+
+_CARD = """
+```python
+from alignext import AutoModelForCausalLMWithObjectiveHeads
+from transformers import AutoTokenizer
+
+model = AutoModelForCausalLMWithObjectiveHeads.from_pretrained("{name}")
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+inputs = tokenizer("Once upon a time", return_tensors="pt")
+ids = model.generate(**inputs, max_new_tokens=64, objective_weights={weights})
+print(tokenizer.decode(ids[0], skip_special_tokens=True))
+```
+
+The weights mix one output head per objective; `model.merge_heads(weights)` gives a stock model of one mixture.
+"""
 
 
 @dataclass
@@ -42,6 +59,15 @@ def check_columns(dataset: Any, column: str, name: str) -> list[str]:
             "`DPOTrainer`."
         )
     return found
+
+
+def checked(dataset: Any, name: str, objectives: Sequence[str], column: str) -> Any:
+    """The dataset, its columns checked. That of one objective may be named for it instead of having a column."""
+    of_one = name.removeprefix("eval_dataset['").removesuffix("']")
+    if of_one in objectives and isinstance(dataset, Dataset):
+        dataset = with_objective(dataset, of_one, column)
+    check_columns(dataset, column, name)
+    return dataset
 
 
 def joined(datasets: Any, column: str) -> Any:
@@ -92,7 +118,7 @@ def find_objectives(saved: dict[str, Any] | None, dataset: Any, args: MAHDPOConf
         raise ValueError("`train_dataset` is required.")
     if not isinstance(dataset, Dataset):
         raise ValueError("`objectives` is needed: those of a stream cannot be looked up beforehand.")
-    found = door.distinct(dataset, args.objective_column)
+    found = distinct(dataset, args.objective_column)
     if all(isinstance(value, int) and not isinstance(value, bool) and value >= 0 for value in found):
         return [str(k) for k in range(max(found) + 1)]
     if not all(isinstance(value, str) for value in found):
@@ -142,3 +168,27 @@ def check_present(dataset: Dataset, names: list[str]) -> None:
             f"The objectives {absent} have no pairs to train on (those whose prompt alone fills `max_length` "
             "do not count). Leave them out, or set `objective_sampling='natural'`."
         )
+
+
+def warnings(
+    args: MAHDPOConfig, objectives: Sequence[str], dataset: Dataset | IterableDataset, model: torch.nn.Module
+) -> Iterator[tuple[Any, ...]]:
+    """A warning each, as `logger.warning` takes it, of what balances or trains the objectives poorly."""
+    size, count = args.per_device_train_batch_size, len(objectives)
+    if args.objective_sampling != "natural" and size % count:
+        yield ("%d rows a batch are no multiple of %d objectives: batches are balanced to one row.", size, count)
+    if isinstance(dataset, IterableDataset):
+        yield ("A stream comes as it is: objectives are not balanced.",)
+    else:
+        ids = torch.tensor(dataset["objective_id"])
+        sizes = torch.bincount(ids, minlength=count).tolist()
+        if max(sizes) > 10 * min(sizes):
+            yield ("The objectives %s have %s pairs, very different numbers.", objectives, sizes)
+    dtypes = {weight.dtype for name, weight in model.named_parameters() if "objective_heads" in name}
+    if dtypes & {torch.bfloat16, torch.float16}:
+        yield ("The objective heads are trained in half precision, where small updates are lost.",)
+
+
+def card(name: str, objectives: Sequence[str]) -> str:
+    """The lines of a model card that load the model: TRL's load the base class, which leaves out the heads."""
+    return _CARD.format(name=name, weights={objective: round(1 / len(objectives), 2) for objective in objectives})

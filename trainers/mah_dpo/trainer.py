@@ -1,23 +1,18 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """`MAHDPOTrainer`: TRL's DPO trainer with one output head per objective."""
 
-import copy
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
-from datasets import Dataset, IterableDataset
-from transformers import AutoModelForCausalLM, DataCollator
+from datasets import Dataset
+from transformers import DataCollator
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import DPOTrainer
 from trl.trainer.utils import get_config_model_id
 
 from alignext.functional.mah_dpo import multi_objective_loss, pair_losses
-from alignext.heads.auto import AutoModelForCausalLMWithObjectiveHeads
-from alignext.heads.mixin import ObjectiveHeadsMixin
 from alignext.methods import method
 from alignext.training import door
 from alignext.training.cards import mend_card, result_name
@@ -25,8 +20,9 @@ from alignext.training.logs import get_logger
 from alignext.training.metrics import Sums, has_loss
 from alignext.training.runs import check_run
 
-from . import objectives
+from . import objectives, reference
 from .config import MAHDPOConfig
+from .metrics import loss_of_all, sums_and_counts
 from .objectives import ObjectiveCollator
 from .sampling import ObjectiveSampler
 
@@ -34,43 +30,6 @@ from .sampling import ObjectiveSampler
 logger = get_logger(__name__)
 
 _NOT_FOR_THE_MODEL = {"completion_mask", "ref_chosen_logps", "ref_rejected_logps", "objective_ids"}
-_HEAD_SETTINGS = ("head_type", "head_rank", "head_alpha", "head_init_std", "head_init_seed", "head_dtype")
-# Metrics whose mean is over the tokens of some completions rather than over pairs.
-_TOKEN_METRICS = {
-    "entropy": "tokens",
-    "mean_token_accuracy": "chosen",
-    "logits/chosen": "chosen",
-    "logits/rejected": "rejected",
-}
-_CARD = """
-```python
-from alignext import AutoModelForCausalLMWithObjectiveHeads
-from transformers import AutoTokenizer
-
-model = AutoModelForCausalLMWithObjectiveHeads.from_pretrained("{name}")
-tokenizer = AutoTokenizer.from_pretrained("{name}")
-inputs = tokenizer("Once upon a time", return_tensors="pt")
-ids = model.generate(**inputs, max_new_tokens=64, objective_weights={weights})
-print(tokenizer.decode(ids[0], skip_special_tokens=True))
-```
-
-The weights mix one output head per objective; `model.merge_heads(weights)` gives a stock model of one mixture.
-"""
-
-
-@dataclass
-class _Loaders:
-    """Stands where TRL expects the class of a model: the policy is loaded first, then, if at all, the reference."""
-
-    policy: Callable[..., Any]
-    reference: Callable[[Any], Callable[..., Any]]
-    loaded: Any = None
-
-    def from_pretrained(self, path: str, **kwargs: Any) -> Any:
-        if self.loaded is not None:
-            return self.reference(self.loaded)(path, **kwargs)
-        self.loaded = self.policy(path, **kwargs)
-        return self.loaded
 
 
 class MAHDPOTrainer(DPOTrainer):
@@ -139,28 +98,20 @@ class MAHDPOTrainer(DPOTrainer):
             raise NotImplementedError("Low-rank heads are not gathered under ZeRO-3. Use full ones, or ZeRO-2.")
         self.objectives = objectives.find_objectives(saved, train_dataset, args)
         for name, dataset in door.named(None, eval_dataset):
-            self._check(dataset, name)
+            objectives.checked(dataset, name, self.objectives, self._column)
         self.objective_loss_weights = objectives.loss_weights(args.objective_loss_weights, self.objectives)
-        settings: dict[str, Any] = {"objectives": self.objectives, "is_trainable": True}
-        if saved is None:  # a checkpoint with heads keeps them as they are
-            settings |= {name: getattr(args, name) for name in _HEAD_SETTINGS}
-        load = partial(AutoModelForCausalLMWithObjectiveHeads.from_pretrained, **settings)
+        load = reference.loader(args, self.objectives, fresh=saved is None)
         init_kwargs = args.model_init_kwargs
         if isinstance(model, str):
-            loaders = _Loaders(load, partial(self._reference_loader, args, load))
+            loaders = reference.Loaders(load, partial(reference.reference_loader, args, load))
             args.model_init_kwargs = {**(init_kwargs or {}), "architecture": loaders}
         else:
-            self._check_model(model)
-            if ref_model is None and self._needs_own_reference(model, args, peft_config):
+            reference.check_model(model)
+            if ref_model is None and reference.needs_own_reference(model, args, peft_config):
                 as_policy = {"dtype": model.dtype, "attn_implementation": model.config._attn_implementation}
                 ref_model = load(get_config_model_id(model.config), **as_policy)
         if peft_config is not None:
-            peft_config = copy.deepcopy(peft_config)
-            if not hasattr(peft_config, "modules_to_save"):
-                raise ValueError(
-                    f"`peft_config` is a {type(peft_config).__name__}, which cannot train the heads beside it."
-                )
-            peft_config.modules_to_save = [*(peft_config.modules_to_save or []), "objective_heads"]
+            peft_config = reference.with_heads(peft_config)
         super().__init__(
             model,
             ref_model,
@@ -176,52 +127,14 @@ class MAHDPOTrainer(DPOTrainer):
         check_run(args, self.model)
         self._sums = Sums(self.accelerator)
         self._collate_objectives()
-        self._warn()
-
-    def _check_model(self, model: Any) -> None:
-        inner = model.get_base_model() if is_peft_model(model) else model
-        if not isinstance(inner, ObjectiveHeadsMixin):
-            raise ValueError(
-                f"`model` is a {type(inner).__name__} without objective heads. Pass its name or folder, or load it "
-                "with `AutoModelForCausalLMWithObjectiveHeads.from_pretrained`."
-            )
-        if not any(weight.requires_grad for weight in inner.objective_heads.parameters()):
-            raise ValueError(
-                "The objective heads of `model` are frozen. Make the adapter with "
-                "`modules_to_save=['objective_heads']`, or load it with `is_trainable=True`."
-            )
-
-    def _warn(self) -> None:
-        size, count = self.args.per_device_train_batch_size, len(self.objectives)
-        if self.args.objective_sampling != "natural" and size % count:
-            logger.warning(
-                "%d rows a batch are no multiple of %d objectives: batches are balanced to one row.", size, count
-            )
-        if isinstance(self.train_dataset, IterableDataset):
-            logger.warning("A stream comes as it is: objectives are not balanced.")
-        else:
-            ids = torch.tensor(self.train_dataset["objective_id"])
-            sizes = torch.bincount(ids, minlength=count).tolist()
-            if max(sizes) > 10 * min(sizes):
-                logger.warning("The objectives %s have %s pairs, very different numbers.", self.objectives, sizes)
-        dtypes = {weight.dtype for name, weight in self.model.named_parameters() if "objective_heads" in name}
-        if dtypes & {torch.bfloat16, torch.float16}:
-            logger.warning("The objective heads are trained in half precision, where small updates are lost.")
+        for said in objectives.warnings(self.args, self.objectives, self.train_dataset, self.model):
+            logger.warning(*said)
 
     # Data
 
-    def _check(self, dataset: Any, name: str) -> Any:
-        """The dataset, its columns checked. That of one objective may be named for it instead of having a column."""
-        of_one = name.removeprefix("eval_dataset['").removesuffix("']")
-        if of_one in self.objectives and isinstance(dataset, Dataset):
-            dataset = objectives.with_objective(dataset, of_one, self._column)
-        objectives.check_columns(dataset, self._column, name)
-        return dataset
-
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
-        names, column = self.objectives, self._column
-        name = door.argument(dataset_name)
-        dataset = self._check(dataset, name)
+        names, column, name = self.objectives, self._column, door.argument(dataset_name)
+        dataset = objectives.checked(dataset, name, names, column)
         texts = ("prompt", "chosen", "rejected")
         dataset = door.checked_stream(dataset, name, (*texts, column), texts)
 
@@ -261,29 +174,11 @@ class MAHDPOTrainer(DPOTrainer):
 
     # Reference
 
-    @staticmethod
-    def _reference_loader(args: MAHDPOConfig, load: Callable[..., Any], policy: Any) -> Callable[..., Any]:
-        if args.reference_heads == "base" or (args.reference_heads == "auto" and policy.fresh_heads):
-            return AutoModelForCausalLM.from_pretrained
-        return load
-
-    @staticmethod
-    def _needs_own_reference(model: Any, args: MAHDPOConfig, peft_config: Any) -> bool:
-        """Whether the reference has heads that TRL would not load."""
-        if is_peft_model(model) or peft_config is not None or (args.precompute_ref_log_probs and not args.fsdp):
-            return False
-        return args.reference_heads == "objective" or (args.reference_heads == "auto" and not model.fresh_heads)
-
     @cached_property
     def _routes_reference(self) -> bool:
         """Whether a pair's reference is the head of its objective rather than the base head."""
-        if self.args.reference_heads != "auto":
-            return self.args.reference_heads == "objective"
-        if is_peft_model(self.model) and "ref" in self.model.peft_config:
-            return True  # TRL's copy of the adapter that training starts from, heads included
-        model = self.accelerator.unwrap_model(self.ref_model or self.model)
-        model = model.get_base_model() if is_peft_model(model) else model
-        return isinstance(model, ObjectiveHeadsMixin) and not model.fresh_heads
+        unwrapped = self.accelerator.unwrap_model
+        return reference.routes_reference(self.args, unwrapped(self.model), unwrapped(self.ref_model or self.model))
 
     def _precompute_ref_logps(self, dataset, name, batch_size):
         self._collate_objectives()  # the constructor is not through yet
@@ -360,25 +255,11 @@ class MAHDPOTrainer(DPOTrainer):
     @torch.no_grad()
     def _note(self, mode: str, inputs: dict, outputs: Any, ids: torch.Tensor, values: dict[str, torch.Tensor]) -> None:
         """Add to the sums, overall and by objective, that the next log shows the means of."""
-        chosen, rejected = values["rewards/chosen"], values["rewards/rejected"]
-        values |= {"rewards/accuracies": chosen > rejected, "rewards/margins": chosen - rejected}
-        mask = inputs["completion_mask"][:, 1:].bool()
-        masks = dict(zip(("chosen", "rejected"), mask.chunk(2), strict=True))
-        masks["tokens"] = torch.cat(mask.chunk(2), 1)
-        tokens = {
-            "entropy": torch.cat(outputs.entropy.chunk(2), 1),
-            "mean_token_accuracy": outputs.is_top1.chunk(2)[0],
-            **dict(zip(("logits/chosen", "logits/rejected"), outputs.mean_logits.chunk(2), strict=True)),
-        }
-        ones = torch.ones_like(ids)
-        table = {name: (value, ones) for name, value in values.items()}
-        for name, value in tokens.items():
-            counted = masks[_TOKEN_METRICS[name]]
-            table[name] = (value.float().where(counted, 0.0).sum(1), counted.sum(1))
+        table = sums_and_counts(inputs["completion_mask"], outputs, ids, values)
         for name, (value, count) in table.items():
             for k, objective in enumerate(self.objectives):
                 self._sums.add(mode, f"{objective}/{name}", value, count * (ids == k))
-            if name == "loss":  # see `_loss_of_all`
+            if name == "loss":  # see `loss_of_all`
                 count = self.objective_loss_weights.to(value)[ids]
                 value = count * value
             self._sums.add(mode, name, value, count)
@@ -391,21 +272,12 @@ class MAHDPOTrainer(DPOTrainer):
         if has_loss(logs):
             mode = "train" if self.model.training else "eval"
             means = self._sums.means(mode)
-            loss = self._loss_of_all(means)
+            loss = loss_of_all(means, self.objectives, self.objective_loss_weights, self.args.objective_reduction)
+            loss += self.router_aux_loss_coef * means.get("aux_loss", 0.0)
             if mode == "eval" and means:  # the mean of batches would depend on how rows meet in them
                 logs[min((name for name in logs if name.endswith("_loss")), key=len)] = loss
             self._metrics[mode].update({name: [mean] for name, mean in means.items()})
         super().log(logs, start_time)
-
-    def _loss_of_all(self, means: dict[str, float]) -> float:
-        """The loss as if all rows had been one batch; the mean over all pairs, which it may be, leaves the means."""
-        loss = means.pop("loss", 0.0)
-        if self.args.objective_reduction == "objective_mean":
-            losses = [means.get(f"{objective}/loss") for objective in self.objectives]
-            weights = self.objective_loss_weights.tolist()
-            present = [(a, mean) for a, mean in zip(weights, losses, strict=True) if mean is not None]
-            loss = sum(a * mean for a, mean in present) / (sum(a for a, _ in present) or 1.0)
-        return loss + self.router_aux_loss_coef * means.get("aux_loss", 0.0)
 
     # Saving
 
@@ -424,5 +296,4 @@ class MAHDPOTrainer(DPOTrainer):
         if self.is_world_process_zero():
             # TRL's loads the base class, which leaves out the heads.
             name = result_name(self.args, model_name)
-            weights = {objective: round(1 / len(self.objectives), 2) for objective in self.objectives}
-            mend_card(self.args.output_dir, name, _CARD.format(name=name, weights=weights))
+            mend_card(self.args.output_dir, name, objectives.card(name, self.objectives))

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignext.trainers.bco import BCOConfig, BCOTrainer
 from alignext.trainers.bco.matching import embed_with_policy, prompt_text
-from alignext.trainers.bco.trainer import WeightedCollator
+from alignext.trainers.bco.rows import WeightedCollator
 
-from ..contract import MINI_LM, Row, curve, preference, unpaired, weights
+from ..contract import LM, Row, curve, preference, unpaired, weights
 from .test_bco_trainer import BCO, LORA, batch_of, logged
 
 
@@ -150,9 +150,9 @@ def test_pairs_have_nothing_to_match(tmp_path: Path, caplog: pytest.LogCaptureFi
 
 
 def test_policy_embeds_a_prompt_alone_as_in_a_batch_and_without_its_adapter() -> None:
-    tokenizer = AutoTokenizer.from_pretrained(MINI_LM)
+    tokenizer = AutoTokenizer.from_pretrained(LM)
     prompts = tokenizer(["One day, a cat ran away from home.", "Tom", "Lily had a ball."]).input_ids
-    model = AutoModelForCausalLM.from_pretrained(MINI_LM).train()
+    model = AutoModelForCausalLM.from_pretrained(LM).train()
     together = embed_with_policy(model, prompts, batch_size=3)
     alone = torch.cat([embed_with_policy(model, [ids], batch_size=1) for ids in prompts])
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-4)
