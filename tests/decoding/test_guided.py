@@ -42,7 +42,11 @@ def story_model():
     return AutoModelForCausalLM.from_pretrained(mini.path("lm")).eval()
 
 
-@pytest.fixture(scope="module", params=list(TINY))
+# Keys and values, and a recurrent state; the others are kinds of the first.
+KINDS = [name if name in ("llama", "mamba2") else pytest.param(name, marks=pytest.mark.slow) for name in TINY]
+
+
+@pytest.fixture(scope="module", params=KINDS)
 def tiny_model(request):
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(TINY[request.param]).eval()

@@ -71,9 +71,9 @@ def test_autoencoder_keeps_pictures_it_never_saw(pipe, split):
 
 @pytest.mark.effect
 def test_draws_what_the_caption_says_in_the_style_it_says(pipe):
-    """32 trained captions; chance is 1 in 170 for the concept and 1 in 5 for the style."""
-    cells = [(name, style) for (name, style), split in sorted(render.grid().items()) if split == "train"][::22][:32]
+    """16 trained captions; chance is 1 in 170 for the concept and 1 in 5 for the style."""
+    cells = [(name, style) for (name, style), split in sorted(render.grid().items()) if split == "train"][::44][:16]
     images = generate(pipe, [render.caption(render.word(name), style) for name, style in cells])
     concepts, styles = Judge("concept").name(images), Judge("style").name(images)
-    assert sum(found == render.word(name) for found, (name, _) in zip(concepts, cells, strict=True)) >= 24
-    assert sum(found == style for found, (_, style) in zip(styles, cells, strict=True)) >= 14
+    assert sum(found == render.word(name) for found, (name, _) in zip(concepts, cells, strict=True)) >= 12
+    assert sum(found == style for found, (_, style) in zip(styles, cells, strict=True)) >= 7

@@ -29,7 +29,7 @@ from .variants import VARIANTS
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.parametrize("row", VARIANTS, ids=[row.name for row in VARIANTS]),
+    pytest.mark.parametrize("row", VARIANTS, ids=[row.name for row in VARIANTS], scope="module"),
     # Configurations of some stock classes are read the old way inside diffusers, and one pipeline is old itself.
     pytest.mark.filterwarnings("ignore::FutureWarning:diffusers"),
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),

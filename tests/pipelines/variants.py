@@ -7,15 +7,17 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 import alignext
+from alignext.pipelines.latent_search.mixin import SearchMixin
+from tests.diffusion import families
 
 from .alignedgen import test_flux2, test_kontext, test_qwen
-from .contract import Row
+from .contract import SEARCH, Row
+from .latent_search.test_families import FAST, GUIDANCE
 
 
 GIVEN = ("num_inference_steps", "output_type", "generator", "share_blocks")  # by `run`, or ours
 WITHOUT_TEXT_ENCODER = {
     "test_components_are_untouched_after_an_exception[text encoder": "it is given embeddings",
-    "test_saved_pipeline": "diffusers saves and loads these classes with their text encoders only",
 }
 
 
@@ -54,7 +56,24 @@ def aligned(name: str, ours: type[DiffusionPipeline], make: Callable, call: Call
     )
 
 
+def searched(name: str) -> Row:
+    """A search of a stock class that alignext has none for: the mixin is put before it."""
+    stock = type(families.build(name))
+    ours = type(f"Search{stock.__name__}", (SearchMixin, stock), {"__module__": __name__})
+    globals()[ours.__name__] = ours  # what is saved imports it from here
+
+    def inputs() -> dict[str, Any]:
+        call = {"prompt": None} | families.call(name, 1) | GUIDANCE[name](1)
+        return {key: value for key, value in call.items() if key not in GIVEN}
+
+    exempt = SEARCH["exempt"] | WITHOUT_TEXT_ENCODER
+    if not hasattr(stock, "load_lora_weights"):
+        exempt |= {"test_lora_is_used": "diffusers loads no LoRA into the class"}
+    return variant(f"search-{name}", ours, lambda: families.build(name), inputs=inputs, **SEARCH | {"exempt": exempt})
+
+
 VARIANTS = [
+    *map(searched, FAST),
     aligned("alignedgen-kontext", alignext.AlignedGenKontextPipeline, test_kontext.pipeline, test_kontext.call),
     aligned(
         "alignedgen-flux2",

@@ -1,8 +1,11 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""What the contract suite of the trainers asks of a row, and the rows of language models: small data, the mini-LM."""
+"""What the contract suite of the trainers asks of a row, and the rows of language models: small data and models."""
 
+import atexit
 import copy
 import re
+import shutil
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,8 +19,11 @@ from datasets import Dataset
 from huggingface_hub import HfApi, ModelCard, constants
 from peft import LoraConfig, PeftModel
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
     PreTrainedModel,
     Trainer,
     TrainerCallback,
@@ -32,6 +38,27 @@ from ..fake_hub import FakeHub, fake_hub
 
 
 MINI_LM = alignext.mini.path("lm")
+
+
+def random_lm() -> Path:
+    """
+    A language model for what is true of any: two layers with the embedded one's tokenizer, random, its gradients not
+    small, the same for everybody. It costs a tenth of the embedded one.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="alignext-lm-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(MINI_LM / name, folder)
+    known = AutoConfig.from_pretrained(MINI_LM).to_dict()
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = LlamaConfig(**known | small | {"num_key_value_heads": 2, "head_dim": 8, "initializer_range": 0.2})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+LM = random_lm()
 
 STORIES = [
     ("Once upon a time, there was a cat named Tom.", " Tom liked milk and was happy.", " Tom fell and was very sad."),
@@ -153,6 +180,7 @@ class AnyRow(ABC):
     close = 1e-3  # how close they are, relative to what they are
     rate = 1e-3  # of SGD
     draws: ClassVar[dict[str, Any]] = {}  # config fields that let the data draw random numbers
+    from_instance = False  # whether `start` hands a model over, where it is not told; it names a path otherwise
     files = frozenset({"README.md"})  # what is pushed
 
     def __str__(self) -> str:
@@ -205,7 +233,7 @@ class AnyRow(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Row(AnyRow):
-    """A trainer of language models, on the embedded one.
+    """A trainer of language models, on a small random one.
 
     Args:
         trainer (`type`): The class.
@@ -214,7 +242,7 @@ class Row(AnyRow):
         settings (`dict`, *optional*): Config fields that the class needs beyond those every run gets.
         arguments (`dict`, *optional*): Constructor arguments beyond model, config, data, tokenizer and adapter.
         auto (*optional*): The stock class that opens what was saved, by default that of causal language models.
-        auto_settings (`dict`, *optional*): What its `from_pretrained` needs to open the mini-LM.
+        auto_settings (`dict`, *optional*): What its `from_pretrained` needs to open the model.
         task (`str`, *optional*, defaults to `"CAUSAL_LM"`): The task of its adapters.
         head (`str`, *optional*): The module that is trained whole beside an adapter.
     """
@@ -231,7 +259,7 @@ class Row(AnyRow):
 
     files = AnyRow.files | {"model.safetensors", "config.json", "tokenizer.json"}
 
-    def load(self, folder: Path = MINI_LM) -> PreTrainedModel:
+    def load(self, folder: Path = LM) -> PreTrainedModel:
         """The model in a folder. A head that is not in it is drawn from the seed of every config."""
         set_seed(42)
         return self.auto.from_pretrained(folder, **self.auto_settings)
@@ -247,7 +275,7 @@ class Row(AnyRow):
         peft_config: Any = None,
         dataset: Dataset | None = None,
         eval_dataset: Any = None,
-        model: object = str(MINI_LM),
+        model: object = str(LM),
         trainer: type[Trainer] | None = None,
         **settings: Any,
     ) -> Trainer:
@@ -265,10 +293,10 @@ class Row(AnyRow):
         )
 
     def bare(self, **arguments: Any) -> Trainer:
-        return self.trainer(model=str(MINI_LM), train_dataset=self.data(), **self.arguments | arguments)
+        return self.trainer(model=str(LM), train_dataset=self.data(), **self.arguments | arguments)
 
     def origins(self, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-        return {"model": str(MINI_LM)}, {"model": self.load()}
+        return {"model": str(LM)}, {"model": self.load()}
 
     def trained(self, trainer: Trainer) -> torch.nn.Module:
         return trainer.model
@@ -280,11 +308,11 @@ class Row(AnyRow):
         return logits(trainer.model)
 
     def opened(self, saved: Path | None, lora: bool) -> torch.Tensor:
-        model = self.load(MINI_LM if lora or saved is None else saved)
+        model = self.load(LM if lora or saved is None else saved)
         if saved is None:
             return logits(model)
         tokenizer = AutoTokenizer.from_pretrained(saved)
-        assert tokenizer.get_vocab() == AutoTokenizer.from_pretrained(MINI_LM).get_vocab()
+        assert tokenizer.get_vocab() == AutoTokenizer.from_pretrained(LM).get_vocab()
         assert tokenizer.chat_template
         return logits(PeftModel.from_pretrained(model, saved) if lora else model)
 
@@ -298,7 +326,7 @@ class Row(AnyRow):
 
 
 def logits(model: torch.nn.Module) -> torch.Tensor:
-    ids = AutoTokenizer.from_pretrained(MINI_LM)("Lily and Tom went home.", return_tensors="pt").input_ids
+    ids = AutoTokenizer.from_pretrained(LM)("Lily and Tom went home.", return_tensors="pt").input_ids
     with torch.no_grad():
         return model.eval()(input_ids=ids).logits
 

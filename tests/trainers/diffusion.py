@@ -87,6 +87,7 @@ class DiffusionRow(AnyRow):
     lora = LoraConfig(r=2, lora_alpha=4)
     close, rate = 2e-3, 1e-2
     draws: ClassVar[dict[str, Any]] = {"random_flip": True}
+    from_instance = True
 
     @property
     def summed(self) -> tuple[str, ...]:

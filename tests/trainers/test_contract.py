@@ -8,6 +8,7 @@ tells nothing about its child.
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ from .diffusion_preference.tiny import PIPELINES
 
 
 SAMPLED = {"num_generations": 2, "max_completion_length": 16}
-INVERTED = {"num_inversion_steps": 4, "beta": 20.0}
+INVERTED = {"num_inversion_steps": 2, "beta": 20.0}
 ONE_POINT = {"num_renoise_steps": 0, "label_sharpness": None, "inversion_eta": 0.1, "num_train_steps_per_pair": 2}
 ALL_STEPS = {"target": "trajectory", "num_train_steps_per_pair": None}
 
@@ -121,8 +122,10 @@ ROWS: list[AnyRow] = [
 
 
 def over(rows: list[AnyRow]):
+    """Row after row, since the clauses share its finished run; the slow ones last, so that all lists begin alike."""
+    rows = sorted(rows, key=lambda row: row.slow)
     marked = [pytest.param(row, id=str(row), marks=[pytest.mark.slow] * row.slow) for row in rows]
-    return pytest.mark.parametrize("row", marked)
+    return pytest.mark.parametrize("row", marked, scope="module")
 
 
 every_row = over(ROWS)
@@ -146,16 +149,46 @@ def of_sampled_text(trainer: type[Trainer]) -> type[Trainer]:
     return WithOwnDraws
 
 
+# What most clauses look at: two trainings of a row, in full and with its adapter
+
+RUN = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "hub_model_id": "someone/storyteller"}
+
+
+@dataclass
+class Finished:
+    """A trainer after four steps, with a checkpoint of the second in its folder, and what its weights were before."""
+
+    trainer: Trainer
+    folder: Path
+    before: dict[str, torch.Tensor]
+    trained: set[str]  # names of the weights that had a gradient to get
+    after: dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[[AnyRow, bool], Finished]:
+    """The run of a row, in full or with its adapter. Clauses read it; what they save goes elsewhere."""
+
+    @functools.lru_cache(maxsize=2)
+    def of(row: AnyRow, lora: bool) -> Finished:
+        folder = tmp_path_factory.mktemp("finished")
+        trainer = row.start(folder, **row.draws | RUN, peft_config=row.lora if lora else None)
+        model = row.trained(trainer)
+        before = weights(model)
+        trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+        trainer.train()
+        return Finished(trainer, folder, before, trained, weights(model))
+
+    return of
+
+
 # Training
 
 
-def check_trains_everything(row: AnyRow, trainer: Trainer) -> None:
-    before = weights(row.trained(trainer))
-    trainer.train()
-    after = weights(row.trained(trainer))
+def check_trained_everything(row: AnyRow, trainer: Trainer, before: dict, after: dict) -> None:
     assert all(weight.isfinite().all() for weight in after.values())
     assert not [name for name in after if torch.equal(before[name], after[name])]
-    assert [step for step, *_ in curve(trainer)] == [1, 2, 3]
+    assert [step for step, *_ in curve(trainer)] == list(range(1, trainer.args.max_steps + 1))
     assert all(math.isfinite(loss) and norm > 0 for _, loss, norm in curve(trainer))
     first = trainer.state.log_history[0]
     # before the first update, policy and reference are the same model
@@ -164,44 +197,42 @@ def check_trains_everything(row: AnyRow, trainer: Trainer) -> None:
 
 
 @every_row
-def test_trains_every_parameter(row: AnyRow, tmp_path: Path) -> None:
-    trainer = row.start(tmp_path, **({"prompt_dropout": 0.0} if isinstance(row, DiffusionRow) else {}))
-    check_trains_everything(row, trainer)
-    row.check_first(trainer.state.log_history[0])
+def test_trains_every_parameter(row: AnyRow, finished) -> None:
+    run = finished(row, False)
+    check_trained_everything(row, run.trainer, run.before, run.after)
+    row.check_first(run.trainer.state.log_history[0])
 
 
 @over([row for row in ROWS if isinstance(row, Row)])
 def test_trains_on_conversations(row: Row, tmp_path: Path) -> None:
-    check_trains_everything(row, row.start(tmp_path, conversational=True))
-
-
-@every_row
-def test_the_run_depends_on_the_weights_and_the_seed_alone(row: AnyRow, tmp_path: Path) -> None:
-    runs = []
-    for model in row.origins(tmp_path):  # a path and an instance
-        trainer = row.start(tmp_path, **model, max_steps=2)
-        trainer.train()
-        runs.append((curve(trainer), weights(row.trained(trainer))))
-        torch.manual_seed(1)  # what was drawn before must not matter
-    assert runs[0][0] == runs[1][0]
-    assert_same(runs[0][1], runs[1][1])
-    other = row.start(tmp_path, max_steps=1, seed=7)
-    other.train()
-    assert curve(other)[0] != runs[0][0][0]
-
-
-@every_row
-def test_lora_trains_the_adapter_and_nothing_else(row: AnyRow, tmp_path: Path) -> None:
-    trainer = row.start(tmp_path, peft_config=row.lora)
+    trainer = row.start(tmp_path, conversational=True, max_steps=1)
     before = weights(row.trained(trainer))
-    trained = {name for name, weight in row.trained(trainer).named_parameters() if weight.requires_grad}
-    assert trained == {name for name in before if row.moves(name)}
     trainer.train()
-    after = weights(row.trained(trainer))
-    assert {name for name in after if not torch.equal(before[name], after[name])} == trained
+    check_trained_everything(row, trainer, before, weights(row.trained(trainer)))
+
+
+@every_row
+def test_the_run_depends_on_the_weights_and_the_seed_alone(row: AnyRow, finished, tmp_path: Path) -> None:
+    run = finished(row, False)
+    torch.manual_seed(1)  # what was drawn before must not matter
+    path, instance = row.origins(tmp_path)
+    again = row.start(tmp_path, **row.draws, **path if row.from_instance else instance, max_steps=4)
+    again.train()
+    assert curve(again) == curve(run.trainer)
+    assert_same(weights(row.trained(again)), run.after)
+    other = row.start(tmp_path, **row.draws, max_steps=1, seed=7)
+    other.train()
+    assert curve(other)[0] != curve(run.trainer)[0]
+
+
+@every_row
+def test_lora_trains_the_adapter_and_nothing_else(row: AnyRow, finished) -> None:
+    run = finished(row, True)
+    assert run.trained == {name for name in run.before if row.moves(name)}
+    assert {name for name in run.after if not torch.equal(run.before[name], run.after[name])} == run.trained
     base = weights(row.untrained())
     head = getattr(row, "head", None)
-    left = {name.replace(".base_layer", "").removeprefix("base_model.model."): w for name, w in after.items()}
+    left = {name.replace(".base_layer", "").removeprefix("base_model.model."): w for name, w in run.after.items()}
     left, base = ({k: v for k, v in w.items() if not row.moves(k) and not (head and head in k)} for w in (left, base))
     assert_same(left, base)
 
@@ -259,47 +290,30 @@ def test_evaluation_is_the_same_every_time_and_changes_nothing(row: AnyRow, tmp_
 
 
 @every_row
-def test_training_does_not_notice_evaluation(row: AnyRow, tmp_path: Path) -> None:
-    runs = []
-    for evaluated in (False, True):
-        trainer = row.start(
-            tmp_path,
-            trainer=of_sampled_text(row.trainer) if row.samples else None,
-            eval_dataset=row.data().select(range(4)),
-            eval_strategy="steps" if evaluated else "no",
-            eval_steps=2,  # once before the last step
-        )
-        trainer.train()
-        assert any("eval_loss" in log for log in trainer.state.log_history) == evaluated
-        runs.append((curve(trainer), weights(row.trained(trainer))))
-    assert runs[0][0] == runs[1][0]
-    assert_same(runs[0][1], runs[1][1])
+def test_training_does_not_notice_evaluation(row: AnyRow, finished, tmp_path: Path) -> None:
+    run = finished(row, False)
+    trainer = row.start(
+        tmp_path,
+        **row.draws,
+        trainer=of_sampled_text(row.trainer) if row.samples else None,
+        eval_dataset=row.data().select(range(4)),
+        eval_strategy="steps",
+        eval_steps=3,  # once before the last step
+        max_steps=4,
+    )
+    trainer.train()
+    assert any("eval_loss" in log for log in trainer.state.log_history)
+    assert curve(trainer) == curve(run.trainer)
+    assert_same(weights(row.trained(trainer)), run.after)
 
 
 # Saving
 
 
-SAVING = {"max_steps": 5, "save_strategy": "steps", "save_steps": 3}
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[[AnyRow, bool], tuple[Trainer, Path]]:
-    """A row's trainer after five steps, and its folder with a checkpoint of the third; for two clauses."""
-
-    @functools.cache
-    def trained(row: AnyRow, lora: bool) -> tuple[Trainer, Path]:
-        folder = tmp_path_factory.mktemp("finished")
-        trainer = row.start(folder, **row.draws, **SAVING, peft_config=row.lora if lora else None)
-        trainer.train()
-        return trainer, folder
-
-    return trained
-
-
 @every_row
 @in_full_and_as_lora
 def test_stock_classes_open_what_was_saved(row: AnyRow, lora: bool, finished, tmp_path: Path) -> None:
-    trainer, _ = finished(row, lora)
+    trainer = finished(row, lora).trainer
     trainer.save_model(tmp_path / "saved")
     said = row.said(trainer)
     assert torch.equal(row.opened(tmp_path / "saved", lora), said)
@@ -309,14 +323,14 @@ def test_stock_classes_open_what_was_saved(row: AnyRow, lora: bool, finished, tm
 @every_row
 @in_full_and_as_lora
 def test_resumed_run_is_the_uninterrupted_one(row: AnyRow, lora: bool, finished, tmp_path: Path) -> None:
-    whole, folder = finished(row, lora)
-    resumed, steps = row.start(tmp_path, **row.draws, **SAVING, peft_config=row.lora if lora else None), Steps()
+    run = finished(row, lora)
+    resumed, steps = row.start(tmp_path, **row.draws, max_steps=4, peft_config=row.lora if lora else None), Steps()
     resumed.add_callback(steps)
     torch.rand(7)  # a state of the random numbers that only the checkpoint can put right
-    resumed.train(resume_from_checkpoint=str(folder / "checkpoint-3"))
-    assert steps.taken == [4, 5]
-    assert curve(resumed) == curve(whole)
-    assert_same(weights(row.trained(resumed)), weights(row.trained(whole)))
+    resumed.train(resume_from_checkpoint=str(run.folder / "checkpoint-2"))
+    assert steps.taken == [3, 4]
+    assert curve(resumed) == curve(run.trainer)
+    assert_same(weights(row.trained(resumed)), run.after)
 
 
 # Cards and the Hub
@@ -336,10 +350,10 @@ def test_class_names_itself_and_its_paper(row: AnyRow) -> None:
 
 
 @every_class
-def test_model_card_is_the_method_s_own(row: AnyRow, tmp_path: Path) -> None:
-    trainer = row.start(tmp_path)
-    trainer.create_model_card(model_name="storyteller")
-    card = ModelCard.load(tmp_path / "README.md")
+def test_model_card_is_the_method_s_own(row: AnyRow, finished) -> None:
+    run = finished(row, False)
+    run.trainer.create_model_card(model_name="storyteller")
+    card = ModelCard.load(run.folder / "README.md")
     assert metadata_errors(card.data.to_dict()) == []
     assert set(row.trainer._tag_names) <= set(card.data.tags)
     for text in ("storyteller", row.trainer._name, row.trainer._paper["title"], row.trainer._paper["id"]):
@@ -350,11 +364,9 @@ def test_model_card_is_the_method_s_own(row: AnyRow, tmp_path: Path) -> None:
 # The Hub's own client, when it does not speak that protocol, passes bytes the way its HTTP library has deprecated.
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 @every_class
-def test_pushes_what_it_saved(row: AnyRow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pushes_what_it_saved(row: AnyRow, finished, monkeypatch: pytest.MonkeyPatch) -> None:
     with hub_of_trainers(monkeypatch) as hub:
-        trainer = row.start(tmp_path, max_steps=1, hub_model_id="someone/storyteller")
-        trainer.train()
-        trainer.push_to_hub()
+        finished(row, False).trainer.push_to_hub()
         files = hub.repos["someone/storyteller"]
     assert row.files <= files.keys()
     assert row.trainer._name in files["README.md"].decode()

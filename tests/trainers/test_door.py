@@ -18,8 +18,8 @@ from alignext.trainers.mah_dpo import MAHDPOConfig, MAHDPOTrainer
 from alignext.trainers.process_reward import ProcessRewardConfig, ProcessRewardTrainer
 
 from .contract import (
+    LM,
     LORA,
-    MINI_LM,
     Row,
     count_vowels,
     preference,
@@ -212,7 +212,7 @@ def test_settings_of_the_user_stay_as_they_are(name: str, tmp_path: Path) -> Non
     given: dict[str, Any] = {"dtype": "float32"}
     args = row.config(str(tmp_path), use_cpu=True, bf16=False, report_to="none", model_init_kwargs=given)
     before = dict(vars(args))
-    trainer = row.trainer(str(MINI_LM), args=args, train_dataset=row.dataset(False))
+    trainer = row.trainer(str(LM), args=args, train_dataset=row.dataset(False))
     assert vars(args) == before
     assert given == {"dtype": "float32"}
     assert trainer.args is not args
@@ -291,11 +291,11 @@ def test_card_names_no_folder_of_this_machine(name: str, peft_config: Any, tmp_p
     trainer.save_model()
     file = tmp_path / "storyteller" / "README.md"
     if peft_config is not None:  # PEFT has written one
-        assert str(MINI_LM) not in file.read_text()
+        assert str(LM) not in file.read_text()
     trainer.create_model_card()
     text = file.read_text()
     assert "None" not in text
-    assert str(MINI_LM) not in text and str(tmp_path) not in text
+    assert str(LM) not in text and str(tmp_path) not in text
     assert f"- alignext: {alignext.__version__}" in text
     assert '"storyteller"' in text
     assert ModelCard.load(file).data.base_model is None

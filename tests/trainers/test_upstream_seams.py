@@ -27,7 +27,7 @@ from alignext.decoding.rows import cache_name
 from alignext.heads.scoring import logit_transform
 
 from .. import seams
-from .contract import MINI_LM, Row, count_vowels, preference, prompts, unpaired
+from .contract import LM, Row, count_vowels, preference, prompts, unpaired
 
 
 KTO = Row(KTOTrainer, KTOConfig, unpaired, {"loss_type": "apo_zero_unpaired"})
@@ -123,7 +123,7 @@ def test_rloo_loads_no_reference_without_beta(tmp_path: Path) -> None:
 
 
 def test_fused_head_gives_log_probabilities_of_the_labels() -> None:
-    model = AutoModelForCausalLM.from_pretrained(MINI_LM)
+    model = AutoModelForCausalLM.from_pretrained(LM)
     ids = torch.tensor([[1, 300, 400, 500], [1, 600, 700, 800]])
     labels = torch.tensor([[-100, -100, 400, 500], [-100, 600, 700, 800]])
     with torch.no_grad():
@@ -147,7 +147,7 @@ def test_trainer_state_keeps_the_state_of_callbacks() -> None:
 
 
 def test_cache_is_cropped_by_a_negative_count() -> None:
-    model = AutoModelForCausalLM.from_pretrained(MINI_LM)
+    model = AutoModelForCausalLM.from_pretrained(LM)
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
         model(torch.tensor([[1, 300, 400, 500]]), **{str(cache_name(model)): cache})

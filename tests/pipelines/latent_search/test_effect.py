@@ -35,7 +35,7 @@ def search(captions: int, steps: int, **configs: SearchConfig) -> dict[str, tupl
 @pytest.fixture(scope="module")
 def found():
     best = SearchConfig(**WIDE, strategy="best_of_n")
-    return search(4, 10, single=SearchConfig(num_beams=1, num_candidates=1), best=best, beam=SearchConfig(**WIDE))
+    return search(2, 10, single=SearchConfig(num_beams=1, num_candidates=1), best=best, beam=SearchConfig(**WIDE))
 
 
 def test_search_and_best_of_n_beat_a_single_sample(found):
@@ -55,6 +55,7 @@ def test_in_many_steps_beams_beat_best_of_n():
     assert found["beam"][0] > found["best"][0]
 
 
+@pytest.mark.slow
 def test_search_on_mini_video_finds_clips_that_show_more_of_what_the_caption_names():
     """One caption per call: the pipeline pads several."""
     pipe = LattePipeline.from_pretrained(mini.path("video"))

@@ -46,6 +46,9 @@ FAST = ("flux2", "flux2-klein", "z-image", "qwen-image", "sana", "pixart-sigma",
 NAMES = pytest.mark.parametrize(
     "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in GUIDANCE]
 )
+SOME = pytest.mark.parametrize(
+    "name", [name if name in ("flux2", "sana") else pytest.param(name, marks=pytest.mark.slow) for name in GUIDANCE]
+)
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:diffusers"),
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
@@ -84,7 +87,7 @@ def test_runs_end_to_end_and_returns_what_it_scored(name):
     assert rows.total == out.nfe * (2 if guided else 1)
 
 
-@NAMES
+@SOME
 def test_a_budget_of_one_is_the_stock_pipeline_bit_for_bit(name):
     pipe, call = build(name)
     for output_type in ("pt", "latent"):
@@ -94,7 +97,7 @@ def test_a_budget_of_one_is_the_stock_pipeline_bit_for_bit(name):
         assert torch.equal(out[0], stock) and out.rewards.shape == (2, 1)
 
 
-@NAMES
+@SOME
 def test_prompts_do_not_mix_and_chunks_change_nothing(name):
     pipe, call = build(name)
     both = run(pipe, call, generator=[seeded(3), seeded(4)])
@@ -108,7 +111,7 @@ def test_prompts_do_not_mix_and_chunks_change_nothing(name):
         torch.testing.assert_close(both.rewards[p], one.rewards[0], atol=1e-3, rtol=1e-3)
 
 
-@NAMES
+@SOME
 @pytest.mark.parametrize(
     "config",
     [configured(strategy="best_of_n"), RandomNoiseSearch(rounds=1), ZeroOrderNoiseSearch(rounds=1, neighbors=1)],

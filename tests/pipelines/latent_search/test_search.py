@@ -28,6 +28,10 @@ pytestmark = [
 ]
 
 NAMES = pytest.mark.parametrize("name", BUILDERS)
+# Loops over pictures, over packed latents and over clips stand for the others, each of which is run once already.
+SOME = pytest.mark.parametrize(
+    "name", [n if n in ("sd", "flux", "latte") else pytest.param(n, marks=pytest.mark.slow) for n in BUILDERS]
+)
 WITHOUT_LORA = ("latte", "text-to-video-sd")  # diffusers loads none for them
 VIDEO = [name for name in BUILDERS if name not in ("sd", "sdxl", "sd3", "flux")]
 
@@ -101,7 +105,7 @@ def test_runs_end_to_end_and_returns_what_it_scored(name):
     assert out.rewards.dtype == torch.float32 and out.rewards.shape == (1, 1)
 
 
-@NAMES
+@SOME
 def test_a_budget_of_one_is_the_stock_pipeline_bit_for_bit(name):
     pipe, call = build(name)
     stock = pipe("a fox", num_inference_steps=3, output_type="pt", generator=(g := seeded()), **call)[0]
@@ -110,7 +114,7 @@ def test_a_budget_of_one_is_the_stock_pipeline_bit_for_bit(name):
     assert torch.equal(run(pipe, call, configured(strategy="none"))[0], stock)
 
 
-@NAMES
+@SOME
 def test_one_candidate_without_noise_is_the_stock_sampler(name):
     """eta 0 and one beam, through the engine: what the deterministic stock schedulers give, but for the last move."""
     pipe, call = build(name)
@@ -125,7 +129,7 @@ def test_one_candidate_without_noise_is_the_stock_sampler(name):
     torch.testing.assert_close(run(pipe, call, config)[0], stock, atol=2e-4, rtol=1e-3)
 
 
-@NAMES
+@SOME
 def test_chunks_change_nothing(name):
     results = []
     for size in (None, 1 if name in ("animatediff", "latte", "flux") else 3):  # these send a row per frame, or ids
@@ -164,7 +168,7 @@ def test_compiled_pipeline_gives_the_same_result(name):
     contract.check_compiled(pipe, lambda: run(pipe, call)[0], denoiser_name(pipe), "model")
 
 
-@NAMES
+@SOME
 def test_prompts_do_not_mix(name):
     pipe, call = build(name)
     prompts = ["a fox", "a green dog"]

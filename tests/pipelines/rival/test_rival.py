@@ -42,7 +42,7 @@ SETTINGS = {
 
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("reference_prompt", ["", "a blue bird"])
-@pytest.mark.parametrize("w", [5.0, 1.0])
+@pytest.mark.parametrize("w", [5.0, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_agrees_with_the_joint_batch(pipe, picture, name, reference_prompt, w):
     inversion = pipe.invert(picture, reference_prompt, T)
     x_T = latents_for(pipe, 2)
@@ -387,7 +387,7 @@ def test_an_unfinished_save_leaves_the_old_file(pipe, picture, tmp_path, monkeyp
         raise OSError("disk full")
 
     inversion = pipe.invert(picture, num_inference_steps=2)
-    monkeypatch.setattr("alignext.hub.save_file", fail)
+    monkeypatch.setattr("alignext.hub_files.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         inversion.save(path)
     assert path.read_text() == "precious"

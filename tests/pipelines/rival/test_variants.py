@@ -51,9 +51,11 @@ def picture():
 
 
 @pytest.mark.parametrize("variant", ["xl", *CONTROL])
-@pytest.mark.parametrize("reference_prompt", ["", "a blue bird"])
+@pytest.mark.parametrize("reference_prompt", [pytest.param("", marks=pytest.mark.slow), "a blue bird"])
 @pytest.mark.parametrize(
-    "settings", [{}, {"t_align": 300, "t_inject": 700}, {"w": 1.0}], ids=["default", "all gates", "no guidance"]
+    "settings",
+    [{}, {"t_align": 300, "t_inject": 700}, pytest.param({"w": 1.0}, marks=pytest.mark.slow)],
+    ids=["default", "all gates", "no guidance"],
 )
 def test_agrees_with_the_joint_batch(variant, picture, reference_prompt, settings):
     pipe = build(variant)

@@ -1,5 +1,5 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""What `BCOTrainer` does on the mini-LM beyond the contract of all trainers."""
+"""What `BCOTrainer` does beyond the contract of all trainers."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from alignext.functional.bco import class_mean_shift, pooled_mean_shift, update_
 from alignext.trainers.bco import BCOConfig, BCOTrainer
 from alignext.trainers.bco.reward_shift import RewardShift
 
-from ..contract import MINI_LM, Row, curve, moved, preference, unpaired, weights, with_and_without_lora
+from ..contract import LM, Row, curve, moved, preference, unpaired, weights, with_and_without_lora
 
 
 BCO = Row(BCOTrainer, BCOConfig, unpaired, ours=True)
@@ -29,7 +29,7 @@ pytestmark = [
 
 def another_model() -> torch.nn.Module:
     """A reference that is not the policy, so that rewards are not 0."""
-    model = AutoModelForCausalLM.from_pretrained(MINI_LM)
+    model = AutoModelForCausalLM.from_pretrained(LM)
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(0.9)
@@ -88,19 +88,19 @@ def test_config_is_unharmed_by_what_the_parent_is_told(tmp_path: Path) -> None:
     assert trainer.args.loss_type == trainer.loss_type == "bco"
     args = BCOConfig(str(tmp_path), use_cpu=True, bf16=False)
     with pytest.raises(ValueError, match="train_dataset"):
-        BCOTrainer(str(MINI_LM), args=args)
+        BCOTrainer(str(LM), args=args)
     assert args.loss_type == "bco"
 
 
 def test_takes_positional_arguments_as_the_parent(tmp_path: Path) -> None:
     args = BCOConfig(str(tmp_path), use_cpu=True, bf16=False)
-    trainer = BCOTrainer(str(MINI_LM), None, args, None, unpaired(), unpaired().select(range(4)))
+    trainer = BCOTrainer(str(LM), None, args, None, unpaired(), unpaired().select(range(4)))
     assert len(trainer.eval_dataset) == 4
 
 
 def test_needs_its_own_config(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="KTOConfig"):
-        BCOTrainer(str(MINI_LM), args=KTOConfig(str(tmp_path), use_cpu=True, bf16=False), train_dataset=unpaired())
+        BCOTrainer(str(LM), args=KTOConfig(str(tmp_path), use_cpu=True, bf16=False), train_dataset=unpaired())
 
 
 def test_without_shift_it_is_dpo_with_the_loss_bco_pair(tmp_path: Path) -> None:
@@ -355,7 +355,7 @@ def test_mixture_of_experts_adds_its_auxiliary_loss(tmp_path: Path, peft_config:
         router_aux_loss_coef=0.5,
     )
     MixtralForCausalLM(config).save_pretrained(tmp_path / "moe")
-    AutoTokenizer.from_pretrained(MINI_LM).save_pretrained(tmp_path / "moe")
+    AutoTokenizer.from_pretrained(LM).save_pretrained(tmp_path / "moe")
     losses, aux = [], []
     for coefficient in (0.5, 0.0):
         settings = {"router_aux_loss_coef": coefficient, "max_steps": 1, "peft_config": peft_config}

@@ -25,6 +25,7 @@ pytestmark = [
 
 
 @pytest.mark.effect
+@pytest.mark.slow
 def test_learns_what_the_thumbs_are_for(tmp_path: Path) -> None:
     base, tokenizer = AutoModelForCausalLM.from_pretrained(MINI_LM).eval(), AutoTokenizer.from_pretrained(MINI_LM)
     data = stories.thumbs(base, tokenizer, 4 * stories.beginnings("Tom Lily Ben Mia Sam Anna"), seed=0)

@@ -21,7 +21,7 @@ from transformers import (
 
 from alignext.trainers.bco import BCOConfig, BCOTrainer
 
-from ..contract import MINI_LM, Row, curve, moved, weights, with_and_without_lora
+from ..contract import LM, Row, curve, moved, weights, with_and_without_lora
 from .test_bco_trainer import logged
 
 
@@ -34,7 +34,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny LLaVA with the vocabulary of the mini-LM."""
-    tokenizer = AutoTokenizer.from_pretrained(MINI_LM)
+    tokenizer = AutoTokenizer.from_pretrained(LM)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
     text = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2

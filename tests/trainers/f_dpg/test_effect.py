@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from alignext.trainers.f_dpg import FDPGConfig, FDPGTrainer
 
-from ..contract import Row
+from ..contract import MINI_LM, Row
 
 
 pytestmark = [
@@ -24,6 +24,7 @@ def a_boy(completions: list[str], **kwargs: object) -> list[float]:
 
 
 @pytest.mark.effect
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "low", "high"),
     [
@@ -36,6 +37,7 @@ def test_stories_move_to_the_target_and_not_beyond(tmp_path: Path, settings: dic
     row = Row(FDPGTrainer, FDPGConfig, lambda _: PROMPT, settings, {"reward_funcs": a_boy})
     trainer = row.start(
         tmp_path,
+        model=str(MINI_LM),
         max_steps=10,
         num_generations=64,
         per_device_train_batch_size=64,

@@ -1,5 +1,5 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""What `FDPGTrainer` does on the mini-LM beyond the contract of all trainers."""
+"""What `FDPGTrainer` does beyond the contract of all trainers."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from alignext.functional.f_dpg import f_prime
 from alignext.trainers.f_dpg import FDPGConfig, FDPGTrainer
 from alignext.trainers.f_dpg.state import FDPGState, context_key
 
-from ..contract import MINI_LM, Row, count_vowels, curve, prompts, weights
+from ..contract import LM, Row, count_vowels, curve, prompts, weights
 
 
 FDPG = Row(
@@ -117,11 +117,11 @@ def test_as_many_forward_passes_as_rloo_with_a_kl_term(tmp_path: Path) -> None:
 def test_takes_positional_arguments_as_the_parent_and_its_own_config_only(tmp_path: Path) -> None:
     settings = {"use_cpu": True, "bf16": False}
     args = FDPGConfig(str(tmp_path), **settings)
-    trainer = FDPGTrainer(str(MINI_LM), count_vowels, args, prompts(), prompts().select(range(4)))
+    trainer = FDPGTrainer(str(LM), count_vowels, args, prompts(), prompts().select(range(4)))
     assert len(trainer.eval_dataset) == 4
     assert trainer.args.beta == trainer.beta == 0.1
     with pytest.raises(ValueError, match="RLOOConfig"):
-        FDPGTrainer(str(MINI_LM), count_vowels, RLOOConfig(str(tmp_path), **settings), prompts())
+        FDPGTrainer(str(LM), count_vowels, RLOOConfig(str(tmp_path), **settings), prompts())
 
 
 # The initial model
@@ -129,12 +129,12 @@ def test_takes_positional_arguments_as_the_parent_and_its_own_config_only(tmp_pa
 
 @pytest.mark.parametrize("kind", ["path", "instance", "lora", "peft"])
 def test_at_the_start_policy_and_initial_model_agree_bit_for_bit(tmp_path: Path, kind: str) -> None:
-    model, peft_config = str(MINI_LM), LORA if kind == "lora" else None
+    model, peft_config = str(LM), LORA if kind == "lora" else None
     if kind == "instance":  # is not what lies under the name in its config
-        model = AutoModelForCausalLM.from_pretrained(MINI_LM, attention_dropout=0.1)
+        model = AutoModelForCausalLM.from_pretrained(LM, attention_dropout=0.1)
         disturb(model)
     if kind == "peft":  # a trained adapter
-        model = get_peft_model(AutoModelForCausalLM.from_pretrained(MINI_LM), LORA)
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(LM), LORA)
         disturb(model)
         for name, weight in model.named_parameters():
             if "lora_B" in name:
@@ -142,7 +142,7 @@ def test_at_the_start_policy_and_initial_model_agree_bit_for_bit(tmp_path: Path,
     trainer = FDPG.start(tmp_path, model=model, peft_config=peft_config)
     out = scored(trainer)
     assert torch.equal(out["old_logps"], out["ref_logps"])
-    stock = AutoModelForCausalLM.from_pretrained(MINI_LM)
+    stock = AutoModelForCausalLM.from_pretrained(LM)
     if kind in ("instance", "peft"):
         ids = torch.cat([out["prompt_ids"], out["completion_ids"]], 1)
         mask = torch.cat([out["prompt_mask"], out["completion_mask"]], 1)
@@ -166,7 +166,7 @@ def test_nothing_to_gain_is_no_gradient(tmp_path: Path) -> None:
 
 
 def test_eos_counts_once_and_padding_never(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(MINI_LM)
+    tokenizer = AutoTokenizer.from_pretrained(LM)
     tokenizer.pad_token = tokenizer.eos_token  # the padding is the token that ends a story
     trainer = Row(FDPGTrainer, FDPGConfig, prompts, FDPG.settings, {**FDPG.arguments, "processing_class": tokenizer})
     trainer = trainer.start(tmp_path)
@@ -174,7 +174,7 @@ def test_eos_counts_once_and_padding_never(tmp_path: Path, monkeypatch: pytest.M
     drawn = [[300, eos], [300, 301, 302, 303], [400, 401, eos], [310, 311, 312, 313]]
     monkeypatch.setattr(trainer, "_generate_single_turn", lambda *_: drawn)
     out = scored(trainer)
-    model = AutoModelForCausalLM.from_pretrained(MINI_LM)
+    model = AutoModelForCausalLM.from_pretrained(LM)
     prompt = tokenizer("One day").input_ids
     for found, completion in zip(out["old_logps"], drawn, strict=True):
         ids = torch.tensor([prompt + completion])
@@ -234,7 +234,7 @@ def test_loss_of_reused_samples_looks_at_the_policy_as_it_is(tmp_path: Path) -> 
 def test_samples_are_the_model_s_own_whatever_its_generation_config_says(tmp_path: Path, kind: str) -> None:
     drawn = []
     for bent in (False, True):
-        model = AutoModelForCausalLM.from_pretrained(MINI_LM)
+        model = AutoModelForCausalLM.from_pretrained(LM)
         if bent:
             model.generation_config.update(min_p=0.99, suppress_tokens=list(range(300, 2000)), num_beams=2)
         kept = model.generation_config
@@ -392,8 +392,14 @@ def test_mistakes_of_reward_functions_name_function_and_row(tmp_path: Path, repo
         trainer._calculate_rewards([{"prompt": "One day"}] * 4, ["One day"] * 4, made, [[1]] * 4)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3])
-@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(
+    ("rows", "streamed"),
+    [
+        (2, False),
+        (3, True),
+        *(pytest.param(*c, marks=pytest.mark.slow) for c in ((1, False), (3, False), (1, True), (2, True))),
+    ],
+)
 def test_fewer_prompts_than_a_batch_are_repeated(tmp_path: Path, rows: int, streamed: bool) -> None:
     seen: list[str] = []
 
@@ -771,6 +777,10 @@ def test_quasi_rejection_sampling(tmp_path: Path) -> None:
         ({"mask_truncated_completions": True}, "mask_truncated_completions"),
         ({"sync_ref_model": True}, "sync_ref_model"),
         ({"disable_dropout": False}, "disable_dropout"),
+        (
+            {"train_sampling_strategy": "group_by_length"},
+            "`train_sampling_strategy` must be 'random', received 'group",
+        ),
         ({"num_generations": 1}, "at least 2"),
     ],
     ids=str,

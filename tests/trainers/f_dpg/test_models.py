@@ -13,7 +13,7 @@ from transformers import AutoProcessor, AutoTokenizer, MixtralConfig, MixtralFor
 from alignext.trainers.f_dpg import FDPGConfig, FDPGTrainer
 
 from ..bco.test_vision import folder  # noqa: F401
-from ..contract import MINI_LM, Row, count_vowels, curve, moved, weights, with_and_without_lora
+from ..contract import LM, Row, count_vowels, curve, moved, weights, with_and_without_lora
 
 
 SETTINGS = {"num_generations": 4, "max_completion_length": 6, "beta": 2.0}
@@ -60,7 +60,7 @@ def test_pictures(folder: Path, tmp_path: Path, peft_config: LoraConfig | None) 
 
 @with_and_without_lora
 def test_experts_are_balanced(tmp_path: Path, peft_config: LoraConfig | None) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(MINI_LM, padding_side="left")
+    tokenizer = AutoTokenizer.from_pretrained(LM, padding_side="left")
     config = MixtralConfig(
         vocab_size=len(tokenizer),
         hidden_size=16,

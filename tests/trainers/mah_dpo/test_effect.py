@@ -21,6 +21,7 @@ pytestmark = [
 
 
 @pytest.mark.effect
+@pytest.mark.slow
 def test_weights_choose_between_objectives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parents[3] / "examples")
     stories = import_module("mah_dpo")
@@ -31,6 +32,7 @@ def test_weights_choose_between_objectives(tmp_path: Path, monkeypatch: pytest.M
 
     trainer = Row(MAHDPOTrainer, MAHDPOConfig, lambda _: data).start(
         tmp_path,
+        model=str(MINI_LM),
         max_steps=24,
         per_device_train_batch_size=8,
         learning_rate=1e-4,

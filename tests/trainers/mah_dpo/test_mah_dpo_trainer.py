@@ -18,7 +18,7 @@ from alignext.heads.auto import AutoModelForCausalLMWithObjectiveHeads as AutoHe
 from alignext.trainers.mah_dpo import MAHDPOConfig, MAHDPOTrainer
 from alignext.trainers.mah_dpo.sampling import ObjectiveSampler
 
-from ..contract import MINI_LM, Row, curve, preference, weights, with_and_without_lora
+from ..contract import LM, Row, curve, preference, weights, with_and_without_lora
 
 
 LORA = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"])
@@ -65,7 +65,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(LlamaConfig(**SIZE)).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(MINI_LM).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(LM).save_pretrained(folder)
     return str(folder)
 
 
@@ -399,7 +399,7 @@ def test_experts_are_balanced_as_by_dpo(tmp_path: Path, peft_config: LoraConfig 
     torch.manual_seed(0)
     config = MixtralConfig(**SIZE, num_local_experts=4, num_experts_per_tok=2, output_router_logits=True)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    AutoTokenizer.from_pretrained(MINI_LM).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(LM).save_pretrained(tmp_path)
     theirs = run(DPO, tmp_path / "a", str(tmp_path), peft_config=peft_config)
     for head_type in ("full", "low_rank"):
         settings = {"dataset": pairs(["x"] * 8), "head_type": head_type, "peft_config": peft_config}

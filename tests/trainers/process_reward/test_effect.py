@@ -33,6 +33,7 @@ def test_guided_stories_are_what_the_process_reward_wants(tmp_path: Path) -> Non
     held_out = stories.solutions(model, tokenizer, 2 * stories.beginnings(stories.HELD_OUT_NAMES), seed=1, tokens=40)
     trainer = Row(ProcessRewardTrainer, ProcessRewardConfig, lambda _: data).start(
         tmp_path,
+        model=str(MINI_LM),
         max_steps=24,
         per_device_train_batch_size=16,
         learning_rate=1e-4,

@@ -1,5 +1,5 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""What `ProcessRewardTrainer` does on the mini-LM beyond the contract of all trainers."""
+"""What `ProcessRewardTrainer` does beyond the contract of all trainers."""
 
 import math
 from pathlib import Path
@@ -17,7 +17,7 @@ from alignext.functional.process_reward import process_reward_loss
 from alignext.rewards.process import ProcessReward, ValueHead, encode_steps
 from alignext.trainers.process_reward import ProcessRewardConfig, ProcessRewardTrainer
 
-from ..contract import MINI_LM, Row, curve, solutions, weights
+from ..contract import LM, Row, curve, solutions, weights
 
 
 ROW = Row(
@@ -119,7 +119,7 @@ def test_label_stands_behind_its_step(tmp_path: Path) -> None:
 
 
 def test_long_solutions_are_cut_behind_the_last_step_that_fits(tmp_path: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(MINI_LM)
+    tokenizer = AutoTokenizer.from_pretrained(LM)
     ids, ends = encode_steps(tokenizer, "Tom was sad.", ["Step 0.", "Step 1.", "Step 2."], "\n")
     trainer = ROW.start(tmp_path, dataset=solution([0.0, 1.0, 1.0]), max_length=ends[2])
     (row,) = trainer.train_dataset
@@ -212,7 +212,7 @@ def test_what_is_saved_scores_as_what_was_trained(tmp_path: Path, peft_config: L
 def test_guides_decoding(tmp_path: Path) -> None:
     trainer = ROW.start(tmp_path, max_steps=1)
     trainer.train()
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(MINI_LM), trainer.processing_class
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(LM), trainer.processing_class
     settings = {"num_candidates": 3, "max_steps": 2}
     output = guided_generate(
         model, tokenizer, "Tom was sad.", trainer.reward(), generator=torch.Generator().manual_seed(0), **settings
@@ -267,12 +267,12 @@ def test_settings_out_of_range_are_refused(tmp_path: Path, settings: dict, named
 
 def test_needs_its_own_config_and_an_adapter_that_trains_the_head(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="RewardConfig"):
-        ProcessRewardTrainer(str(MINI_LM), RewardConfig(str(tmp_path), use_cpu=True, bf16=False))
+        ProcessRewardTrainer(str(LM), RewardConfig(str(tmp_path), use_cpu=True, bf16=False))
     row = Row(ProcessRewardTrainer, ProcessRewardConfig, solutions)
     with pytest.raises(ValueError, match=r"`peft_config\.task_type` is .*CAUSAL_LM"):
         row.start(tmp_path, peft_config=LORA)
     with pytest.raises(ValueError, match="num_labels=2"):
-        row.start(tmp_path, model=AutoModelForTokenClassification.from_pretrained(MINI_LM, num_labels=2))
+        row.start(tmp_path, model=AutoModelForTokenClassification.from_pretrained(LM, num_labels=2))
 
 
 def test_settings_of_the_model_reach_it_and_the_config_keeps_them(tmp_path: Path) -> None:
