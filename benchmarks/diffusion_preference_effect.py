@@ -1,4 +1,5 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+# More than 300 lines: a script, read from top to bottom.
 """What preference training does to new samples of the embedded model: Diffusion-DPO, InPO, SmPO, Inversion-DPO.
 
     python benchmarks/diffusion_preference_effect.py                        # all methods and seeds, about 20 minutes

@@ -1,4 +1,5 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+# More than 300 lines: a table with a row per training, and the one command that reads it.
 """The commands that train: one table, TRL's parser, and what is done before and after each training."""
 
 import argparse

@@ -1,4 +1,5 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+# More than 300 lines: a recipe, read from top to bottom.
 """Make `alignext/mini/lm`: the 15M-parameter TinyStories Llama, its vocabulary cut from 32,000 to 4,096 tokens.
 
     python -m alignext.mini.recipe.convert_lm

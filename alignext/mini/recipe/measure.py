@@ -1,4 +1,5 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+# More than 300 lines: a recipe, read from top to bottom.
 """Measure the embedded models and draw their sample sheets: `python -m alignext.mini.recipe.measure docs/assets`.
 
 With the folder of another autoencoder as a second argument, its decoder is compared.

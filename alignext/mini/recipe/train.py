@@ -1,4 +1,5 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+# More than 300 lines: a recipe, read from top to bottom.
 """Train the embedded models: `python -m alignext.mini.recipe.train vae sd flux video decoder judge-concept clip`.
 
 Each name is a file in `configs/` (or a YAML file of your own). A run resumes from its last checkpoint in the cache.
