@@ -111,7 +111,12 @@ def test_process_reward_learns_what_a_step_is_worth(tmp_path: Path) -> None:
     ("settings", "low", "high"),
     [
         ({"target": "binary", "divergence": "js"}, 0.6, 1.0),
-        ({"target": "distributional", "target_moments": [0.6], "moment_samples": 256}, 0.42, 0.8),
+        pytest.param(
+            {"target": "distributional", "target_moments": [0.6], "moment_samples": 256},
+            0.42,
+            0.8,
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["always", "in six of ten"],
 )
@@ -128,10 +133,10 @@ def test_f_dpg_moves_to_the_target_and_not_beyond(tmp_path: Path, settings: dict
         model=str(MINI_LM),
         peft_config=LORA,
         max_steps=8,
-        num_generations=64,
-        per_device_train_batch_size=64,
-        per_device_eval_batch_size=256,
-        num_generations_eval=256,
+        num_generations=32,
+        per_device_train_batch_size=32,
+        per_device_eval_batch_size=128,
+        num_generations_eval=128,
         max_completion_length=2,
         learning_rate=2e-3,
         lr_scheduler_type="constant",
