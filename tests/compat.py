@@ -4,11 +4,10 @@
     python tests/compat.py oldest                              # what `make compat` runs, and then newest
     python tests/compat.py newest tests/test_import.py         # further words are pytest's
     python tests/compat.py oldest --with transformers==5.20.0  # a version to try
-    python tests/compat.py oldest --apart                      # everything compiled, too: downloads a torch, gigabytes
 
-The environment is a folder in the one that runs this. As a rule it lies on top of it: only what differs is installed,
-and torch and the other compiled libraries stay as they are. With `--apart` it lies on nothing and has those, too, at
-the end of their ranges. The versions that were run are printed before the tests and after them.
+The environment is a folder in the one that runs this, and lies on top of it: only what differs is installed, and torch
+and the other compiled libraries stay as they are. The versions that were run are printed before the tests and after
+them.
 """
 
 import argparse
@@ -23,40 +22,36 @@ from packaging.requirements import Requirement
 
 
 ROOT = Path(__file__).parents[1]
-KEPT = ("torch", "safetensors", "pillow", "numpy")  # compiled: as they are installed, unless the environment is apart
-TOOLS = ["pytest", "pytest-xdist", "setuptools"]
-# Newer ones refuse the NumPy at the lower bound, without saying so to pip.
-BESIDE = {"oldest": ["pyarrow==21.0.0"], "newest": []}
+KEPT = ("torch", "safetensors", "pillow", "numpy")  # compiled: as they are installed
 SHOWN = (
     "python torch diffusers transformers trl peft accelerate datasets huggingface_hub tokenizers safetensors numpy "
     "pillow"
 ).split()
 
 
-def requirements(end: str, apart: bool = False) -> list[str]:
+def requirements(end: str) -> list[str]:
     """What to ask pip for: every library at its lower bound, or as new as its range allows."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     asked = []
     for dependency in map(Requirement, project["dependencies"]):
-        if dependency.name in KEPT and not apart:
+        if dependency.name in KEPT:
             continue
         lowest = [spec.version for spec in dependency.specifier if spec.operator == ">="]
         asked.append(f"{dependency.name}=={lowest[0]}" if end == "oldest" else str(dependency))
-    return asked + (TOOLS + BESIDE[end] if apart else [])
+    return asked
 
 
-def make(end: str, extra: list[str], apart: bool) -> Path:
+def make(end: str, extra: list[str]) -> Path:
     """The interpreter of an environment that has these versions."""
-    folder = Path(sys.prefix) / f"compat-{end}{'-apart' * apart}"
+    folder = Path(sys.prefix) / f"compat-{end}"
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     subprocess.run([sys.executable, "-m", "venv", "--clear", "--without-pip", folder], check=True)
-    if not apart:
-        below = sysconfig.get_path("purelib")
-        command = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
-        own = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-        # `addsitedir` reads the .pth files there as well, of which one is ours.
-        (Path(own) / "below.pth").write_text(f"import site; site.addsitedir({below!r})\n")
-    asked = requirements(end, apart)
+    below = sysconfig.get_path("purelib")
+    command = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    own = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    # `addsitedir` reads the .pth files there as well, of which one is ours.
+    (Path(own) / "below.pth").write_text(f"import site; site.addsitedir({below!r})\n")
+    asked = requirements(end)
     names = {Requirement(text).name for text in extra}
     asked = [text for text in asked if Requirement(text).name not in names] + extra
     print(f"Installing {', '.join(asked)} ...", flush=True)
@@ -64,9 +59,6 @@ def make(end: str, extra: list[str], apart: bool) -> Path:
     subprocess.run(
         [*pip, "install", "-qq", "--no-compile", *(["--upgrade"] if end == "newest" else []), *asked], check=True
     )
-    if apart:
-        ours = [*pip, "install", "-qq", "--no-deps", "--no-build-isolation", "-e", str(ROOT)]
-        subprocess.run(ours, check=True)
     return python
 
 
@@ -83,9 +75,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("end", choices=("oldest", "newest"))
     parser.add_argument("--with", nargs="+", default=[], dest="extra", help="versions in place of the bounds")
-    parser.add_argument("--apart", action="store_true", help="torch, NumPy and Pillow at the end of their ranges, too")
     args, words = parser.parse_known_args()
-    python = make(args.end, args.extra, args.apart)
+    python = make(args.end, args.extra)
     ran = f"{args.end}: {versions(python)}"
     print(ran, flush=True)
     code = subprocess.run([python, "-m", "pytest", "-q", "-m", "not slow", *words], cwd=ROOT).returncode
