@@ -10,6 +10,15 @@ from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
+    from alignext.data import (
+        CHESCallback,
+        add_ches_scores,
+        add_gradient_scores,
+        filter_by_ches,
+        gradient_features,
+        score_dataloader,
+        select_for_task,
+    )
     from alignext.decoding.calibration import calibrate_svdecode
     from alignext.decoding.chains import QAlignOutput, QAlignState
     from alignext.decoding.guided import guided_generate
@@ -55,6 +64,7 @@ if TYPE_CHECKING:
     from alignext.search import SearchConfig, SearchScheduler
     from alignext.steering import SteeringVector, fit_steering, sweep_steering
     from alignext.trainers.bco import BCOConfig, BCOTrainer
+    from alignext.trainers.cdas import CDASConfig, CDASTrainer, make_quads
     from alignext.trainers.diffusion_preference import (
         DiffusionDPOConfig,
         DiffusionDPOTrainer,
@@ -76,6 +86,10 @@ __version__ = "0.1.0.dev0"
 _NAMES = {
     "alignext.decoding.calibration": "calibrate_svdecode",
     "alignext.decoding.chains": "QAlignOutput QAlignState",
+    "alignext.data": """
+        CHESCallback add_ches_scores add_gradient_scores filter_by_ches gradient_features score_dataloader
+        select_for_task
+    """,
     "alignext.decoding.guided": "guided_generate",
     "alignext.decoding.guided_call": "GuidedDecoding",
     "alignext.decoding.qalign": "QAlign",
@@ -101,6 +115,7 @@ _NAMES = {
     "alignext.search": "SearchConfig SearchScheduler",
     "alignext.steering": "SteeringVector fit_steering sweep_steering",
     "alignext.trainers.bco": "BCOConfig BCOTrainer",
+    "alignext.trainers.cdas": "CDASConfig CDASTrainer make_quads",
     "alignext.trainers.diffusion_preference": """
         DiffusionDPOConfig DiffusionDPOTrainer InversionDPOConfig InversionDPOTrainer SampleGridCallback
         SmPOConfig SmPOTrainer

@@ -109,10 +109,15 @@ class FileHubMixin:
             path = Path(folder, self._file_name)
             self.save(path)
             files = [CommitOperationAdd(filename, path)]
+            files += [CommitOperationAdd(name, text.encode()) for name, text in self._more_files().items()]
             if not file_exists(repo_id, "README.md", token=token):
                 files.append(CommitOperationAdd("README.md", str(self._card(repo_id, filename)).encode()))
             message = commit_message or f"Upload {self._kind.lower()}"
             return create_commit(repo_id, files, commit_message=message, token=token)
+
+    def _more_files(self) -> dict[str, str]:
+        """Texts that go into the repository beside the file, by their paths."""
+        return {}
 
     @classmethod
     def from_hub(cls, repo_id: str, *, filename: str | None = None, **kwargs) -> Self:

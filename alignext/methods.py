@@ -266,6 +266,28 @@ METHODS = (
         page="process_reward",
     ),
     Method(
+        name="Concept DAS",
+        title="Faithful Bi-Directional Model Steering via Distribution Matching and Distributed Interchange "
+        "Interventions",
+        arxiv="2602.05234",
+        citation=r"""
+@inproceedings{bao2026faithful,
+    title     = {{Faithful Bi-Directional Model Steering via Distribution Matching and Distributed Interchange
+                 Interventions}},
+    author    = {Bao and others},
+    booktitle = {International Conference on Learning Representations},
+    year      = {2026},
+}
+""",
+        task="learn a direction that switches a concept on and off in a frozen language model",
+        classes=("CDASTrainer",),
+        parents=("transformers.Trainer",),
+        needs="prompts with and without the concept, and answers to both",
+        commands=("cdas",),
+        demo=None,
+        page="cdas",
+    ),
+    Method(
         name="Steering",
         title="Activation Steering for Aligned Open-ended Generation without Sacrificing Coherence",
         arxiv="2604.08169",
@@ -282,7 +304,7 @@ METHODS = (
         parents=("any causal language model",),
         needs="pairs of answers; no training",
         commands=("steer",),
-        demo=None,
+        demo="steer",
         page="steering",
     ),
     Method(
@@ -344,6 +366,47 @@ METHODS = (
         commands=("generate --method svdecode",),
         demo=None,
         page="svdecode",
+    ),
+    Method(
+        name="CHES",
+        title="Unintentional Unalignment: Likelihood Displacement in Direct Preference Optimization",
+        arxiv="2410.08847",
+        citation=r"""
+@inproceedings{razin2025unintentional,
+    title     = {{Unintentional Unalignment: Likelihood Displacement in Direct Preference Optimization}},
+    author    = {Razin, Noam and Malladi, Sadhika and Bhaskar, Adithya and Chen, Danqi and Arora, Sanjeev and
+                 Hanin, Boris},
+    booktitle = {International Conference on Learning Representations},
+    year      = {2025},
+}
+""",
+        task="find the preference pairs that will lower the likelihood of their chosen answers",
+        classes=("add_ches_scores",),
+        parents=("any preference dataset",),
+        needs="preference pairs; no training",
+        commands=("ches",),
+        demo=None,
+        page="ches",
+    ),
+    Method(
+        name="GIST",
+        title="GIST: Targeted Data Selection for Instruction Tuning via Coupled Optimization Geometry",
+        arxiv="2602.18584",
+        citation=r"""
+@article{min2026gist,
+    title   = {{GIST: Targeted Data Selection for Instruction Tuning via Coupled Optimization Geometry}},
+    author  = {Min and Huang and Wan and Chen},
+    journal = {arXiv preprint arXiv:2602.18584},
+    year    = {2026},
+}
+""",
+        task="find the training rows that serve a target task; LESS and plain cosines, too",
+        classes=("add_gradient_scores",),
+        parents=("any dataset of SFTTrainer",),
+        needs="some dozens of rows of the task, and an adapter after a short training",
+        commands=("gist",),
+        demo=None,
+        page="gist",
     ),
 )
 

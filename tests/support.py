@@ -86,7 +86,23 @@ def search(name: str) -> dict[str, Cell]:
 
 _ALIGNED = "tests/pipelines/alignedgen"
 _SEARCH = "tests/pipelines/latent_search/test_search.py"
+_WAYS = "tests/steering/test_ways.py"
 _DECODING = "tests/decoding/test_guided.py"
+_DATA = "tests/data"
+_LANGUAGE_MODELS = (
+    ("Llama", "Llama"),
+    ("Mistral", "Mistral"),
+    ("Qwen 2", "Qwen2"),
+    ("Qwen 3", "Qwen3"),
+    ("Gemma 2", "Gemma2"),
+    ("Gemma 3", "Gemma3Text"),
+    ("Phi 3", "Phi3"),
+    ("OLMo 2", "Olmo2"),
+    ("GPT-2", "GPT2"),
+    ("GPT-NeoX", "GPTNeoX"),
+    ("Bloom", "Bloom"),
+    ("Mamba", "Mamba"),
+)
 PIPELINES = [
     Row("RIVAL", "Stable Diffusion 1, 2", contract("rival-sd")),
     Row("RIVAL", "Stable Diffusion XL", contract("rival-sdxl")),
@@ -192,25 +208,49 @@ PIPELINES = [
                 {
                     "LoRA": tested("tests/steering/test_vector.py::test_a_lora_beside_it_and_half_precision"),
                     "half precision": tested("tests/functional/test_steering.py::test_half_precision_is_rounded_once"),
+                    "CPU offload": tested(
+                        *(f"{_WAYS}::test_offloaded_and_dispatched_models[{how}]" for how in ("one by one", "disk"))
+                    ),
+                    "torch.compile": tested(
+                        *(
+                            f"{_WAYS}::test_compiled_models_notice_what_comes_and_goes[{w}]"
+                            for w in ("wrapped", "in place")
+                        ),
+                        word="tested without code generation",
+                    ),
+                    "quantized": tested(f"{_WAYS}::test_quantized_weights"),
                 }
                 if name == "Llama"
                 else {}
             ),
         )
-        for base, name in (
-            ("Llama", "Llama"),
-            ("Mistral", "Mistral"),
-            ("Qwen 2", "Qwen2"),
-            ("Qwen 3", "Qwen3"),
-            ("Gemma 2", "Gemma2"),
-            ("Gemma 3", "Gemma3Text"),
-            ("Phi 3", "Phi3"),
-            ("OLMo 2", "Olmo2"),
-            ("GPT-2", "GPT2"),
-            ("GPT-NeoX", "GPTNeoX"),
-            ("Bloom", "Bloom"),
-            ("Mamba", "Mamba"),
+        for base, name in _LANGUAGE_MODELS
+    ),
+    *(
+        Row(
+            "CHES",
+            base,
+            {"works": tested(f"{_DATA}/test_ches.py::test_architectures[{name}]")}
+            | (
+                {
+                    "LoRA": tested(f"{_DATA}/test_ches.py::test_an_adapter_counts"),
+                    "half precision": tested(
+                        f"{_DATA}/test_ches.py::test_a_model_in_half_precision_is_summed_in_full"
+                    ),
+                }
+                if name == "Llama"
+                else {}
+            ),
         )
+        for base, name in _LANGUAGE_MODELS
+    ),
+    Row(
+        "GIST",
+        "Llama",
+        {
+            "works": tested(f"{_DATA}/test_gist.py::test_gradients_of_a_batch_are_those_of_its_rows[everything]"),
+            "LoRA": tested(f"{_DATA}/test_gist.py::test_gradients_of_a_batch_are_those_of_its_rows[lora]"),
+        },
     ),
 ]
 
@@ -344,6 +384,7 @@ TRAINERS = [
         | distributed("process-reward", f"{_TRAINERS}/process_reward/{_TWO}")
         | sharded("process-reward"),
     ),
+    Row("Concept DAS", "Llama", trains("CDASTrainer")),
     *(
         row
         for method, trainer in (

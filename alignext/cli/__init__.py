@@ -13,11 +13,24 @@ import traceback
 from collections.abc import Sequence
 
 from alignext import __version__
-from alignext.cli import alignedgen, demo, env, errors, generate, methods, pictures, rival, search, steer, training
+from alignext.cli import (
+    alignedgen,
+    data,
+    demo,
+    env,
+    errors,
+    generate,
+    methods,
+    pictures,
+    rival,
+    search,
+    steer,
+    training,
+)
 from alignext.cli.arguments import Parser
 
 
-COMMANDS = (demo, methods, env, rival, alignedgen, search, training, steer, generate)
+COMMANDS = (demo, methods, env, rival, alignedgen, search, training, steer, data, generate)
 
 
 def make_parser() -> Parser:

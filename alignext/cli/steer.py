@@ -2,13 +2,18 @@
 """`alignext steer`: fit directions to pairs of answers, and write with a model steered along one."""
 
 import argparse
+import csv
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
-from alignext.cli.arguments import at_least_one, device_of, file_of, number
-from alignext.files import check_output
+from alignext.cli.arguments import at_least_one, device_of, file_of, function_of, number
+from alignext.files import check_output, replacing
 from alignext.methods import method
+
+
+METHODS = ("swfc", "sttp", "stmp", "clamp")  # those of `SteeringVector`, which imports torch
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
@@ -17,7 +22,8 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         "steer",
         help=method("Steering").task,
         description="Change how a frozen language model writes: `fit` reads pairs of answers with and "
-        "without a trait, `apply` writes with the model steered along what was found.",
+        "without a trait, `apply` writes with the model steered along what was found, `sweep` tries layers, methods "
+        "and strengths.",
         epilog="Example: alignext steer fit --model Qwen/Qwen2.5-0.5B-Instruct --pairs pairs.jsonl --out vectors",
     )
     actions = parser.add_subparsers(title="actions", dest="action", metavar="ACTION", required=True)
@@ -44,12 +50,33 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     write.add_argument("--vector", required=True, type=Path, help="file of `alignext steer fit`")
     write.add_argument("--prompt", action="append", required=True, help="a prompt; may be given several times")
     write.add_argument("--chat", action="store_true", help="apply the chat template, each prompt a user's turn")
-    write.add_argument(
-        "--method", choices=("swfc", "sttp", "stmp", "clamp"), default="stmp", help="(default: %(default)s)"
-    )
+    write.add_argument("--method", choices=METHODS, help="(default: the vector's own, stmp or clamp)")
     write.add_argument("--alpha", type=number, default=1.0, help="strength (default: %(default)s)")
     write.add_argument("--max-new-tokens", type=at_least_one, default=64, help="(default: %(default)s)")
+    write.add_argument("--html", type=Path, help="also write a page with the steered texts, coloured token by token")
     write.add_argument("--device", help="(default: cuda if there is one, else cpu)")
+    sweep = actions.add_parser("sweep", help="trait and coherence for every layer, method and strength")
+    sweep.add_argument("--model", required=True, help="folder or Hub id of the model that the vectors were fitted to")
+    sweep.add_argument(
+        "--vectors", required=True, type=Path, help="folder of `alignext steer fit`, or one of its files"
+    )
+    sweep.add_argument("--prompt", action="append", required=True, help="a prompt; may be given several times")
+    sweep.add_argument("--chat", action="store_true", help="apply the chat template, each prompt a user's turn")
+    sweep.add_argument(
+        "--trait",
+        required=True,
+        help="file.py:function or module:function that gives a number for each text of a list",
+    )
+    sweep.add_argument("--methods", nargs="+", choices=METHODS, default=["stmp"], help="(default: stmp)")
+    sweep.add_argument("--alphas", nargs="+", type=number, default=[1.0, 2.0, 3.0, 4.0], help="(default: 1 2 3 4)")
+    sweep.add_argument(
+        "--keep-coherence", type=number, default=0.9, help="share that a setting must keep (default: %(default)s)"
+    )
+    sweep.add_argument("--max-new-tokens", type=at_least_one, default=64, help="(default: %(default)s)")
+    sweep.add_argument("--seed", type=int, default=0, help="of sampling (default: %(default)s)")
+    sweep.add_argument("--out", type=Path, help="also write the table to this CSV file")
+    sweep.add_argument("--device", help="(default: cuda if there is one, else cpu)")
+    sweep.set_defaults(func=run_sweep)
     fit.set_defaults(func=run_fit)
     write.set_defaults(func=run_apply)
 
@@ -114,11 +141,15 @@ def run_apply(args: argparse.Namespace) -> None:
     """Write each prompt's continuation as the model is, and steered."""
     if not args.vector.is_file():
         raise FileNotFoundError(f"--vector {args.vector} is no file. `alignext steer fit` writes such files.")
-    from alignext.steering import SteeringVector
+    from alignext.steering import SteeringVector, save_traces, trace_steering
 
     vector = SteeringVector.load(args.vector)
-    vector.check(args.method, args.alpha)
+    method_name = args.method or vector.method
+    vector.check(method_name, args.alpha)
+    if args.html is not None:
+        check_output(args.html.parent, name="--html")
     model, tokenizer = _load(args)
+    traces = []
     for prompt in args.prompt:
         text = prompt
         if args.chat:
@@ -128,9 +159,41 @@ def run_apply(args: argparse.Namespace) -> None:
         settings = {"max_new_tokens": args.max_new_tokens, "do_sample": False}
         batch = {name: batch[name] for name in ("input_ids", "attention_mask")}
         written = [model.generate(**batch, **settings)]
-        with vector.apply(model, args.method, args.alpha):
+        with vector.apply(model, method_name, args.alpha):
             written.append(model.generate(**batch, **settings))
+        traces.append(trace_steering(model, tokenizer, vector, written[1][0].tolist(), method_name, args.alpha))
         start = batch["input_ids"].shape[1]
         print(prompt)
-        for name, ids in zip(("plain", args.method), written, strict=True):
+        for name, ids in zip(("plain", method_name), written, strict=True):
             print(f"  {name:>5}: {tokenizer.decode(ids[0, start:], skip_special_tokens=True).strip()}")
+    if args.html is not None:
+        save_traces(args.html, traces, vector)
+        print(f"Which tokens were steered: {args.html}")
+
+
+def run_sweep(args: argparse.Namespace) -> None:
+    """Print the table of settings, and the one to choose."""
+    files = sorted(args.vectors.glob("*.safetensors")) if args.vectors.is_dir() else [args.vectors]
+    if not files or not files[0].is_file():
+        raise FileNotFoundError(f"--vectors {args.vectors} has no file. `alignext steer fit` writes such a folder.")
+    trait = function_of(args.trait, name="--trait")
+    if args.out is not None:
+        check_output(args.out.parent, name="--out")
+    from alignext.steering import SteeringVector, sweep_steering, text_score
+
+    vectors = [SteeringVector.load(file) for file in files]
+    for vector, name, alpha in itertools.product(vectors, args.methods, args.alphas):
+        vector.check(name, alpha)
+    model, tokenizer = _load(args)
+    prompts = [[{"role": "user", "content": prompt}] for prompt in args.prompt] if args.chat else args.prompt
+    score = text_score(tokenizer, prompts, trait, max_new_tokens=args.max_new_tokens, seed=args.seed)
+    rows, chosen = sweep_steering(
+        model, vectors, score, methods=args.methods, alphas=args.alphas, keep_coherence=args.keep_coherence
+    )
+    if args.out is not None:
+        with replacing(args.out) as part, part.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([chosen._fields, *rows])
+    print("layer  method  alpha   trait  coherence")
+    for row in rows:
+        mark = "  <- the most of the trait with enough coherence" if row == chosen else ""
+        print(f"{row.layer:>5}{row.method:>8}{row.alpha:>7g}{row.trait:>8.3f}{row.coherence:>11.3f}{mark}")

@@ -95,6 +95,14 @@ TRAININGS = {
             "  from alignext.rewards.process import ProcessReward\n  ProcessReward.from_pretrained({folder!r})\n"
             "Let it guide:\n  alignext generate --model MODEL --reward {folder} --prompt ...",
         ),
+        Training(
+            "Concept DAS",
+            f"--dataset_name is {_FILE} with columns neutral_prompt, neutral_completion, concept_prompt, "
+            f"concept_completion; {_MODEL}. A vector is trained, and nothing of the model",
+            "--dataset_name quads.jsonl --output_dir trained",
+            '  from alignext import SteeringVector\n  SteeringVector.load("{folder}/steering.safetensors")\n'
+            "Let it steer:\n  alignext steer apply --model MODEL --vector {folder}/steering.safetensors --prompt ...",
+        ),
     )
 }
 

@@ -37,12 +37,11 @@ def generate(model, **kwargs):
 '''
 
 
-def write_custom_generate(folder: str | Path, name: str, settings: dict[str, Any]) -> None:
+def custom_generate_files(name: str, settings: dict[str, Any]) -> dict[str, str]:
     """
-    Write `custom_generate/generate.py` and its requirements into a folder.
+    The texts of `custom_generate/generate.py` and its requirements, by their paths.
 
     Args:
-        folder (`str` or `Path`): New, or with other files in it.
         name (`str`): The method.
         settings (`dict`): Its settings, which must be what JSON can say.
 
@@ -55,11 +54,23 @@ def write_custom_generate(folder: str | Path, name: str, settings: dict[str, Any
                 f"`{key}` must be a name that can be loaded, such as the id of a reward model, or a number or text to "
                 f"be saved, received a {type(value).__name__}."
             )
-    target = Path(folder) / "custom_generate"
-    target.mkdir(parents=True, exist_ok=True)
     text = _SCRIPT.format(name=name, settings=pprint.pformat(settings, sort_dicts=False))
-    for file, content in (("generate.py", text), ("requirements.txt", "alignext\n")):
-        with replacing(target / file) as part:
+    return {"custom_generate/generate.py": text, "custom_generate/requirements.txt": "alignext\n"}
+
+
+def write_custom_generate(folder: str | Path, name: str, settings: dict[str, Any]) -> None:
+    """
+    Write `custom_generate/generate.py` and its requirements into a folder, see [`custom_generate_files`].
+
+    Args:
+        folder (`str` or `Path`): New, or with other files in it.
+        name (`str`): The method.
+        settings (`dict`): Its settings.
+    """
+    files = custom_generate_files(name, settings)
+    Path(folder, "custom_generate").mkdir(parents=True, exist_ok=True)
+    for file, content in files.items():
+        with replacing(Path(folder, file)) as part:
             part.write_text(content, encoding="utf-8")
 
 
@@ -82,6 +93,8 @@ def generate_with(name: str, settings: dict[str, Any], model: Any, **kwargs: Any
     Returns:
         What the method returns.
     """
+    if name == "Steering":
+        return import_module("alignext.steering.custom_generate").steered_generate(model, **settings | kwargs)
     tokenizer = kwargs.pop("tokenizer", None)
     kwargs.pop("assistant_tokenizer", None)
     if name == "SVDecode":

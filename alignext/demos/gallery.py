@@ -93,6 +93,7 @@ class Section:
         figures (`Sequence[Figure]`, *optional*, defaults to `()`): Its pictures.
         charts (`Sequence[Chart]`, *optional*, defaults to `()`): Its plots.
         tables (`Sequence[Table]`, *optional*, defaults to `()`): What was measured.
+        passages (`Sequence[str]`, *optional*, defaults to `()`): Texts that are HTML already.
         commands (`Sequence[str]`, *optional*, defaults to `()`): Shell lines that make this section again.
     """
 
@@ -101,6 +102,7 @@ class Section:
     figures: Sequence[Figure] = ()
     charts: Sequence[Chart] = ()
     tables: Sequence[Table] = ()
+    passages: Sequence[str] = ()
     commands: Sequence[str] = ()
 
 

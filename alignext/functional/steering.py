@@ -107,7 +107,8 @@ def project(h: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         `torch.Tensor` of shape `(...)`.
     """
     dtype = torch.promote_types(h.dtype, torch.float32)
-    return h.to(dtype) @ v.to(dtype)
+    with torch.autocast(h.device.type, enabled=False):
+        return h.to(dtype) @ v.to(dtype)
 
 
 def steer(h: torch.Tensor, v: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
@@ -171,6 +172,23 @@ def clamp_step(rho: torch.Tensor, factor: float) -> torch.Tensor:
         factor (`float`): Projection of all states afterwards.
     """
     return factor - rho
+
+
+def clamp_factor(alpha: float, mu_positive: float | None, mu_negative: float | None) -> float:
+    """
+    The factor of a strength: `m + alpha (mu+ - m)` about the midpoint `m = (mu+ + mu-) / 2`, so that 1 is the positive
+    factor, -1 the negative one, and a larger strength goes further in the same sense. Scaled about zero instead, as
+    the reference code does, the negative one of two positive factors would grow towards the positive one.
+
+    Args:
+        alpha (`float`): Strength.
+        mu_positive, mu_negative (`float`, *optional*): The two factors; without the second, `alpha mu+`, without both,
+            `alpha`.
+    """
+    if mu_positive is None:
+        return alpha
+    middle = 0.0 if mu_negative is None else (mu_positive + mu_negative) / 2
+    return middle + alpha * (mu_positive - middle)
 
 
 def interchange(h: torch.Tensor, source: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

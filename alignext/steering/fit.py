@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 
 from alignext.functional.steering import fit_direction
 from alignext.steering.layers import decoder_layers, parse_layers, states_of
+from alignext.steering.texts import encode_answer, encode_prompt
 from alignext.steering.vector import SteeringVector
 
 
@@ -73,26 +74,20 @@ def _ids(
     """Tokens of prompt and answer, and the number of those of the prompt."""
     value = row.get(side)
     if isinstance(value, list) and value:
-        prompt = tokenizer.apply_chat_template(value[:-1], add_generation_prompt=True, return_dict=True)["input_ids"]
-        whole = tokenizer.apply_chat_template(value, return_dict=True)["input_ids"]
-        if whole[: len(prompt)] != prompt:
-            raise ValueError(f"The chat template changes the prompt of row {index} when its answer follows.")
+        prompt, answer = value[:-1], value[-1:]
     elif isinstance(value, str) and isinstance(row.get("prompt"), str):
-        prompt = tokenizer(row["prompt"])["input_ids"]
-        eos = tokenizer.eos_token_id
-        prompt = prompt[:-1] if prompt and prompt[-1] == eos else prompt
-        # Tokens are joined, not texts: the boundary would merge.
-        whole = prompt + tokenizer(value, add_special_tokens=False)["input_ids"]
+        prompt, answer = row["prompt"], value
     else:
         raise ValueError(
             f"Row {index} of `pairs` must have `{side}` as a conversation, or as a text beside `prompt`, found "
             f"columns {sorted(row)} with `{side}` = {value!r}. Example: {{'prompt': 'Tell me.', "
             "'positive': 'Gladly.', 'negative': 'No.'}."
         )
-    whole = whole[:max_length]
-    if len(whole) <= len(prompt):
+    ids = encode_prompt(tokenizer, prompt)
+    whole = (ids + encode_answer(tokenizer, prompt, ids, answer))[:max_length]
+    if len(whole) <= len(ids):
         raise ValueError(f"`{side}` of row {index} has no token of its answer within `max_length={max_length}`.")
-    return whole, len(prompt)
+    return whole, len(ids)
 
 
 def _answer_states(

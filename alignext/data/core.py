@@ -1,0 +1,222 @@
+# Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""What all scores share: rows in, batches of like length, columns out; no row is lost, and a run can go on later."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from datasets import IterableDataset
+from tqdm.auto import tqdm
+
+
+class NoScore(Exception):
+    """A row that cannot be scored; its text is the reason."""
+
+
+Values = dict[str, list[float]]
+BLOCK = 512  # rows that are sorted by length together, and kept together
+
+
+def add_columns(
+    dataset: Any,
+    names: Sequence[str],
+    encode: Callable[[Mapping[str, Any]], Any],
+    score: Callable[[list[Any]], Values],
+    *,
+    length: Callable[[Any], int],
+    batch_size: int,
+    note: str,
+    cache: str | Path | None = None,
+    key: str = "",
+    progress: bool = True,
+    description: str = "Scoring",
+) -> Any:
+    """
+    Score every row of a dataset, and write the scores into columns of it.
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`): A stream is scored while it is read.
+        names (`Sequence[str]`): The columns.
+        encode (`Callable`): Makes of a row what is scored, or raises [`NoScore`].
+        score (`Callable`): Gives the columns' values for a list of these.
+        length (`Callable`): Their length, by which batches are made.
+        batch_size (`int`): Rows at once.
+        note (`str`): The column with the reason of each NaN, empty elsewhere.
+        cache (`str` or `Path`, *optional*): A folder that keeps what is done, block after block.
+        key (`str`, *optional*): What the scores depend on besides the rows.
+        progress (`bool`, *optional*, defaults to `True`): Show a bar.
+        description (`str`, *optional*): Of the bar.
+
+    Raises:
+        ValueError: If the dataset has one of the columns, or `batch_size` is not positive.
+    """
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be 1 or more, received {batch_size}.")
+    there = [name for name in (*names, note) if name in (dataset.column_names or ())]
+    if there:
+        raise ValueError(
+            f"`dataset` has a column {there[0]!r} already. Take it off: `dataset.remove_columns({there!r})`."
+        )
+
+    def of(rows: Sequence[Mapping[str, Any]]) -> tuple[Values, list[str]]:
+        return _score_block(rows, names, encode, score, length, batch_size)
+
+    if isinstance(dataset, IterableDataset):
+
+        def scored(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+            count = len(next(iter(columns.values())))
+            values, notes = of([{name: column[i] for name, column in columns.items()} for i in range(count)])
+            return columns | values | {note: notes}
+
+        return dataset.map(scored, batched=True, batch_size=BLOCK)
+    state = PartialState()
+    starts = range(0, len(dataset), BLOCK)
+    kept = _Kept(cache, key, state.process_index)
+    quiet = not (progress and state.is_main_process)
+    blocks: dict[int, dict[str, Any]] = {}
+    with tqdm(total=len(dataset), desc=description, disable=quiet, unit="row") as bar:
+        for start in starts[state.process_index :: state.num_processes]:
+            rows = [dataset[i] for i in range(start, min(start + BLOCK, len(dataset)))]
+            blocks[start] = kept.block(rows, of)
+            bar.update(min(len(rows) * state.num_processes, bar.total - bar.n))
+    if state.num_processes > 1:
+        blocks = {start: block for part in gather_object([blocks]) for start, block in part.items()}
+    for name in names:
+        dataset = dataset.add_column(name, [x for start in starts for x in blocks[start]["values"][name]])
+    return dataset.add_column(note, [text for start in starts for text in blocks[start]["notes"]])
+
+
+def _score_block(
+    rows: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+    encode: Callable[[Mapping[str, Any]], Any],
+    score: Callable[[list[Any]], Values],
+    length: Callable[[Any], int],
+    batch_size: int,
+) -> tuple[Values, list[str]]:
+    values: Values = {name: [math.nan] * len(rows) for name in names}
+    notes, items = [""] * len(rows), {}
+    for i, row in enumerate(rows):
+        try:
+            items[i] = encode(row)
+        except NoScore as reason:
+            notes[i] = str(reason)
+    order = sorted(items, key=lambda i: length(items[i]), reverse=True)  # the largest batch first: no late surprise
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        found = score([items[i] for i in batch])
+        for place, i in enumerate(batch):
+            for name in names:
+                values[name][i] = float(found[name][place])
+            if not all(math.isfinite(values[name][i]) for name in names):
+                notes[i] = "the score is not finite"
+                for name in names:
+                    values[name][i] = math.nan
+    return values, notes
+
+
+class _Kept:
+    """
+    Finished blocks as lines of JSON, known by their rows; one file per process, all of which are read. A line that was
+    cut short is passed over.
+    """
+
+    def __init__(self, folder: str | Path | None, key: str, process: int) -> None:
+        self.key, self.file = key, None if folder is None else Path(folder, f"{process}.jsonl")
+        self.known: dict[str, dict[str, Any]] = {}
+        if folder is None:
+            return
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for file in sorted(Path(folder).glob("*.jsonl")):
+            for line in file.read_text(encoding="utf-8").splitlines():
+                try:
+                    block = json.loads(line)
+                except ValueError:
+                    continue
+                self.known[block.pop("rows")] = block
+
+    def block(
+        self, rows: Sequence[Mapping[str, Any]], score: Callable[..., tuple[Values, list[str]]]
+    ) -> dict[str, Any]:
+        """The scores of a block's rows: those that were kept, or new ones, which are kept."""
+        digest = hashlib.sha256(f"{self.key} {rows!r}".encode()).hexdigest()
+        if digest not in self.known:
+            values, notes = score(rows)
+            self.known[digest] = {"values": values, "notes": notes}
+            if self.file is not None:
+                with self.file.open("a", encoding="utf-8") as file:
+                    # Behind a line that was cut short, a new one has to begin.
+                    file.write("\n" + json.dumps({"rows": digest, **self.known[digest]}))
+        return self.known[digest]
+
+
+def weights_key(model: torch.nn.Module) -> str:
+    """A digest of a model's weights, a few numbers of each: scores of another model are not taken for its own."""
+    digest = hashlib.sha256()
+    for name, weight in model.named_parameters():
+        part = weight.detach().flatten()[:64].double().cpu()
+        digest.update(f"{name}{tuple(weight.shape)}{part.tolist()}{float(weight.detach().float().sum())}".encode())
+    return digest.hexdigest()
+
+
+def padded(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
+    """Rows `(B, T)`, filled up on the right."""
+    length = max(map(len, rows))
+    return torch.tensor([[*row, *[value] * (length - len(row))] for row in rows])
+
+
+def numbers(dataset: Any, column: str) -> list[float]:
+    """
+    A column of scores.
+
+    Raises:
+        ValueError: If the dataset has none, or is a stream: to sort, all scores have to be there.
+    """
+    if isinstance(dataset, IterableDataset):
+        raise ValueError(
+            "`dataset` must be a `Dataset`, received a stream: all scores have to be there to choose among them. "
+            "Write it to a file and load that."
+        )
+    if column not in dataset.column_names:
+        raise ValueError(f"`dataset` has no column {column!r}, only {dataset.column_names}. Score it first.")
+    return [math.nan if value is None else float(value) for value in dataset[column]]
+
+
+def share_of(keep: float, name: str) -> float:
+    """
+    Raises:
+        ValueError: If it is no share.
+    """
+    if not 0 < keep <= 1:
+        raise ValueError(f"`{name}` must be in (0, 1], received {keep}.")
+    return keep
+
+
+def chosen_rows(
+    scores: Sequence[float], groups: Sequence[Any] | None, count: Callable[[int], int], *, largest: bool
+) -> list[int]:
+    """
+    The best rows of each group, best first; of equal ones those that come first. NaN is never among them.
+
+    Args:
+        scores (`Sequence[float]`): Of all rows.
+        groups (`Sequence`, *optional*): Of all rows; one group if not given.
+        count (`Callable`): How many of a group's `n` scored rows.
+        largest (`bool`): Whether large scores are good.
+    """
+    of_group: dict[Any, list[int]] = {}
+    for i, value in enumerate(scores):
+        if math.isfinite(value):
+            of_group.setdefault(None if groups is None else str(groups[i]), []).append(i)
+    best = []
+    for rows in of_group.values():
+        rows.sort(key=lambda i: -scores[i] if largest else scores[i])
+        best += rows[: count(len(rows))]
+    best.sort(key=lambda i: (-scores[i] if largest else scores[i], i))
+    return best
