@@ -1,7 +1,7 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """Whether CHES tells which pairs lower their chosen answer, on the embedded story model.
 
-    python benchmarks/ches_effect.py            # three seeds, two minutes each on one CPU core
+    python benchmarks/ches_effect.py            # three seeds, a minute each on one CPU core
     python benchmarks/ches_effect.py --report   # the tables from all seeds run so far
 
 Pairs of the model's own endings: the rejected one shares none, half or most of its tokens with the chosen one. DPO
@@ -40,19 +40,25 @@ COLUMNS = ("ln_ches", "ches", "ches_kernel")
 def pairs(model: Any, tokenizer: Any, seed: int, tokens: int) -> Dataset:
     """For each beginning a chosen ending and, by turns, a rejected one that shares so much of it."""
     torch.manual_seed(seed)
-    rows = []
-    settings = {"do_sample": True, "top_k": 0, "min_new_tokens": tokens}
-    for i, prompt in enumerate(stories.beginnings("Tom Lily Ben Mia Sam Anna")):
-        name, share = list(SHARED.items())[i % 3]
-        ids = tokenizer(prompt, return_tensors="pt").input_ids
-        whole = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, **settings)
-        start = whole[:, : ids.shape[1] + int(share * tokens)]
-        left = whole.shape[1] - start.shape[1]
-        settings["min_new_tokens"] = left
-        other = model.generate(start, attention_mask=torch.ones_like(start), max_new_tokens=left, **settings)
-        settings["min_new_tokens"] = tokens
-        chosen, rejected = (tokenizer.decode(x[0, ids.shape[1] :]) for x in (whole, other))
-        rows.append({"prompt": prompt, "chosen": chosen, "rejected": rejected, "shared": name})
+    prompts = stories.beginnings("Tom Lily Ben Mia Sam Anna")
+    batch = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
+
+    def told(ids: torch.Tensor, mask: torch.Tensor, count: int) -> torch.Tensor:
+        settings = {"do_sample": True, "top_k": 0, "max_new_tokens": count, "min_new_tokens": count}
+        return model.generate(ids, attention_mask=mask, **settings)
+
+    start = batch.input_ids.shape[1]
+    whole = told(batch.input_ids, batch.attention_mask, tokens)
+    rows: list[dict[str, str]] = [{} for _ in prompts]
+    for k, (name, share) in enumerate(SHARED.items()):
+        which = list(range(k, len(prompts), len(SHARED)))
+        kept = int(share * tokens)
+        ids = whole[which, : start + kept]
+        mask = torch.cat([batch.attention_mask[which], torch.ones(len(which), kept, dtype=torch.long)], 1)
+        other = told(ids, mask, tokens - kept)
+        for place, i in enumerate(which):
+            chosen, rejected = tokenizer.decode(whole[i, start:]), tokenizer.decode(other[place, start:])
+            rows[i] = {"prompt": prompts[i], "chosen": chosen, "rejected": rejected, "shared": name}
     return Dataset.from_list(rows)
 
 
@@ -74,7 +80,7 @@ def train(tokenizer: Any, data: Dataset, seed: int, steps: int) -> Any:
             folder,
             max_steps=steps,
             per_device_train_batch_size=4,
-            learning_rate=2e-4,
+            learning_rate=1e-3,
             lr_scheduler_type="constant",
             beta=0.1,
             logging_steps=steps,
@@ -86,7 +92,7 @@ def train(tokenizer: Any, data: Dataset, seed: int, steps: int) -> Any:
             activation_checkpointing=False,
             seed=seed,
         )
-        lora = LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules="all-linear")
+        lora = LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"])
         model = AutoModelForCausalLM.from_pretrained(MODEL)
         trainer = DPOTrainer(model, args=args, train_dataset=data, processing_class=tokenizer, peft_config=lora)
         trainer.train()
@@ -180,13 +186,13 @@ def report(found: dict[str, Any]) -> None:
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    options.add_argument("--steps", type=int, default=10)
-    options.add_argument("--tokens", type=int, default=16, help="of an ending")
+    options.add_argument("--steps", type=int, default=6)
+    options.add_argument("--tokens", type=int, default=12, help="of an ending")
     options.add_argument("--report", action="store_true")
     args = options.parse_args()
     file = Path(RESULTS, f"{NAME}.json")
     found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"rows": []}
-    found["settings"] = {"steps": args.steps, "tokens": args.tokens, "batch": 4, "learning_rate": 2e-4, "beta": 0.1}
+    found["settings"] = {"steps": args.steps, "tokens": args.tokens, "batch": 4, "learning_rate": 1e-3, "beta": 0.1}
     for seed in [] if args.report else args.seeds:
         if seed not in {row["seed"] for row in found["rows"]}:
             found["rows"].append(run_seed(seed, args.steps, args.tokens))

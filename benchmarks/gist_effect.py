@@ -1,7 +1,7 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """Whether GIST finds the useful rows of a mixed pool, against LESS, plain cosines and chance, on the story model.
 
-    python benchmarks/gist_effect.py            # three seeds, two minutes each on one CPU core
+    python benchmarks/gist_effect.py            # three seeds, a minute each on one CPU core
     python benchmarks/gist_effect.py --report   # the tables from all seeds run so far
 
 The pool holds the model's own endings: a tenth with dialogue, which is the target, the rest without, and a quarter of
@@ -92,7 +92,7 @@ def run_seed(seed: int, tokens: int, steps: int, size: int) -> dict[str, Any]:
     others = endings(base, tokenizer, "Amy Bob Jane Leo", 200 + seed, tokens)
     dialogue, plain = [row for row in own if talks(row)], [row for row in own if not talks(row)]
     known = [row for row in others if talks(row)]
-    known, held_out = known[:8], known[8:20]
+    known, held_out = known[:8], known[8:16]
     pool = dialogue[: size // 10] + plain[: size - size // 10]
     for row in pool[size // 10 : size // 10 + size // 4]:
         words = row["completion"].split()
@@ -104,18 +104,21 @@ def run_seed(seed: int, tokens: int, steps: int, size: int) -> dict[str, Any]:
     row["before"] = loss(base, tokenizer, held_out)
     with tempfile.TemporaryDirectory() as folder:
         warm = train(tokenizer, data.select(range(12)), seed, steps, folder, save=True)
+        scored: Any = None
         for method in METHODS:
             if method == "random":
                 chosen = data.select(draw.sample(range(len(data)), keep))
+            elif method == "gist, full":  # the same pass, divided by the whole gradient
+                full = [x * y for x, y in zip(scored["gist"], scored["gist_energy"], strict=True)]
+                chosen = select_for_task(scored.add_column("full", full), "full", top=keep)
             else:
-                kind, full = method.split(", ")[0], "full" in method
+                kind = method
                 scored = add_gradient_scores(
                     warm,
                     data,
                     Dataset.from_list(known),
                     processing_class=tokenizer,
                     method=kind,
-                    normalisation="full" if full else "subspace",
                     optimizer_state=Path(folder, f"checkpoint-{steps}") if kind == "less" else None,
                     progress=False,
                 )
@@ -148,9 +151,9 @@ def report(found: dict[str, Any]) -> None:
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    options.add_argument("--steps", type=int, default=6, help="of each training")
-    options.add_argument("--tokens", type=int, default=20, help="of an ending")
-    options.add_argument("--size", type=int, default=80, help="of the pool")
+    options.add_argument("--steps", type=int, default=5, help="of each training")
+    options.add_argument("--tokens", type=int, default=16, help="of an ending")
+    options.add_argument("--size", type=int, default=60, help="of the pool")
     options.add_argument("--report", action="store_true")
     args = options.parse_args()
     file = Path(RESULTS, f"{NAME}.json")

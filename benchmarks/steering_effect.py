@@ -30,13 +30,13 @@ from common import ASSETS, RESULTS, about, example, parser, table, write
 
 NAME, LAYER = "steering-effect", 3
 stories = example("process_reward")
-TRAIN, HELD_OUT = "Tom Lily Ben", "Amy Bob Jane Leo"  # each with eight beginnings
+TRAIN, HELD_OUT = "Tom Lily", "Amy Bob"  # each with eight beginnings
 STRENGTHS = {
-    "SwFC": (1.0, 3.0, 8.0),
-    "SwFC, mean difference": (1.0, 3.0, 8.0),
-    "StTP": (0.0, 6.0, 18.0),
-    "StMP": (1.0, 3.0, 8.0),
-    "Concept DAS": (1.0, 3.0, 8.0),
+    "SwFC": (2.0, 6.0),
+    "SwFC, mean difference": (2.0, 6.0),
+    "StTP": (2.0, 12.0),
+    "StMP": (2.0, 6.0),
+    "Concept DAS": (2.0, 6.0),
 }
 T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # by number of seeds
 
@@ -92,7 +92,7 @@ class Teller:
         }
 
 
-def vectors(teller: Teller, add: str, seed: int, epochs: int) -> dict[str, tuple[SteeringVector, str]]:
+def vectors(teller: Teller, add: str, seed: int, steps: int) -> dict[str, tuple[SteeringVector, str]]:
     """The vector of each method, and the name of how it is applied."""
     model, tokenizer = teller.model, teller.tokenizer
     quads = make_quads(
@@ -101,7 +101,7 @@ def vectors(teller: Teller, add: str, seed: int, epochs: int) -> dict[str, tuple
         stories.beginnings(TRAIN),
         lambda prompt: f"{add} {prompt}",
         max_new_tokens=teller.tokens,
-        batch_size=24,
+        batch_size=16,
         seed=100 + seed,
         progress=False,
     )
@@ -117,12 +117,13 @@ def vectors(teller: Teller, add: str, seed: int, epochs: int) -> dict[str, tuple
         args = CDASConfig(
             folder,
             layer=str(LAYER),
-            num_train_epochs=epochs,
-            per_device_train_batch_size=8,
+            max_steps=steps,
+            learning_rate=0.08,
+            per_device_train_batch_size=4,
             per_device_eval_batch_size=16,
             report_to="none",
             save_strategy="no",
-            logging_steps=5,
+            logging_steps=4,
             use_cpu=True,
             disable_tqdm=True,
             seed=seed,
@@ -140,16 +141,16 @@ def vectors(teller: Teller, add: str, seed: int, epochs: int) -> dict[str, tuple
     }
 
 
-def run(seed: int, tokens: int, epochs: int, done: set[tuple[int, str]]) -> Iterator[list[dict[str, Any]]]:
+def run(seed: int, tokens: int, steps: int, done: set[tuple[int, str]]) -> Iterator[list[dict[str, Any]]]:
     """All methods and strengths, trait after trait, but for those that are done."""
     teller = Teller(seed, tokens)
-    prompts = stories.beginnings(HELD_OUT)
+    prompts = 2 * stories.beginnings(HELD_OUT)
     for trait, (add, has) in TRAITS.items():
         if (seed, trait) in done:
             continue
         rows: list[dict[str, Any]] = []
         asked = [f"{add} {prompt}" for prompt in prompts]
-        found = vectors(teller, add, seed, epochs)
+        found = vectors(teller, add, seed, steps)
         cosine = float(found["SwFC"][0].direction @ found["Concept DAS"][0].direction)
 
         def note(method: str, alpha: float, values: dict, trait=trait, cosine=cosine, rows=rows) -> None:
@@ -261,16 +262,16 @@ def draw(rows: list[dict]) -> None:
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    options.add_argument("--tokens", type=int, default=24, help="length of stories")
-    options.add_argument("--epochs", type=int, default=5, help="of Concept DAS")
+    options.add_argument("--tokens", type=int, default=20, help="length of stories")
+    options.add_argument("--steps", type=int, default=8, help="of Concept DAS, of 4 rows")
     options.add_argument("--report", action="store_true")
     args = options.parse_args()
     file = Path(RESULTS, f"{NAME}.json")
     found = json.loads(file.read_text()) if file.exists() else {"rows": []}
-    found["settings"] = {"layer": LAYER, "tokens": args.tokens, "epochs": args.epochs, "stories": 32}
+    found["settings"] = {"layer": LAYER, "tokens": args.tokens, "steps": args.steps, "stories": 32}
     for seed in [] if args.report else args.seeds:
         done = {(row["seed"], row["of"]) for row in found["rows"]}
-        for rows in run(seed, args.tokens, args.epochs, done):
+        for rows in run(seed, args.tokens, args.steps, done):
             found["rows"] += rows
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(found))

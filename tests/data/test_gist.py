@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from alignext.data import add_gradient_scores, gradient_features, select_for_task
@@ -311,7 +311,8 @@ def test_rows_of_the_target_s_kind_are_found(tokenizer, tmp_path: Path):
             (1, " It was a big red ball and it was good."),
         )
     ]
-    model = adapted()
+    torch.manual_seed(0)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(MINI_LM), LoraConfig(**LORA))
     trained(tmp_path, tokenizer, model)
     target = Dataset.from_list([row for row in pool if row["kind"] == 0][:3])
     data = Dataset.from_list(pool[6:])

@@ -84,7 +84,7 @@ def test_offloaded_and_dispatched_models(how: str, tmp_path: Path):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.ao.quantization is deprecated.*:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:.*TypedStorage is deprecated.*:UserWarning")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor, torch.quantize_per_channel:UserWarning")
 def test_quantized_weights():
     """Weights in eight bits; the state is set in the precision that the layer gives."""
     model = torch.ao.quantization.quantize_dynamic(tiny(), {torch.nn.Linear}, dtype=torch.qint8)
