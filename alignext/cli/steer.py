@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from alignext.cli.arguments import at_least_one, device_of, file_of, function_of, number
+from alignext.cli.arguments import at_least_one, device_of, file_of, number
 from alignext.files import check_output, replacing
 from alignext.methods import method
 
@@ -176,6 +176,8 @@ def run_sweep(args: argparse.Namespace) -> None:
     files = sorted(args.vectors.glob("*.safetensors")) if args.vectors.is_dir() else [args.vectors]
     if not files or not files[0].is_file():
         raise FileNotFoundError(f"--vectors {args.vectors} has no file. `alignext steer fit` writes such a folder.")
+    from alignext.rewards.by_name import function_of
+
     trait = function_of(args.trait, name="--trait")
     if args.out is not None:
         check_output(args.out.parent, name="--out")
