@@ -1,12 +1,15 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """Steering: stories of the embedded model pushed towards happiness and away from it, and which tokens were moved."""
 
+from statistics import fmean
+
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignext import fit_steering, mini
 from alignext.demos.charts import Chart
 from alignext.demos.gallery import Section, Table, print_table
 from alignext.demos.stories import tell
+from alignext.demos.verdicts import paired, verdict
 from alignext.steering import SteeringVector, trace_html, trace_steering
 from alignext.steering.trace import color_scale
 
@@ -44,18 +47,24 @@ def demo(*, seed: int, steps: int | None) -> list[Section]:
     assert isinstance(vector, SteeringVector)
     names = ("Ben", "Anna", "Sam", "Sue", "Max", "Lucy", "Jack", "Sara")
     prompts = [f"One day, {name} found a big box." for name in names[: steps or 8]]
-    rows, balance, told = [], [], {}
+    rows, balance, told = [], {}, {}
     for alpha in _STRENGTHS:
         with vector.apply(model, "swfc", alpha):
             told[alpha] = tell(model, tokenizer, prompts, seed)
-        words = [word.strip('.,!?"').lower() for text in told[alpha] for word in text.split()]
-        counts = [sum(word in kind for word in words) / len(prompts) for kind in (_HAPPY, _SAD)]
-        rows.append([alpha, *counts, told[alpha][0].strip()])
-        balance.append((alpha, counts[0] - counts[1]))
+        counts = [[_count(text, kind) for text in told[alpha]] for kind in (_HAPPY, _SAD)]
+        rows.append([alpha, *map(fmean, counts), told[alpha][0].strip()])
+        balance[alpha] = [float(happy - sad) for happy, sad in zip(*counts, strict=True)]
     measures = Table(
         ["strength", "happy words a story", "sad words a story", "the first story"],
         rows,
         caption=f"SwFC at layer 3, {len(prompts)} stories for each strength. 0 is the model as it is.",
+        verdict=verdict(
+            "happy minus sad words",
+            "strength 2",
+            "the model as it is",
+            paired(balance[2.0], balance[0.0]),
+            f"{len(prompts)} stories",
+        ),
     )
     print_table(measures)
     traces = [
@@ -70,10 +79,19 @@ def demo(*, seed: int, steps: int | None) -> list[Section]:
             "lies on the happy side of the boundary, orange on the sad side. Underlined are the tokens that StMP, "
             "which steers what lies below the boundary only, would move.",
             charts=[
-                Chart("Happier with the strength", "strength", "happy minus sad words a story", {"stories": balance})
+                Chart(
+                    "Happier with the strength",
+                    "strength",
+                    "happy minus sad words a story",
+                    {"stories": [(alpha, fmean(values)) for alpha, values in balance.items()]},
+                )
             ],
             tables=[measures],
             passages=[trace_html(trace, middle, scale) for trace in traces],
             commands=["alignext steer fit --model MODEL --pairs pairs.jsonl --out vectors"],
         )
     ]
+
+
+def _count(text: str, kind: set[str]) -> int:
+    return sum(word.strip('.,!?"').lower() in kind for word in text.split())
