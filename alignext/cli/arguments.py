@@ -73,7 +73,7 @@ def between(low: float, high: float) -> Callable[[str], float]:
 number = between(-math.inf, math.inf)
 
 
-def add_fields(parser: argparse._ActionsContainer, settings: type) -> None:
+def add_fields(parser: argparse._ActionsContainer, settings: Any) -> None:
     """
     Add an option for each field of a dataclass, with the first sentence of its documentation as help. What is
     not given is `None`, so that the default of the field holds. The dataclass judges the values.

@@ -46,7 +46,7 @@ def reward_of(
     if text not in BUILT_IN:
         known = f"one of {', '.join(BUILT_IN)}, or FILE.py:FUNCTION"
         raise ValueError(f"{name} must be {known}, received {text!r}{nearest(text, BUILT_IN) or '.'}")
-    model = {"model": clip} if clip else {}
+    model: dict[str, Any] = {"model": clip} if clip else {}
     if text == "clip":
         return rewards.CLIPReward(**model, device=device)
     if text == "pickscore":

@@ -3,7 +3,10 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from datasets import Dataset
@@ -114,3 +117,54 @@ def test_a_plain_model_writes(capsys: pytest.CaptureFixture) -> None:
     assert capsys.readouterr().out.startswith("One day")
     assert cli.main(["generate", *words, "--objective-weights", "a=1"]) == 2
     assert "--objective-weights needs objective heads, but --model" in capsys.readouterr().err
+
+
+@pytest.mark.invariant
+@pytest.mark.slow
+def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
+    """`--num_processes 2` with half the rows in each: the same updates, of one run folder."""
+    rows = [
+        {"prompt": "One day", "completion": f" Tom {did} it.", "label": did != "lost"} for did in ("found", "lost")
+    ]
+    (tmp_path / "thumbs.jsonl").write_text("\n".join(map(json.dumps, rows * 4)))
+    words = "--dataset_name thumbs.jsonl --max_steps 2 --logging_steps 1 --report_to none --seed 3".split()
+    for name, size, more in (("one", "4", []), ("two", "2", ["--num_processes", "2"])):
+        command = [sys.executable, "-m", "alignext", "bco", *words, "--per_device_train_batch_size", size]
+        answer = subprocess.run(
+            [*command, "--output_dir", name, *more], cwd=tmp_path, capture_output=True, text=True, timeout=1200
+        )
+        assert answer.returncode == 0, answer.stderr
+        assert answer.stdout.count("Saved. Load it with:") == 1
+    one, two = (
+        [row["loss"] for row in json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"][:2]]
+        for name in ("one", "two")
+    )
+    assert one == pytest.approx(two, rel=1e-3)
+
+
+def test_processes_are_started_as_accelerate_starts_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    seen: list[list[str]] = []
+    code = [0]
+
+    def run(words: list[str]) -> SimpleNamespace:
+        seen.append(words)
+        return SimpleNamespace(returncode=code[0])
+
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setattr(training, "subprocess", SimpleNamespace(run=run))
+    words = ["bco", "--dataset_name", "thumbs.jsonl", "--output_dir", str(tmp_path), "--num_processes", "2"]
+    assert cli.main(words) == 0
+    (started,) = seen
+    assert started[1:] == [
+        *"-m accelerate.commands.launch --multi_gpu --num_processes 2 --main_process_port 0 -m alignext".split(),
+        *words,
+    ]
+    code[0] = 3
+    with pytest.raises(SystemExit) as stop:
+        cli.main(words)
+    assert stop.value.code == 3
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert cli.main([*words, "--use_cpu", "false"]) == 2
+    assert "--num_processes 2 needs a GPU each, and there are 1" in capsys.readouterr().err
