@@ -48,6 +48,17 @@ def test_the_readme_shows_code_and_commands():
     assert {words[0] for page, words in shell_lines() if page == "README.md"} >= {"make", "alignext"}
 
 
+def test_the_first_own_picture_is_three_commands_away():
+    """After `git clone` and `cd`; and the README stays short."""
+    words = [words for page, words in shell_lines() if page == "README.md"]
+    assert [line[:2] for line in words[:3]] == [
+        ["make", "demo"],
+        ["source", ".venv/bin/activate"],
+        ["alignext", "rival"],
+    ]
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 130
+
+
 # TRL reads and sets `gradient_checkpointing`, which transformers has renamed.
 @pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing(_\\w+)?` is deprecated:FutureWarning")
 @pytest.mark.parametrize(
