@@ -18,7 +18,7 @@ from PIL import Image
 from alignext import LatentSearch, SearchConfig, mini
 from alignext.diffusion.sheets import contact_sheet
 from alignext.mini.judges import motion
-from alignext.mini.recipe.measure import some_clips, told
+from alignext.mini.recipe.samples import some_clips, told
 from alignext.rewards import JudgeReward
 from common import RESULTS, about, interval, parser, shown, table, write
 

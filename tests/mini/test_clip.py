@@ -10,8 +10,8 @@ from transformers import AutoProcessor, CLIPModel, CLIPProcessor
 
 from alignext.mini import path, pictures
 from alignext.mini.recipe import render
-from alignext.mini.recipe.measure import tensor
-from alignext.mini.recipe.train import unseen_by_clip
+from alignext.mini.recipe.dual_encoder import unseen_by_clip
+from alignext.mini.recipe.scores import tensor
 from alignext.rewards import CLIPReward
 
 

@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, FluxPi
 from alignext.mini import FLUX_CALL, path
 from alignext.mini.judges import Judge
 from alignext.mini.recipe import render
-from alignext.mini.recipe.measure import generate
+from alignext.mini.recipe.samples import generate
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from alignext.mini.recipe.train import forget_origin
+from alignext.mini.recipe.fitting import forget_origin
 
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,8 @@ from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
 from alignext.mini import path, pictures
 from alignext.mini.judges import Judge
 from alignext.mini.recipe import render
-from alignext.mini.recipe.measure import generate, psnr, reconstruct, tensor
+from alignext.mini.recipe.samples import generate
+from alignext.mini.recipe.scores import psnr, reconstruct, tensor
 
 
 @pytest.fixture(scope="module")

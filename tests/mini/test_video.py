@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline, LattePipeline
 from alignext.mini import MOTIONS, VIDEO_CALL, path
 from alignext.mini.judges import Judge, motion
 from alignext.mini.recipe import render
-from alignext.mini.recipe.measure import film, some_clips, told
+from alignext.mini.recipe.samples import film, some_clips, told
 from alignext.rewards import JudgeReward
 
 

@@ -1,22 +1,31 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-# More than 300 lines: a recipe, read from top to bottom.
 """Measure the embedded models and draw their sample sheets: `python -m alignext.mini.recipe.measure docs/assets`.
 
-With the folder of another autoencoder as a second argument, its decoder is compared.
+With the folder of another autoencoder as a second argument, the two are compared.
 """
 
 import random
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, FluxPipeline, LattePipeline, StableDiffusionPipeline
-from PIL import Image
+from diffusers import AutoencoderKL, FluxPipeline, LattePipeline, StableDiffusionPipeline
 
-from alignext.mini import FLUX_CALL, MOTIONS, VIDEO_CALL, Picture, path, pictures
+from alignext.mini import MOTIONS, Picture, path, pictures
 from alignext.mini.judges import Judge, motion
 from alignext.mini.recipe import render
+from alignext.mini.recipe.samples import (
+    Clip,
+    drawings_of,
+    film,
+    generate,
+    generate_latents,
+    real_clips,
+    some_clips,
+    told,
+    trained_cells,
+)
+from alignext.mini.recipe.scores import accuracy, decode, edges, fine, psnr, reconstruct, sheet, tensor
 
 
 SHEET = (
@@ -32,119 +41,11 @@ SHEET = (
     "house",
     "ghost",
 )
+
+
 HELD_OUT = ("unseen_concept", "unseen_drawing", "unseen_style")
-
-
-def tensor(images: list[Image.Image]) -> torch.Tensor:
-    """(n, 3, 64, 64) in [0, 1]."""
-    return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).float() / 255
-
-
-def sheet(rows: list[torch.Tensor], file: Path, zoom: int = 1) -> None:
-    """Write rows of pictures (n, 3, 64, 64) in [0, 1] below each other."""
-    image = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1).permute(1, 2, 0)
-    picture = Image.fromarray((image * 255).round().byte().numpy())
-    picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST).save(file, optimize=True)
-
-
-@torch.no_grad()
-def reconstruct(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
-    """Encode and decode (n, 3, 64, 64) in [0, 1]."""
-    return (vae.decode(vae.encode(images * 2 - 1).latent_dist.mean).sample / 2 + 0.5).clamp(0, 1)
-
-
-def psnr(images: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """Peak signal-to-noise ratio in dB, (n,)."""
-    return -10 * (images - others).pow(2).mean(dim=(1, 2, 3)).log10()
-
-
-def edges(images: torch.Tensor) -> torch.Tensor:
-    """Mean gradient magnitude of pictures (n, 3, h, w): of the differences to the next pixel right and below, (n,)."""
-    right, down = images.diff(dim=3)[:, :, :-1], images.diff(dim=2)[..., :-1]
-    return (right.square() + down.square()).sqrt().mean(dim=(1, 2, 3))
-
-
-def fine(images: torch.Tensor) -> torch.Tensor:
-    """Mean magnitude of the second differences (the Laplacian) of pictures (n, 3, h, w): (n,).
-
-    A soft edge has the gradient of a sharp one, spread over more pixels; this tells them apart.
-    """
-    inner = images[..., 1:-1, 1:-1]
-    around = images[..., 2:, 1:-1] + images[..., :-2, 1:-1] + images[..., 1:-1, 2:] + images[..., 1:-1, :-2]
-    return (around - 4 * inner).abs().mean(dim=(1, 2, 3))
-
-
-@torch.no_grad()
-def accuracy(judge: Judge, images: torch.Tensor, answers: list[str]) -> tuple[float, float]:
-    """Top-1 and top-5 accuracy."""
-    best = judge(images).logits.topk(5).indices
-    right = best == torch.tensor([judge.labels.index(answer) for answer in answers])[:, None]
-    return right[:, 0].float().mean().item(), right.any(dim=1).float().mean().item()
-
-
-def generate(pipe: DiffusionPipeline, captions: list[str], seed: int = 0, **settings) -> torch.Tensor:
-    """Draw captions in 25 steps as the model's card says, each from its own seed: (n, 3, 64, 64) in [0, 1]."""
-    images = []
-    for i in range(0, len(captions), 32):
-        some = captions[i : i + 32]
-        flux = isinstance(pipe, FluxPipeline)
-        usual = FLUX_CALL | {"negative_prompt": [""] * len(some)} if flux else {"guidance_scale": 5}
-        rngs = [torch.Generator().manual_seed(seed + i + j) for j in range(len(some))]
-        call = {"num_inference_steps": 25, "output_type": "pt"} | usual | settings
-        out = pipe(some, generator=rngs, **call)
-        images.append(out.images)
-    return torch.cat(images)
-
-
-def generate_latents(pipe: DiffusionPipeline, captions: list[str]) -> torch.Tensor:
-    """As [`generate`], before the decoder: scaled latents (n, 16, 8, 8)."""
-    latents = generate(pipe, captions, output_type="latent")
-    if isinstance(pipe, FluxPipeline):
-        latents = pipe._unpack_latents(latents, render.SIZE, render.SIZE, pipe.vae_scale_factor)
-    return latents
-
-
-Clip = tuple[str, str, str]  # name, style, motion
-
-
-def told(clip: Clip) -> str:
-    """`a red fox, glossy style, moving left`."""
-    return render.caption(render.word(clip[0]), *clip[1:])
-
-
-def some_clips(number: int, seed: int = 2) -> list[Clip]:
-    """Some of all that mini-video learned, in a random order."""
-    cells = [(name, style, way) for name in render.MOVED for style in render.MOVED_STYLES for way in MOTIONS]
-    known = render.grid()
-    return random.Random(seed).sample([cell for cell in cells if known[cell[:2]] == "train"], number)
-
-
-@torch.no_grad()
-def film(pipe: LattePipeline, captions: list[str], seed: int = 0, together: int = 1, **settings) -> torch.Tensor:
-    """Clips of 16 steps, each from its own seed: (n, frames, 3, 64, 64) in [0, 1].
-
-    The pipeline cuts the text of a single caption to its length, and pads several ones to 120 tokens.
-    """
-    clips = []
-    for i in range(0, len(captions), together):
-        some = captions[i : i + together]
-        rngs = [torch.Generator().manual_seed(seed + i + j) for j in range(len(some))]
-        call = {"num_inference_steps": 16, "output_type": "pt", **VIDEO_CALL} | settings
-        clips.append(pipe(some if together > 1 else some[0], generator=rngs, **call).frames)
-    return torch.cat(clips)
-
-
-@torch.no_grad()
-def real_clips(vae: AutoencoderKL, clips: list[Clip]) -> torch.Tensor:
-    """Moved drawings after the autoencoder, as mini-video saw them: (n, frames, 3, 64, 64) in [0, 1]."""
-    images, rows = render.load("train")
-    places = {(row["name"], row["style"]): i for i, row in enumerate(rows)}
-    rng = torch.Generator().manual_seed(0)
-    moved = []
-    for *cell, way in clips:
-        drawing = torch.from_numpy(images[places[tuple(cell)]]).permute(2, 0, 1)[None].float() / 255
-        moved.append(reconstruct(vae, render.move(drawing, way, rng)[0]))
-    return torch.stack(moved)
+DETAILS = ("koala", "pizza", "house", "guitar", "strawberry", "panda")  # eyes, dots, a window, strings, seeds, eyes
+CLIP_SETS = ("unseen by it", "unseen by all", "unseen style")
 
 
 def film_report(title: str, films: torch.Tensor, clips: list[Clip], judges: tuple[Judge, Judge]) -> str:
@@ -162,30 +63,6 @@ def report(title: str, images: torch.Tensor, chosen: list[Picture], judges: tupl
     styles = {p.style for p in chosen}
     style = f"{accuracy(judges[1], images, [p.style for p in chosen])[0]:.2f}" if "fx" not in styles else "-"
     return f"| {title} | {len(chosen)} | {top1:.2f} | {top5:.2f} | {style} |"
-
-
-def trained_cells(number: int) -> list[Picture]:
-    """Some of what the denoisers learned, with captions; the same ones each time."""
-    cells = [cell for cell, split in sorted(render.grid().items()) if split == "train"]
-    return [
-        Picture(Path(), render.word(name), style, render.caption(render.word(name), style), "train")
-        for name, style in random.Random(1).sample(cells, number)
-    ]
-
-
-def drawings_of(chosen: list[Picture]) -> torch.Tensor:
-    """The training drawings of these cells: (n, 3, 64, 64) in [0, 1]."""
-    images, rows = render.load("train")
-    places = {(row["concept"], row["style"]): i for i, row in enumerate(rows)}
-    found = images[[places[p.concept, p.style] for p in chosen]]
-    return torch.from_numpy(found).permute(0, 3, 1, 2).float() / 255
-
-
-@torch.no_grad()
-def decode(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
-    """Pictures of scaled latents: (n, 3, 64, 64) in [0, 1]."""
-    parts = [vae.decode(x / vae.config.scaling_factor).sample for x in latents.split(32)]
-    return (torch.cat(parts) / 2 + 0.5).clamp(0, 1)
 
 
 def sharpness(
@@ -226,13 +103,10 @@ def sharpness(
     return lines
 
 
-CLIP_SETS = ("unseen by it", "unseen by all", "unseen style")
-
-
 @torch.no_grad()
 def measure_clip(judges: tuple[Judge, Judge], model: str | Path | None = None) -> list[str]:
     """The table of the dual encoder, beside the judges on the same pictures."""
-    from alignext.mini.recipe.train import unseen_by_clip
+    from alignext.mini.recipe.dual_encoder import unseen_by_clip
     from alignext.rewards import CLIPReward
 
     clip = CLIPReward(model or path("clip"))
@@ -273,9 +147,6 @@ def measure_clip(judges: tuple[Judge, Judge], model: str | Path | None = None) -
             own[1] = f"{accuracy(judges[1], x, [row['style'] for row in chosen])[0]:.2f}"
         lines.append(f"| {title} | {len(chosen)} | {' | '.join([*retrieved, *cells, *own])} |")
     return lines
-
-
-DETAILS = ("koala", "pizza", "house", "guitar", "strawberry", "panda")  # eyes, dots, a window, strings, seeds, eyes
 
 
 def details(vaes: dict[str, AutoencoderKL], file: Path) -> None:
