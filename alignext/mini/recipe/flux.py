@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from alignext import mini
 from alignext.mini.recipe import render
 from alignext.mini.recipe.drawings import pictures
 from alignext.mini.recipe.fitting import fit, load_in_float32
@@ -20,22 +19,21 @@ def train_flux(config: dict, folder: Path) -> None:
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
     from transformers import CLIPTextModel, T5Config, T5EncoderModel
 
-    vae = AutoencoderKL.from_pretrained(render.CACHE / "train" / config["autoencoder"] / "vae")
+    vae = AutoencoderKL.from_pretrained(render.CACHE / "train" / "vae" / "decoder" / "vae")
     vae.register_to_config(shift_factor=0.0)
     images, rows = pictures("train")
     others, _ = pictures("extra")
-    if config.get("again"):  # from what the package has
-        whole = FluxPipeline.from_pretrained(mini.path("flux"))
-        clip_tokenizer, t5_tokenizer = whole.tokenizer, whole.tokenizer_2
-        transformer, clip, t5 = whole.transformer, whole.text_encoder, whole.text_encoder_2
-    else:
-        captions = [row["caption"] for row in rows] + ["and"]
-        clip_tokenizer = make_tokenizer(captions, config["text_encoder"]["max_position_embeddings"])
-        t5_tokenizer = make_t5_tokenizer(captions)
-        transformer = FluxTransformer2DModel(**config["transformer"])
-        clip = CLIPTextModel(make_clip_config(clip_tokenizer, config["text_encoder"]))
-        t5 = T5EncoderModel(T5Config(vocab_size=len(t5_tokenizer), **config["text_encoder_2"]))
-    model = torch.nn.ModuleDict({"transformer": transformer, "clip": clip, "t5": t5})
+    clip_tokenizer = make_tokenizer(
+        [row["caption"] for row in rows] + ["and"], config["text_encoder"]["max_position_embeddings"]
+    )
+    t5_tokenizer = make_t5_tokenizer([row["caption"] for row in rows] + ["and"])
+    model = torch.nn.ModuleDict(
+        {
+            "transformer": FluxTransformer2DModel(**config["transformer"]),
+            "clip": CLIPTextModel(make_clip_config(clip_tokenizer, config["text_encoder"])),
+            "t5": T5EncoderModel(T5Config(vocab_size=len(t5_tokenizer), **config["text_encoder_2"])),
+        }
+    )
 
     def tokenized(texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         both = []
@@ -45,15 +43,14 @@ def train_flux(config: dict, folder: Path) -> None:
         return both[0], both[1]
 
     odds, seed = config["without_caption"], config["seed"]
-    moved = config.get("shift")
-    drawings = encode(vae, images, config["versions"], seed, moved)
-    loose = encode(vae, torch.cat([images, others]), config.get("loose", 2), seed + 1, moved)
+    drawings = encode(vae, images, config["versions"], seed)
+    loose = encode(vae, torch.cat([images, others]), 2, seed + 1)
     sources = [(sampler(drawings, loose, odds, config["without_style"]), tokenized(captions_of(rows)))]
     for turned in (False, True):  # wide, tall
         drawn, named = make_canvases(images, rows, config["canvases"], config["pairs"], seed + turned)
         if turned:  # the second drawing goes below the first
             drawn = torch.cat([drawn.narrow(3, 0, 64), drawn.narrow(3, 64, 64)], dim=2)
-        latents = encode(vae, drawn, 1, seed + 2, moved)
+        latents = encode(vae, drawn, 1, seed + 2)
         draw = sampler(latents, latents, odds, config["canvas_without_style"])
         sources.append((draw, tokenized(captions_of(named))))
     side_by_side = pair_sampler(drawings, [row["style"] for row in rows], odds, config["canvas_without_style"])

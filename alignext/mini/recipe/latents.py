@@ -9,34 +9,27 @@ import torch
 from alignext import mini
 from alignext.files import replacing
 from alignext.mini.recipe import render
-from alignext.mini.recipe.drawings import augment, nudge
+from alignext.mini.recipe.drawings import augment
 
 
 Sampler = Callable[[int, torch.Generator], tuple[torch.Tensor, torch.Tensor]]  # (size, generator) -> latents, captions
 
 
 @torch.no_grad()
-def encode(
-    vae: torch.nn.Module, images: torch.Tensor, versions: int, seed: int, shift: int | None = None
-) -> torch.Tensor:
-    """Scaled mean and standard deviation of the latents of augmented pictures, float16 (versions, N, 2, C, h, w).
-
-    With `shift`, pictures move by so many whole pixels at most, which softens no edge.
-    """
+def encode(vae: torch.nn.Module, images: torch.Tensor, versions: int, seed: int) -> torch.Tensor:
+    """Scaled mean and standard deviation of the latents of augmented pictures, float16 (versions, N, 2, C, h, w)."""
     rng, result = torch.Generator().manual_seed(seed), []
     for _ in range(versions):
         for x in images.split(64):
-            x = x.float() / 255
-            x = augment(x, rng, shift=0.03, scale=0.06) if shift is None else nudge(x, rng, shift)
-            posterior = vae.encode(x * 2 - 1).latent_dist
+            posterior = vae.encode(augment(x.float() / 255, rng, shift=0.03, scale=0.06) * 2 - 1).latent_dist
             result.append((torch.stack([posterior.mean, posterior.std], 1) * vae.config.scaling_factor).half())
     return torch.cat(result).unflatten(0, (versions, len(images)))
 
 
 @torch.no_grad()
-def encode_clips(vae: torch.nn.Module, name: str, drawings: torch.Tensor, versions: int, seed: int) -> torch.Tensor:
+def encode_clips(vae: torch.nn.Module, drawings: torch.Tensor, versions: int, seed: int) -> torch.Tensor:
     """Scaled latents of every drawing in every motion, float16 (motions, N, versions, frames, C, h, w); cached."""
-    file = render.CACHE / f"clips-{name}-{len(drawings)}-{versions}-{seed}.pt"
+    file = render.CACHE / f"clips-{len(drawings)}-{versions}-{seed}.pt"
     if not file.exists():
         rng = torch.Generator().manual_seed(seed)
         all_of_them = []

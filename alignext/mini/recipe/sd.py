@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 
-from alignext import mini
 from alignext.mini.recipe import render
 from alignext.mini.recipe.drawings import pictures
 from alignext.mini.recipe.fitting import fit, load_in_float32
@@ -18,24 +17,18 @@ def train_sd(config: dict, folder: Path) -> None:
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel
 
-    vae = AutoencoderKL.from_pretrained(render.CACHE / "train" / config["autoencoder"] / "vae")
+    vae = AutoencoderKL.from_pretrained(render.CACHE / "train" / "vae" / "decoder" / "vae")
     images, rows = pictures("train")
     others, _ = pictures("extra")
-    if config.get("again"):  # from what the package has
-        whole = StableDiffusionPipeline.from_pretrained(mini.path("sd"))
-        unet, text, tokenizer, scheduler = whole.unet, whole.text_encoder, whole.tokenizer, whole.scheduler
-    else:
-        length = config["text_encoder"]["max_position_embeddings"]
-        tokenizer = make_tokenizer([row["caption"] for row in rows], length)
-        text = CLIPTextModel(make_clip_config(tokenizer, config["text_encoder"]))
-        unet, scheduler = UNet2DConditionModel(**config["unet"]), DDIMScheduler(**config["scheduler"])
-    model = torch.nn.ModuleDict({"unet": unet, "text": text})
+    tokenizer = make_tokenizer([row["caption"] for row in rows], config["text_encoder"]["max_position_embeddings"])
+    text = CLIPTextModel(make_clip_config(tokenizer, config["text_encoder"]))
+    model = torch.nn.ModuleDict({"unet": UNet2DConditionModel(**config["unet"]), "text": text})
+    scheduler = DDIMScheduler(**config["scheduler"])
     abar = scheduler.alphas_cumprod
     weight = (config["min_snr"] * (1 - abar) / abar).clamp(max=1)  # min(SNR, gamma) / SNR
 
-    moved = config.get("shift")
-    latents = encode(vae, images, config["versions"], config["seed"], moved)  # (versions, N, 2, C, h, w)
-    loose = encode(vae, torch.cat([images, others]), config.get("loose", 2), config["seed"] + 1, moved)
+    latents = encode(vae, images, config["versions"], config["seed"])  # (versions, N, 2, C, h, w)
+    loose = encode(vae, torch.cat([images, others]), 2, config["seed"] + 1)
     draw = sampler(latents, loose, config["without_caption"], config["without_style"])
     tokens = tokenizer(captions_of(rows), padding="max_length", return_tensors="pt").input_ids
 

@@ -38,11 +38,10 @@ def main(names: list[str]) -> None:
             "judge": train_judge, "clip": train_clip,
         }  # fmt: skip
         kinds[config["kind"]](config, folder)
-        name = file.stem.removesuffix("-again")
-        if name in mini.NAMES:
-            forget_origin(folder / name)
-            compact(folder / name)
-            shutil.copytree(folder / name, Path(__file__).parents[1] / name, dirs_exist_ok=True)
+        if file.stem in mini.NAMES:
+            forget_origin(folder / file.stem)
+            compact(folder / file.stem)
+            shutil.copytree(folder / file.stem, Path(__file__).parents[1] / file.stem, dirs_exist_ok=True)
         if config["kind"] == "sharper":  # the three share one autoencoder
             for owner in ("sd", "flux", "video"):
                 shutil.copy(folder / "vae" / WEIGHTS, mini.path(owner) / "vae" / WEIGHTS)
