@@ -19,7 +19,7 @@ from alignext.functional.f_dpg import f_prime
 from alignext.trainers.f_dpg import FDPGConfig, FDPGTrainer
 from alignext.trainers.f_dpg.state import FDPGState, context_key
 
-from ..contract import LM, Row, count_vowels, curve, prompts, weights
+from ..contract import LM, MINI_LM, Row, count_vowels, curve, prompts, weights
 
 
 FDPG = Row(
@@ -273,7 +273,7 @@ def test_scores_of_the_targets(tmp_path: Path) -> None:
 def test_lambda_is_fitted_once_and_leaves_no_trace(tmp_path: Path) -> None:
     settings = {"target": "distributional", "target_moments": [0.8, None], "moment_samples": 64}
     trainer = row_of(short, binary, **settings).start(
-        tmp_path, max_steps=2, num_generations=8, per_device_train_batch_size=8
+        tmp_path, model=str(MINI_LM), max_steps=2, num_generations=8, per_device_train_batch_size=8
     )
     calls = []
     fit = trainer._sample_for_moments
