@@ -164,6 +164,7 @@ def test_only_the_moving_average_ignores_how_a_step_is_cut(tmp_path: Path) -> No
                 gradient_accumulation_steps=accumulated,
                 train_sampling_strategy="random",
                 optim="sgd",
+                learning_rate=0.05,  # so that rewards are far above rounding
             )
             trainer.train()
             deltas[mode, size] = trainer.reward_shift.value(trainer.args)

@@ -13,7 +13,7 @@ from transformers import AutoProcessor, AutoTokenizer, MixtralConfig, MixtralFor
 from alignext.trainers.f_dpg import FDPGConfig, FDPGTrainer
 
 from ..bco.test_vision import folder  # noqa: F401
-from ..contract import LM, Row, count_vowels, curve, moved, weights, with_and_without_lora
+from ..contract import LM, MINI_LM, Row, count_vowels, curve, moved, weights, with_and_without_lora
 
 
 SETTINGS = {"num_generations": 4, "max_completion_length": 6, "beta": 2.0}
@@ -99,7 +99,7 @@ def test_streams(tmp_path: Path) -> None:
 
     settings = SETTINGS | {"target": "distributional", "target_moments": [0.95], "moment_samples": 24}
     row = Row(FDPGTrainer, FDPGConfig, lambda _: data, settings, {"reward_funcs": short})
-    trainer = row.start(tmp_path, max_steps=2)
+    trainer = row.start(tmp_path, model=str(MINI_LM), max_steps=2)
     trainer.train()
     assert len(trainer.target_state.coefficients) == 1
     assert len(curve(trainer)) == 2
