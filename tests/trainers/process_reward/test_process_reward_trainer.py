@@ -17,7 +17,7 @@ from alignext.functional.process_reward import process_reward_loss
 from alignext.rewards.process import ProcessReward, ValueHead, encode_steps
 from alignext.trainers.process_reward import ProcessRewardConfig, ProcessRewardTrainer
 
-from ..contract import LM, Row, curve, solutions, weights
+from ..contract import LM, MINI_LM, Row, curve, solutions, weights
 
 
 ROW = Row(
@@ -93,7 +93,7 @@ def test_metrics_are_those_of_the_labelled_steps(tmp_path: Path) -> None:
 
 
 def test_learns_and_scores_prefixes_as_they_stand(tmp_path: Path) -> None:
-    trainer = ROW.start(tmp_path, max_steps=12, learning_rate=1e-4)
+    trainer = ROW.start(tmp_path, model=str(MINI_LM), max_steps=12, learning_rate=1e-4)
     trainer.train()
     assert curve(trainer)[-1][1] < 0.5 * curve(trainer)[0][1]
     reward = trainer.reward()
@@ -230,7 +230,7 @@ def test_guides_decoding(tmp_path: Path) -> None:
 def test_a_value_head_on_a_frozen_model(tmp_path: Path) -> None:
     model = ROW.load()
     model.requires_grad_(False)
-    model.score = ValueHead(288, torch.Generator().manual_seed(0))
+    model.score = ValueHead(model.config.hidden_size, torch.Generator().manual_seed(0))
     trainer = ROW.start(tmp_path, model=model, loss_type="mse", learning_rate=1e-3)
     before = weights(trainer.model)
     trainer.train()
