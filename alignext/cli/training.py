@@ -7,6 +7,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,6 +139,8 @@ def parse(name: str, words: Sequence[str]) -> tuple:
 
 def run(args: argparse.Namespace) -> None:
     """Train, save, and say how to load the result."""
+    # TRL still reads and sets what transformers has renamed; there is nothing that its reader could do.
+    warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing", FutureWarning)
     script, config, model, mixture = parse(args.command, args.words)
     training = TRAININGS[args.command]
     if script.num_processes < 1:
