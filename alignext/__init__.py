@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from alignext.decoding.qalign import QAlign
     from alignext.decoding.svdecode import SVDecodeLogitsProcessor
     from alignext.decoding.transfer_q import TransferQ, TransferQOutput
+    from alignext.evaluation import FADECallback, FadeScore, fade_score
     from alignext.heads.auto import AutoModelForCausalLMWithObjectiveHeads
     from alignext.pipelines.alignedgen import (
         AlignedAttention,
@@ -37,6 +38,13 @@ if TYPE_CHECKING:
         AlignedGenQwenImagePipeline,
         StyleReference,
         aligned_attention,
+    )
+    from alignext.pipelines.elbo_align import (
+        AttentionMapsOutput,
+        ELBOAlignOutput,
+        ELBOAlignPipeline,
+        attention_maps,
+        balanced_phrases,
     )
     from alignext.pipelines.latent_search import (
         AnimateDiffSearchPipeline,
@@ -95,11 +103,15 @@ _NAMES = {
     "alignext.decoding.qalign": "QAlign",
     "alignext.decoding.svdecode": "SVDecodeLogitsProcessor",
     "alignext.decoding.transfer_q": "TransferQ TransferQOutput",
+    "alignext.evaluation": "FADECallback FadeScore fade_score",
     "alignext.heads.auto": "AutoModelForCausalLMWithObjectiveHeads",
     "alignext.pipelines.alignedgen": """
         AlignedAttention AlignedGenFlux2KleinPipeline AlignedGenFlux2Pipeline AlignedGenKontextPipeline
         AlignedGenPipeline AlignedGenPipelineOutput AlignedGenQwenImagePipeline StyleReference
         aligned_attention
+    """,
+    "alignext.pipelines.elbo_align": """
+        AttentionMapsOutput ELBOAlignOutput ELBOAlignPipeline attention_maps balanced_phrases
     """,
     "alignext.pipelines.latent_search": """
         AnimateDiffSearchPipeline CogVideoXSearchPipeline FluxSearchPipeline HunyuanVideoSearchPipeline

@@ -408,6 +408,48 @@ METHODS = (
         demo=None,
         page="gist",
     ),
+    Method(
+        name="FADE",
+        title="Reference-Specific Unlearning Metrics Can Hide the Truth: A Reality Check",
+        arxiv="2510.12981",
+        citation=r"""
+@article{cho2025reference,
+    title   = {{Reference-Specific Unlearning Metrics Can Hide the Truth: A Reality Check}},
+    author  = {Cho and Hwang and Sala and Hwang and Cho and Cha},
+    journal = {arXiv preprint arXiv:2510.12981},
+    year    = {2025},
+}
+""",
+        task="tell how far a generative model is from another, by what each of them makes",
+        classes=("FADECallback",),
+        parents=("transformers.TrainerCallback",),
+        needs="two models and prompts; no training",
+        commands=("fade",),
+        demo=None,
+        page="fade",
+    ),
+    Method(
+        name="ELBO-T2IAlign",
+        title="ELBO-T2IAlign: A Generic ELBO-Based Method for Calibrating Pixel-level Text-Image Alignment in "
+        "Diffusion Models",
+        arxiv="2506.09740",
+        citation=r"""
+@article{zhou2025elbo,
+    title   = {{ELBO-T2IAlign: A Generic ELBO-Based Method for Calibrating Pixel-level Text-Image Alignment in
+               Diffusion Models}},
+    author  = {Zhou and others},
+    journal = {arXiv preprint arXiv:2506.09740},
+    year    = {2025},
+}
+""",
+        task="find in a picture, pixel by pixel, what a text-to-image model sees of some words",
+        classes=("ELBOAlignPipeline",),
+        parents=("any Stable Diffusion or FLUX pipeline",),
+        needs="a picture and words; no training",
+        commands=("segment",),
+        demo=None,
+        page="elbo_align",
+    ),
 )
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""Code of ours around a module's forward, for a while."""
+"""States of a module that last for a while: code of ours around its forward, evaluation."""
 
 import functools
 from collections.abc import Callable, Generator
@@ -34,3 +34,20 @@ def wrapped(module: torch.nn.Module, wrap: Callable[[Callable[..., Any]], Callab
                 delattr(module, name)
             else:
                 setattr(module, name, previous)
+
+
+@contextmanager
+def evaluating(module: torch.nn.Module) -> Generator[None]:
+    """
+    Within it the module and all in it evaluate: no dropout. Each part is put back to what it was.
+
+    Args:
+        module (`torch.nn.Module`): Any module.
+    """
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training

@@ -84,6 +84,11 @@ def search(name: str) -> dict[str, Cell]:
     return cells
 
 
+_ALIGN = "tests/pipelines/elbo_align/test_elbo_align.py"
+_OTHERS = "test_other_pipelines_are_refused_by_name"
+_UNSEEN = "tests/diffusion/test_attention.py::test_what_cannot_be_seen_is_refused"
+_FADE = "tests/evaluation/test_fade_pictures.py"
+_TWO = "test_flows_have_no_path_and_two_experts_no_distance"
 _ALIGNED = "tests/pipelines/alignedgen"
 _SEARCH = "tests/pipelines/latent_search/test_search.py"
 _WAYS = "tests/steering/test_ways.py"
@@ -252,6 +257,51 @@ PIPELINES = [
             "LoRA": tested(f"{_DATA}/test_gist.py::test_gradients_of_a_batch_are_those_of_its_rows[lora]"),
         },
     ),
+    *(
+        Row(
+            "ELBO-T2IAlign",
+            base,
+            {"works": tested(f"{_ALIGN}::test_exchanging_the_classes_exchanges_the_results[{name}]")}
+            | ({"torch.compile": refused("attention cannot be seen", _UNSEEN)} if name == "sd" else {}),
+        )
+        for base, name in (
+            ("Stable Diffusion 1, 2", "sd"),
+            ("Stable Diffusion XL", "sdxl"),
+            ("Stable Diffusion 3", "sd3"),
+            ("FLUX.1", "flux"),
+        )
+    ),
+    Row("ELBO-T2IAlign", "other denoisers", {"works": refused("attention is not understood", f"{_ALIGN}::{_OTHERS}")}),
+    Row(
+        "FADE",
+        "causal language models",
+        {
+            "works": tested("tests/evaluation/test_fade_texts.py::test_the_estimators_agree_and_the_first_is_sharper"),
+            "LoRA": tested(
+                "tests/evaluation/test_fade_texts.py::test_the_reference_may_be_the_base_or_another_adapter"
+            ),
+        },
+    ),
+    *(
+        Row(
+            "FADE",
+            base,
+            {"works": tested(f"{_FADE}::test_a_copy_is_at_distance_zero_and_directions_are_exchanged[{n}]")},
+        )
+        for base, n in (
+            ("Stable Diffusion XL", "sdxl"),
+            ("Stable Diffusion 3", "sd3"),
+            ("FLUX.1", "flux"),
+            ("AnimateDiff", "animatediff"),
+            ("Latte", "latte"),
+            ("CogVideoX", "cogvideox"),
+            ("Wan 2.1", "wan-2.1"),
+            ("HunyuanVideo", "hunyuan"),
+            ("LTX", "ltx"),
+        )
+    ),
+    Row("FADE", "DiT (classes)", {"works": tested(f"{_FADE}::test_classes_may_stand_for_prompts")}),
+    Row("FADE", "Wan 2.2", {"works": refused("two denoisers", f"{_FADE}::{_TWO}")}),
 ]
 
 # ------------------------------------------------------------------------------------------------------- training

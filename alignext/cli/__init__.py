@@ -19,18 +19,20 @@ from alignext.cli import (
     demo,
     env,
     errors,
+    fade,
     generate,
     methods,
     pictures,
     rival,
     search,
+    segment,
     steer,
     training,
 )
 from alignext.cli.arguments import Parser
 
 
-COMMANDS = (demo, methods, env, rival, alignedgen, search, training, steer, data, generate)
+COMMANDS = (demo, methods, env, rival, alignedgen, search, training, steer, data, generate, fade, segment)
 
 
 def make_parser() -> Parser:

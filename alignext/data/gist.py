@@ -2,8 +2,7 @@
 """GIST and LESS over a dataset for supervised training: which rows serve a target task."""
 
 import math
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from alignext.data.features import FEATURES, SketchFeatures
 from alignext.data.gradients import RowGradients
 from alignext.methods import method as row_of
 from alignext.training.logs import get_logger
+from alignext.wrapping import evaluating
 
 
 logger = get_logger(__name__)
@@ -94,7 +94,7 @@ def add_gradient_scores(
     if len(rows) < 2 and method == "gist" and normalisation != "full":
         raise ValueError("`target` has 1 row, where every cosine is 1 or -1. Give more, or `normalisation='full'`.")
     settings: Any = {"rank": rank, "full": normalisation == "full", "size": projection_size, "seed": seed}
-    with _evaluating(model):
+    with evaluating(model):
         gradients = RowGradients(model)
         _warn_of_zero_b(gradients)
         make: Any = FEATURES[method]
@@ -107,7 +107,7 @@ def add_gradient_scores(
         names = (method, "gist_energy") if method == "gist" else (method,)
 
         def score(batch: list[dict[str, list[int]]]) -> Values:
-            with _evaluating(model):  # a stream is read after this function has ended
+            with evaluating(model):  # a stream is read after this function has ended
                 return features.score(gradients.of(batch), len(batch))
 
         key = f"{weights_key(model)} {method} {sorted(settings.items())} {max_length} {rows} {groups.tolist()}"
@@ -157,7 +157,7 @@ def gradient_features(
         `torch.Tensor` of shape `(n, projection)`, float32; NaN for a row without a token to learn from.
     """
     _check(model, rows, "rows")
-    with _evaluating(model):
+    with evaluating(model):
         gradients = RowGradients(model)
         features = SketchFeatures(gradients, projection, seed)
         encoded: dict[int, dict[str, list[int]]] = {}
@@ -183,17 +183,6 @@ class _Leaks:
     def seen(self, row: dict[str, list[int]]) -> dict[str, list[int]]:
         self.count += tuple(row["input_ids"]) in self.known
         return row
-
-
-@contextmanager
-def _evaluating(model: Any) -> Generator[None]:
-    """Without dropout, which would make features random."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 def _warn_of_zero_b(gradients: RowGradients) -> None:

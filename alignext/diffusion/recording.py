@@ -51,7 +51,7 @@ def record_call(pipe: Any, *, embedded_guidance: float | None = None, **call: An
     cls = next((c for c in type(pipe).__mro__ if c.__module__.startswith("diffusers.")), type(pipe))
     known = inspect.signature(cls.__call__).parameters
     given: dict[str, Any] = {"num_inference_steps": len(_PROBES), "output_type": "latent", "return_dict": False}
-    given |= _without_guidance(pipe, known, embedded_guidance)
+    given |= without_guidance(pipe, known, embedded_guidance)
     records = _run(pipe, cls, call | {name: value for name, value in given.items() if name in known})
     if len(records) != len(_PROBES) or any(_rows(record) > len(record.sample) for record in records):
         raise ValueError(
@@ -61,10 +61,15 @@ def record_call(pipe: Any, *, embedded_guidance: float | None = None, **call: An
     return _read(records, type(pipe).__name__, _constants(pipe))
 
 
-def _without_guidance(pipe: Any, known: Mapping[str, Any], embedded: float | None) -> dict[str, float]:
+def without_guidance(pipe: Any, known: Mapping[str, Any], embedded: float | None) -> dict[str, float]:
     """
     Arguments of the call that leave classifier-free guidance out. Where `guidance_scale` is what a distilled denoiser
     is told, it stays; elsewhere every loop takes 0 for no guidance, most of them also 1.
+
+    Args:
+        pipe (`DiffusionPipeline`): Its denoisers' configurations say whether they are distilled.
+        known (`Mapping[str, Any]`): Arguments of its call; others than these are not for it.
+        embedded (`float`, *optional*): What a distilled denoiser is told; the default of the call otherwise.
     """
     configs = [getattr(getattr(pipe, name, None), "config", {}) for name in DENOISERS]
     if any(config.get("guidance_embeds") or config.get("time_cond_proj_dim") for config in configs):
@@ -157,6 +162,8 @@ def _read(records: Sequence[_Record], name: str, constants: Sequence[float]) -> 
         raise ValueError(f"The timestep of {name} reaches its denoiser in a way that cannot be read off its call.")
     prediction = _prediction_in(records)
     if prediction is None:
+        if not all(r.stepped.isfinite().all() for r in records):
+            raise ValueError(f"The denoiser of {name} gives numbers that are not finite, such as NaN.")
         raise ValueError(f"{name} changes its denoiser's prediction in a way that cannot be read off its call.")
     return RecordedCall(
         first.args, first.kwargs, latents, timestep, prediction, first.sample.shape, first.sample.dtype

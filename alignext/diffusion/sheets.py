@@ -4,6 +4,8 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from alignext.diffusion.pictures import to_pil
@@ -86,3 +88,47 @@ def _wrap(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: 
 def _line_height(font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> int:
     """Pixels that one line of text takes, with a letter that goes below the line."""
     return round(font.getbbox("Ég")[3]) + 2
+
+
+def heat_overlay(picture: Image.Image, heat: torch.Tensor) -> Image.Image:
+    """
+    A picture in grey with what a map lights up in colour.
+
+    Args:
+        picture (`PIL.Image.Image`): Of size `W x H`.
+        heat (`torch.Tensor` of shape `(H, W)`): In [0, 1].
+    """
+    grey = np.asarray(picture.convert("L").convert("RGB"), dtype=np.float32) * 0.5 + 127.5
+    value = heat.float().cpu().numpy()[..., None]
+    return Image.fromarray((grey * (1 - 0.8 * value) + np.array(_COLOURS[0]) * 0.8 * value).astype(np.uint8))
+
+
+def label_overlay(picture: Image.Image, labels: torch.Tensor, names: Sequence[str]) -> Image.Image:
+    """
+    A picture with each class in a colour, and their names below it.
+
+    Args:
+        picture (`PIL.Image.Image`): Of size `W x H`.
+        labels (`torch.Tensor` of shape `(H, W)`): 0 for what stays as it is, then the classes from 1.
+        names (`Sequence[str]`): Of the classes.
+    """
+    colours = np.array([_COLOURS[k % len(_COLOURS)] for k in range(len(names))], dtype=np.float32)
+    pixels, of = np.asarray(picture.convert("RGB"), dtype=np.float32), labels.cpu().numpy()
+    mixed = np.where((of > 0)[..., None], 0.4 * pixels + 0.6 * colours[np.clip(of - 1, 0, None)], pixels)
+    laid = Image.fromarray(mixed.astype(np.uint8))
+    scale = max(1, -(-320 // laid.width))
+    laid = laid.resize((laid.width * scale, laid.height * scale), Image.Resampling.NEAREST)
+    font = ImageFont.load_default(size=16)
+    line = _line_height(font) + 4
+    sheet = Image.new("RGB", (laid.width, laid.height + line * len(names) + 8), "white")
+    sheet.paste(laid)
+    draw = ImageDraw.Draw(sheet)
+    for k, name in enumerate(names):
+        y = laid.height + 4 + k * line
+        draw.rectangle((4, y + 3, 16, y + 15), fill=tuple(int(c) for c in colours[k]))
+        draw.text((24, y), name, fill="#333333", font=font)
+    return sheet
+
+
+# Told apart by most who do not see all colours (Okabe and Ito), the yellow and the black left out.
+_COLOURS = ((213, 94, 0), (0, 114, 178), (0, 158, 115), (204, 121, 167), (86, 180, 233), (230, 159, 0))

@@ -1,14 +1,14 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """A sequence classifier as a function of prompts and texts so far, and the one forward pass of reward models."""
 
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
+
+from alignext.wrapping import evaluating
 
 
 Prompt = str | list[dict[str, Any]]
@@ -79,16 +79,5 @@ def logits_of(model: Any, rows: list[list[int]]) -> torch.Tensor:
     filler = model.config.get_text_config().pad_token_id
     ids = pad_sequence(batch, batch_first=True, padding_value=0 if filler is None else filler).to(model.device)
     mask = pad_sequence([torch.ones_like(row) for row in batch], batch_first=True).to(model.device)
-    with _evaluating(model):
+    with evaluating(model):
         return model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Generator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
