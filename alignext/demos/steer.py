@@ -1,6 +1,7 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """Steering: stories of the embedded model pushed towards happiness and away from it, and which tokens were moved."""
 
+from collections.abc import Collection
 from statistics import fmean
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -93,5 +94,5 @@ def demo(*, seed: int, steps: int | None) -> list[Section]:
     ]
 
 
-def _count(text: str, kind: set[str]) -> int:
+def _count(text: str, kind: Collection[str]) -> int:
     return sum(word.strip('.,!?"').lower() in kind for word in text.split())
