@@ -173,8 +173,12 @@ def set_scheduler(pipe: Any, name: str | None) -> None:
         return
     from alignext.diffusion.schedulers import rebuild_scheduler
 
-    short = {cls.__name__.removesuffix("Scheduler").lower(): cls for cls in pipe.scheduler.compatibles}
-    wanted = name.lower().removesuffix("scheduler").replace("-", "").replace("_", "")
+    def plain(text: str) -> str:
+        """`euler` of `EulerDiscreteScheduler`, `euler-discrete` and `Euler`."""
+        return text.lower().replace("scheduler", "").replace("discrete", "").replace("-", "").replace("_", "")
+
+    short = {plain(cls.__name__): cls for cls in pipe.scheduler.compatibles}
+    wanted = plain(name)
     if wanted not in short:
         raise ValueError(
             f"--scheduler {name} does not go with {type(pipe).__name__}{nearest(wanted, short) or '.'} It takes "

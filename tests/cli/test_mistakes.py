@@ -51,7 +51,7 @@ MISTAKES = {
     "a file that is no model": (f"{RIVAL} --model notes.safetensors", "is a file, but no checkpoint in one"),
     "no such LoRA": (f"{RIVAL} --lora style.safetensors:0.8", "--lora style.safetensors: there is no such folder"),
     "no such device": (f"{RIVAL} --device gpu", "--device gpu cannot be used here, --device cpu can"),
-    "no such scheduler": ("search fox --reward brightness --out out --scheduler eular", "--scheduler eular does not"),
+    "no such scheduler": ("search fox --reward brightness --out out --scheduler eular", "Did you mean euler?"),
     # rewards
     "no reward": ("search fox --out out", "the following arguments are required: --reward"),
     "misspelt reward": ("search fox --out out --reward asthetic", "Did you mean aesthetic?"),

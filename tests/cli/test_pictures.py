@@ -108,8 +108,9 @@ def test_schedulers_are_found_by_short_names() -> None:
     pipe = StableDiffusionPipeline.from_pretrained(mini.path("sd"))
     pictures.set_scheduler(pipe, "ddim")
     assert type(pipe.scheduler) is DDIMScheduler
-    pictures.set_scheduler(pipe, "Euler-Discrete")
-    assert type(pipe.scheduler).__name__ == "EulerDiscreteScheduler"
+    for name in ("Euler-Discrete", "euler", "EulerDiscreteScheduler"):
+        pictures.set_scheduler(pipe, name)
+        assert type(pipe.scheduler).__name__ == "EulerDiscreteScheduler"
     with pytest.raises(ValueError, match=r"--scheduler dimm does not go with .*Did you mean ddim\? It takes "):
         pictures.set_scheduler(pipe, "dimm")
 
