@@ -50,7 +50,7 @@ def demo(*, seed: int, steps: int | None) -> list[Section]:
         stories = tell(model, tokenizer, 8 * new, seed, objective_weights=weights)
         hits.append([[rule(story) for story in stories] for rule in _RULES.values()])
         measured.append([f"{share:g} / {1 - share:g}", *(sum(each) / len(stories) for each in hits[-1])])
-        shown.append([measured[-1][0], *(story.strip() for story in stories[:8:2])])
+        shown.append([story.strip() for story in stories[:16:2]])
     told = [
         verdict(
             f"stories with {name}",
@@ -97,8 +97,8 @@ def demo(*, seed: int, steps: int | None) -> list[Section]:
             tables=[
                 measures,
                 Table(
-                    [f"weights {names}", *new[:8:2]],
-                    shown,
+                    ["beginning", *(f"{names} {row[0]}" for row in measured)],
+                    [list(row) for row in zip(new[::2], *shown, strict=True)],
                     caption="Told with the same random numbers, and not selected. Speech and happy words are marked.",
                     mark=rf"{SPEECH}|\b(?:{'|'.join(sorted(_HAPPY))})\b",
                 ),
