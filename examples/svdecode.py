@@ -48,13 +48,13 @@ def encoded(tokenizer: Any, rows: list[dict[str, str]]) -> dict[str, torch.Tenso
 
 
 def warm_start(name: str, tokenizer: Any, rows: list[dict[str, str]], seed: int, steps: int, rate: float) -> Any:
-    """A LoRA, trained for a few steps of 16 questions."""
+    """A LoRA, trained for a few steps of 8 questions."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(name)
     model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules="all-linear"))
     optimizer = torch.optim.AdamW((w for w in model.parameters() if w.requires_grad), lr=rate)
     for step in range(steps):
-        batch = [rows[(step * 16 + i) % len(rows)] for i in range(16)]
+        batch = [rows[(step * 8 + i) % len(rows)] for i in range(8)]
         model(**encoded(tokenizer, batch)).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -84,7 +84,7 @@ def exact(model: Any, tokenizer: Any, rows: list[dict[str, str]], **settings: An
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(mini.path("lm")), help="any causal language model with a tokenizer")
-    parser.add_argument("--steps", type=int, default=24, help="optimizer steps of 16 questions")
+    parser.add_argument("--steps", type=int, default=24, help="optimizer steps of 8 questions")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     args = parser.parse_args()
 
