@@ -149,8 +149,8 @@ def report() -> None:
     header = ["way", "budget", "tokens per story", "CPU s per story", *keys]
     cells = ([*(row[h] for h in header[:4]), *(shown(row[key]) for key in keys)] for row in rows)
     text = (
-        f"{len(parts)} seeds, {sum(part['prompts'] for part in parts)} stories in all, completions of at most {TOKENS} "
-        "tokens. Means and "
+        f"{len(parts)} seeds, {sum(part['prompts'] for part in parts)} stories in all, completions of at most "
+        f"{TOKENS} tokens. Means and "
         "95 % intervals of a bootstrap over stories; of distinct pairs over seeds. The budget: draws, steps of the "
         f"chain, candidates of a sentence, tokens kept of a winner.\n\n{table(header, cells)}"
     )
