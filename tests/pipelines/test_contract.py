@@ -578,13 +578,14 @@ def test_lora_is_used(row, pipe, tmp_path):
     assert changes(before, footprint(pipe)) == []
 
 
+HALVES = [(dtype, mode) for dtype in (torch.float16, torch.bfloat16) for mode in ("neutral", "active")]
+
+
 @pytest.mark.filterwarnings("ignore:`upcast_vae` is deprecated:FutureWarning")  # called by stock Stable Diffusion XL
 @pytest.mark.parametrize(
     "dtype, mode",
-    slow_unless(
-        [(torch.float16, "neutral"), (torch.bfloat16, "active")],
-        [(dtype, mode) for dtype in (torch.float16, torch.bfloat16) for mode in ("neutral", "active")],
-    ),
+    slow_unless([(torch.float16, "neutral"), (torch.bfloat16, "active")], HALVES),
+    ids=["dtype0-neutral", "dtype0-active", "dtype1-neutral", "dtype1-active"],
 )
 def test_half_precision_runs_and_stays(row, pipe, dtype, mode):
     pipe.to(dtype)
