@@ -312,6 +312,7 @@ PRESENT = [
     f"{FLUX}.FluxIPAdapterAttnProcessor",
     "diffusers.FlowMatchEulerDiscreteScheduler.step_index",
     "diffusers.FlowMatchEulerDiscreteScheduler.begin_index",
+    "argparse._ActionsContainer",
     "argparse._AppendAction",
     "argparse._SubParsersAction",
     "diffusers.models.cache_utils.CacheMixin._cache_config",

@@ -194,7 +194,7 @@ def run_sweep(args: argparse.Namespace) -> None:
     )
     if args.out is not None:
         with replacing(args.out) as part, part.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([chosen._fields, *rows])
+            csv.writer(file).writerows([tuple(type(chosen).__annotations__), *rows])
     print("layer  method  alpha   trait  coherence")
     for row in rows:
         mark = "  <- the most of the trait with enough coherence" if row == chosen else ""
