@@ -76,6 +76,8 @@ if TYPE_CHECKING:
     from alignext.trainers.diffusion_preference import (
         DiffusionDPOConfig,
         DiffusionDPOTrainer,
+        DiffusionKTOConfig,
+        DiffusionKTOTrainer,
         InversionDPOConfig,
         InversionDPOTrainer,
         SampleGridCallback,
@@ -129,8 +131,8 @@ _NAMES = {
     "alignext.trainers.bco": "BCOConfig BCOTrainer",
     "alignext.trainers.cdas": "CDASConfig CDASTrainer make_quads",
     "alignext.trainers.diffusion_preference": """
-        DiffusionDPOConfig DiffusionDPOTrainer InversionDPOConfig InversionDPOTrainer SampleGridCallback
-        SmPOConfig SmPOTrainer
+        DiffusionDPOConfig DiffusionDPOTrainer DiffusionKTOConfig DiffusionKTOTrainer InversionDPOConfig
+        InversionDPOTrainer SampleGridCallback SmPOConfig SmPOTrainer
     """,
     "alignext.trainers.f_dpg": "FDPGConfig FDPGTrainer",
     "alignext.trainers.mah_dpo": "MAHDPOConfig MAHDPOTrainer",

@@ -144,6 +144,26 @@ METHODS = (
         page="diffusion_preference",
     ),
     Method(
+        name="Diffusion-KTO",
+        title="Aligning Diffusion Models by Optimizing Human Utility",
+        arxiv="2404.04465",
+        citation=r"""
+@inproceedings{li2024aligning,
+    title     = {{Aligning Diffusion Models by Optimizing Human Utility}},
+    author    = {Li, Shufan and Kallidromitis, Konstantinos and Gokul, Akash and Kato, Yusuke and Kozuka, Kazuki},
+    booktitle = {Advances in Neural Information Processing Systems},
+    year      = {2024},
+}
+""",
+        task="train a text-to-image model on thumbs up and thumbs down",
+        classes=("DiffusionKTOTrainer",),
+        parents=("transformers.Trainer",),
+        needs="single pictures with a label",
+        commands=("diffusion-kto",),
+        demo=None,
+        page="diffusion_preference",
+    ),
+    Method(
         name="Inversion-DPO",
         title="Inversion-DPO: Precise and Efficient Post-Training for Diffusion Models",
         arxiv="2507.11554",

@@ -25,6 +25,8 @@ from PIL.Image import Image
 from alignext import (
     DiffusionDPOConfig,
     DiffusionDPOTrainer,
+    DiffusionKTOConfig,
+    DiffusionKTOTrainer,
     InversionDPOConfig,
     InversionDPOTrainer,
     SmPOConfig,
@@ -39,6 +41,8 @@ STYLES = ("noto", "blob", "flat", "glossy", "ink")
 PROMPTS = ["a crown", "a frog", "a cloud", "a bee", "a bear", "a violin", "a camera", "a red apple"]
 METHODS = {
     "diffusion-dpo": (DiffusionDPOTrainer, DiffusionDPOConfig, {}),
+    # Takes the pairs apart: a thumb up for the winner, one down for the loser.
+    "diffusion-kto": (DiffusionKTOTrainer, DiffusionKTOConfig, {}),
     # Without soft labels and re-noising, SmPO is InPO.
     "inpo": (SmPOTrainer, SmPOConfig, {"num_renoise_steps": 0, "label_sharpness": None}),
     "smpo": (SmPOTrainer, SmPOConfig, {}),

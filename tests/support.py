@@ -457,6 +457,7 @@ TRAINERS = [
             Row(method, "FLUX.1", trains(f"{trainer}-flux") | unsharded(method)),
         )
     ),
+    Row("Diffusion-KTO", "Stable Diffusion 1, 2", trains("DiffusionKTOTrainer") | unsharded("Diffusion-DPO")),
     # settings of `SmPOTrainer`
     Row("InPO", "Stable Diffusion 1, 2", trains("InPO") | distributed("inpo") | unsharded("SmPO")),
 ]

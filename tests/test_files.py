@@ -230,6 +230,7 @@ ROWS = {
     "mah-dpo": {"prompt": "One day", "chosen": " Tom ran.", "rejected": " Tom.", "objective": "long"},
     "process-reward": {"prompt": "One day", "steps": ["Tom ran."], "labels": [1.0]},
     "f-dpg": {"prompt": "One day"},
+    "diffusion-kto": {"prompt": "an ant", "image": "ant.png", "label": True},
     **dict.fromkeys(("diffusion-dpo", "inversion-dpo", "smpo"), _PAIR),
 }
 

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from trl import DatasetMixtureConfig, ScriptArguments
 
 # Columns of pictures, all that the trainers know.
-_PICTURES = ("image_chosen", "image_rejected", "chosen", "rejected", "jpg_0", "jpg_1")
+_PICTURES = ("image_chosen", "image_rejected", "chosen", "rejected", "jpg_0", "jpg_1", "image", "source", "mask")
+_PICTURES += ("video_chosen", "video_rejected", "video")
 _READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
@@ -91,8 +92,18 @@ def prompt_rows(script: Any, mixture: "DatasetMixtureConfig") -> "dict[str, Data
 
 
 def load_pairs(script: "ScriptArguments", mixture: "DatasetMixtureConfig") -> "DatasetDict":
-    """The dataset of pairs of pictures by splits. Paths of pictures in a file are relative to it."""
-    dataset, path = load_rows(script, mixture, example="pairs.jsonl"), Path(script.dataset_name or "")
+    """
+    The dataset of pairs of pictures, or votes on them, by splits. Paths of pictures in a file are relative to it; a
+    folder may have `winner/`, `loser/` and `source/`.
+    """
+    from datasets import DatasetDict
+
+    path = Path(script.dataset_name or "")
+    if (path / "winner").is_dir() and (path / "loser").is_dir():
+        from alignext.trainers.diffusion_preference.data import pairs_from_folder
+
+        return DatasetDict({script.dataset_train_split: pairs_from_folder(path)})
+    dataset = load_rows(script, mixture, example="pairs.jsonl")
     if not path.is_file():
         return dataset
 

@@ -31,6 +31,11 @@ _PAIRS = (
     f"one in the format of Pick-a-Pic; {_MODEL}"
 )
 
+_VOTES = (
+    "--dataset_name is a JSON, CSV or Parquet file with columns prompt, image (a path, relative to the file) and "
+    f"label (true for a thumb up), a folder with such a metadata.jsonl, a Hub id, or pairs; {_MODEL}"
+)
+
 
 @dataclass(frozen=True)
 class Training:
@@ -64,6 +69,7 @@ TRAININGS = {
     method(row.method).commands[0]: row
     for row in (
         Training("Diffusion-DPO", _PAIRS, "--dataset_name pairs.jsonl --output_dir trained --use_peft"),
+        Training("Diffusion-KTO", _VOTES, "--dataset_name votes.jsonl --output_dir trained --use_peft"),
         Training("Inversion-DPO", _PAIRS, "--dataset_name pairs.jsonl --output_dir trained --use_peft"),
         Training("SmPO", _PAIRS, "--dataset_name pairs.jsonl --output_dir trained --use_peft"),
         Training(

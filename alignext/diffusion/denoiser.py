@@ -1,131 +1,63 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """The network in the middle of a pipeline as a module that `Trainer` can take: one call for every architecture."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, FluxPipeline
+from diffusers import DiffusionPipeline
 from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers.utils import logging
+
+from alignext.diffusion.conditions import Conditions
 
 
-# forward(module, latents, timesteps, prompt_embeds, pooled_prompt_embeds) -> prediction of the shape of `latents`
-DenoiserForward = Callable[..., torch.Tensor]
-
-
-def unet_forward(
-    module: "DenoiserModule",
-    latents: torch.Tensor,
-    timesteps: torch.Tensor,
-    prompt_embeds: torch.Tensor,
-    pooled_prompt_embeds: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """`UNet2DConditionModel` of Stable Diffusion 1, 2 and XL; XL is told that pictures are whole and uncropped."""
-    added = None
-    if pooled_prompt_embeds is not None:
-        h, w = (side * module.vae_scale_factor for side in latents.shape[-2:])
-        # Original size, corner of the crop, target size.
-        time_ids = latents.new_tensor([h, w, 0, 0, h, w]).expand(len(latents), 6)
-        added = {"text_embeds": pooled_prompt_embeds, "time_ids": time_ids}
-    return module.denoiser(latents, timesteps, prompt_embeds, added_cond_kwargs=added, return_dict=False)[0]
-
-
-def sd3_forward(
-    module: "DenoiserModule",
-    latents: torch.Tensor,
-    timesteps: torch.Tensor,
-    prompt_embeds: torch.Tensor,
-    pooled_prompt_embeds: torch.Tensor,
-) -> torch.Tensor:
-    """`SD3Transformer2DModel`, which is told `1000 sigma`."""
-    return module.denoiser(
-        hidden_states=latents,
-        encoder_hidden_states=prompt_embeds,
-        pooled_projections=pooled_prompt_embeds,
-        timestep=timesteps,
-        return_dict=False,
-    )[0]
-
-
-def flux_forward(
-    module: "DenoiserModule",
-    latents: torch.Tensor,
-    timesteps: torch.Tensor,
-    prompt_embeds: torch.Tensor,
-    pooled_prompt_embeds: torch.Tensor,
-) -> torch.Tensor:
-    """`FluxTransformer2DModel`: packed latents, positions, `sigma` itself, and the guidance it was distilled with."""
-    rows, channels, h, w = latents.shape
-    guidance = None
-    if module.denoiser.config.guidance_embeds:
-        guidance = torch.full((rows,), module.embedded_guidance, device=latents.device, dtype=torch.float32)
-    packed = module.denoiser(
-        hidden_states=FluxPipeline._pack_latents(latents, rows, channels, h, w),
-        encoder_hidden_states=prompt_embeds,
-        pooled_projections=pooled_prompt_embeds,
-        timestep=timesteps / 1000,
-        img_ids=FluxPipeline._prepare_latent_image_ids(rows, h // 2, w // 2, latents.device, latents.dtype),
-        txt_ids=latents.new_zeros(prompt_embeds.shape[1], 3),
-        guidance=guidance,
-        return_dict=False,
-    )[0]
-    return FluxPipeline._unpack_latents(packed, h, w, vae_scale_factor=1)
-
-
-FORWARDS: dict[str, DenoiserForward] = {
-    "UNet2DConditionModel": unet_forward,
-    "SD3Transformer2DModel": sd3_forward,
-    "FluxTransformer2DModel": flux_forward,
-}
+logger = logging.get_logger(__name__)
 
 
 class DenoiserModule(torch.nn.Module):
     """
-    The denoiser of a pipeline behind one signature. It has no attribute `config`, as trackers would take diffusers'
-    for one of transformers, and none of the pipeline's other models, which would be trained and saved with it.
+    The denoiser of a pipeline behind one signature, called as the pipeline's own loop calls it. It has no attribute
+    `config`, as trackers would take diffusers' for one of transformers, and none of the pipeline's other models, which
+    would be trained and saved with it.
 
     Args:
-        pipe (`DiffusionPipeline`): Of Stable Diffusion 1, 2, XL or 3, or Flux.
-        forward (`Callable`, *optional*): How to call another architecture: `forward(module, latents, timesteps,
-            prompt_embeds, pooled_prompt_embeds)` with the network at `module.denoiser`.
-        embedded_guidance (`float`, *optional*, defaults to 3.5): What a guidance-distilled denoiser is told.
-
-    Raises:
-        ValueError: if the architecture is not known and there is no `forward`.
+        denoiser (`torch.nn.Module`): The network.
+        conditions ([`~alignext.diffusion.conditions.Conditions`]): What it is told of each sample.
     """
 
     denoiser: Any
     dtype: torch.dtype
 
-    def __init__(
-        self, pipe: DiffusionPipeline, forward: DenoiserForward | None = None, embedded_guidance: float = 3.5
-    ) -> None:
+    def __init__(self, denoiser: Any, conditions: Conditions) -> None:
         super().__init__()
-        self.denoiser = get_denoiser(pipe)
-        name = type(self.denoiser).__name__
-        if forward is None and name not in FORWARDS:
-            raise ValueError(
-                f"`model` has a {name}, none of {', '.join(FORWARDS)}. Pass a `denoiser_forward` that calls it."
-            )
-        self._call = FORWARDS[name] if forward is None else forward
-        self.embedded_guidance = embedded_guidance
-        self.vae_scale_factor = getattr(pipe, "vae_scale_factor", 8)
-        self.dtype = self.denoiser.dtype  # asked before there are float32 adapters
+        self.denoiser, self.conditions = denoiser, conditions
+        self.dtype = denoiser.dtype  # asked before there are float32 adapters
 
-    def forward(
-        self,
-        latents: torch.Tensor,
-        timesteps: torch.Tensor,
-        prompt_embeds: torch.Tensor,
-        pooled_prompt_embeds: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        if pooled_prompt_embeds is not None:
-            pooled_prompt_embeds = pooled_prompt_embeds.to(self.dtype)
+    def forward(self, latents: torch.Tensor, timesteps: torch.Tensor, conditions: torch.Tensor) -> torch.Tensor:
+        """
+        What the pipeline's loop would step with, in float32: guidance and errors of policy and reference alike are not
+        in half precision.
+
+        Args:
+            latents (`torch.Tensor` of shape `(R, C, h, w)`): Noisy latents as the VAE lays them out, scaled.
+            timesteps (`torch.Tensor` of shape `(R,)`): In the scheduler's units.
+            conditions (`torch.Tensor` of shape `(R,)`): Numbers that the conditions gave to the samples.
+        """
         # One memory layout, or the same latents would be summed in another order wherever they come from.
         latents = latents.to(self.dtype).contiguous()
-        prediction = self._call(self, latents, timesteps, prompt_embeds.to(self.dtype), pooled_prompt_embeds)
-        return prediction.float()  # guidance and errors of policy and reference alike are not in half precision
+        timesteps = timesteps.expand(len(latents))
+        groups = self.conditions.groups(conditions, latents.device, self.dtype)
+        if len(groups) == 1:
+            _, call, template = groups[0]
+            return template.unpack(call(self.denoiser, template.pack(latents), timesteps))
+        parts = [
+            template.unpack(call(self.denoiser, template.pack(latents[rows]), timesteps[rows]))
+            for rows, call, template in groups
+        ]
+        order = torch.tensor([row for rows, *_ in groups for row in rows], device=latents.device)
+        return torch.cat(parts)[order.argsort()]
 
     # The names that `Trainer` knows.
 
@@ -137,7 +69,10 @@ class DenoiserModule(torch.nn.Module):
     ) -> None:
         if every_n_layers != 1 or offload:
             raise ValueError("Denoisers checkpoint every block: `every_n_layers` and `offload` are not supported.")
-        self.denoiser.enable_gradient_checkpointing()
+        if not self.denoiser._supports_gradient_checkpointing:
+            logger.warning("%s cannot recompute its activations, and keeps them.", type(self.denoiser).__name__)
+        else:
+            self.denoiser.enable_gradient_checkpointing()
 
     @property
     def is_activation_checkpointing(self) -> bool:

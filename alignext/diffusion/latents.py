@@ -3,10 +3,14 @@
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
+
+
+if TYPE_CHECKING:
+    from alignext.diffusion.layouts import Layout
 
 
 def encode_images(
@@ -16,6 +20,7 @@ def encode_images(
     generator: torch.Generator | list[torch.Generator] | None = None,
     *,
     sample: bool = True,
+    layout: "Layout | None" = None,
 ) -> torch.Tensor:
     """
     Latents as the denoiser takes them: a sample of the VAE's posterior, or its mean, shifted and scaled. A VAE with
@@ -28,9 +33,11 @@ def encode_images(
         batch_size (`int`, *optional*, defaults to 8): Pictures per pass.
         generator (`torch.Generator` or `list[torch.Generator]`, *optional*): Of the sample; a list has one a picture.
         sample (`bool`, *optional*, defaults to `True`): Draw from the posterior; otherwise take its mean.
+        layout ([`~alignext.diffusion.layouts.Layout`], *optional*): How the pipeline has its latents, where that is
+            not plain: a VAE of pictures in a pipeline of videos, or the other way round, or a scaling of its own.
 
     Returns:
-        `torch.Tensor`: `(n, C, h, w)` or `(n, C, f, h, w)`, float32, on the device of the VAE.
+        `torch.Tensor`: `(n, C, h, w)` or `(n, C, f, h, w)`, or `(n, *layout.shape)`; float32, on the VAE's device.
 
     Raises:
         ValueError: If latents are not finite, as when a VAE overflows in float16.
@@ -38,12 +45,18 @@ def encode_images(
     vae = _vae(pipe)
     stored, device = vae.dtype, _device(vae)
     means, deviations = [], []
+    if layout is not None and layout.frames_alone:
+        frames = pixel_values.shape[2]
+        pixel_values = pixel_values.transpose(1, 2).flatten(0, 1)
+        generator = [g for g in generator for _ in range(frames)] if isinstance(generator, list) else generator
+    elif layout is not None and len(layout.shape) == 4 and pixel_values.ndim == 4:
+        pixel_values = pixel_values[:, :, None]  # a picture is a video of one frame
     with torch.no_grad(), float32_if_forced(vae), torch.autocast(device.type, enabled=False):
         used = vae.dtype
         for pixels in pixel_values.split(batch_size):
             encoded = vae.encode(pixels.to(device, used))
-            posterior = getattr(encoded, "latent_dist", None)  # tiny autoencoders have latents, and no distribution
-            means.append((encoded.latents if posterior is None else posterior.mean).float())
+            posterior = getattr(encoded, "latent_dist", None)  # some autoencoders have latents, and no distribution
+            means.append((encoded[0] if posterior is None else posterior.mean).float())
             if sample and posterior is not None:
                 deviations.append(posterior.std.float())
         latents = torch.cat(means)
@@ -54,7 +67,7 @@ def encode_images(
         if used == torch.float32:
             raise ValueError("The VAE gives latents that are not finite: neither are its weights, or the pictures.")
         raise ValueError(f"The VAE gives latents that are not finite: it overflows in {stored}. Load it in float32.")
-    return scale_latents(vae, latents)
+    return scale_latents(vae, latents) if layout is None else layout.scaled(vae, latents.reshape(-1, *layout.shape))
 
 
 def decode_latents(pipe: Any, latents: torch.Tensor, batch_size: int | None = None) -> torch.Tensor:

@@ -152,6 +152,15 @@ class Prediction:
         return value if self.sign == 1 else -value
 
 
+def mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """The same nesting of tuples, lists and dictionaries with every tensor changed."""
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, list | tuple):
+        return type(value)(mapped(item, change) for item in value)
+    return {k: mapped(v, change) for k, v in value.items()} if isinstance(value, dict) else value
+
+
 def first_of(output: Any) -> Any:
     """A denoiser's prediction: the first of its outputs, whether it returned a tuple or a dataclass."""
     return output if isinstance(output, torch.Tensor) else output[0]

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
-from alignext.diffusion.recorded_call import FORMS, Latents, Prediction, RecordedCall, Timestep, first_of
+from alignext.diffusion.recorded_call import FORMS, Latents, Prediction, RecordedCall, Timestep, first_of, mapped
 from alignext.diffusion.schedulers import NoStepsScheduler
 from alignext.wrapping import wrapped
 
@@ -29,7 +29,9 @@ DENOISERS = ("unet", "transformer", "transformer_2")
 _PROBES = (901.0, 301.0)
 
 
-def record_call(pipe: Any, *, embedded_guidance: float | None = None, **call: Any) -> RecordedCall:
+def record_call(
+    pipe: Any, *, embedded_guidance: float | None = None, dtype: torch.dtype | None = None, **call: Any
+) -> RecordedCall:
     """
     Run a stock pipeline's call without a step, and record how it calls its denoiser: without classifier-free guidance,
     one row per sample.
@@ -38,6 +40,8 @@ def record_call(pipe: Any, *, embedded_guidance: float | None = None, **call: An
         pipe (`DiffusionPipeline`): A stock pipeline, or a subclass. It stays as it is.
         embedded_guidance (`float`, *optional*): What a guidance-distilled denoiser is told; the pipeline's default
             otherwise.
+        dtype (`torch.dtype`, *optional*): What the denoiser is in, where that is not what the pipeline hands it: its
+            arguments are cast, and its output is cast back.
         **call: Arguments of the stock call, such as `prompt`, `image`, `height` and `width`. Everything that does not
             depend on latents and noise level is recorded.
 
@@ -48,11 +52,7 @@ def record_call(pipe: Any, *, embedded_guidance: float | None = None, **call: An
         ValueError: If the pipeline has no denoiser, guidance cannot be switched off, or the loop does more to latents,
             timestep or prediction than can be read off. The message says what.
     """
-    cls = next((c for c in type(pipe).__mro__ if c.__module__.startswith("diffusers.")), type(pipe))
-    known = inspect.signature(cls.__call__).parameters
-    given: dict[str, Any] = {"num_inference_steps": len(_PROBES), "output_type": "latent", "return_dict": False}
-    given |= without_guidance(pipe, known, embedded_guidance)
-    records = _run(pipe, cls, call | {name: value for name, value in given.items() if name in known})
+    records = _run(pipe, _probing_call(pipe, embedded_guidance, call), dtype)
     if len(records) != len(_PROBES) or any(_rows(record) > len(record.sample) for record in records):
         raise ValueError(
             f"`pipe` must call its denoiser once a step, with a row per sample, when guidance is off, but "
@@ -61,7 +61,67 @@ def record_call(pipe: Any, *, embedded_guidance: float | None = None, **call: An
     return _read(records, type(pipe).__name__, _constants(pipe))
 
 
-def without_guidance(pipe: Any, known: Mapping[str, Any], embedded: float | None) -> dict[str, float]:
+@dataclass(frozen=True)
+class Capture:
+    """
+    What a stock call does before its first evaluation of the denoiser.
+
+    Attributes:
+        args (`tuple`), kwargs (`dict`): Of the denoiser's call.
+        schedule (`dict`): Arguments of `scheduler.set_timesteps` but the device, such as `sigmas` and `mu`.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    schedule: dict[str, Any]
+
+
+def capture_call(pipe: Any, *, embedded_guidance: float | None = None, guidance: bool = False, **call: Any) -> Capture:
+    """
+    The first call of the denoiser in a stock loop, and no more than that: the denoiser does not run.
+    With what [`record_call`] read off once, this is all that another prompt, picture or schedule needs.
+
+    Args:
+        pipe (`DiffusionPipeline`): A stock pipeline, or a subclass. It stays as it is.
+        embedded_guidance (`float`, *optional*): As of [`record_call`].
+        guidance (`bool`, *optional*, defaults to `False`): Leave classifier-free guidance as the call has it.
+        **call: Arguments of the stock call, `num_inference_steps` among them where the schedule matters.
+    """
+    seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def stop(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            seen.append((args, kwargs))
+            raise _Captured
+
+        return wrapper
+
+    scheduler = _ProbingScheduler(pipe.scheduler)
+    try:
+        _call(pipe, scheduler, stop, call if guidance else _probing_call(pipe, embedded_guidance, call))
+    except _Captured:
+        return Capture(*seen[0], scheduler.schedule)
+    raise ValueError(f"{type(pipe).__name__} did not call its denoiser.")
+
+
+class _Captured(Exception):
+    """Leaves a stock call."""
+
+
+def stock_class(pipe: Any) -> Any:
+    """The class of diffusers whose `__call__` is the stock loop of a pipeline."""
+    return next((c for c in type(pipe).__mro__ if c.__module__.startswith("diffusers.")), type(pipe))
+
+
+def _probing_call(pipe: Any, embedded_guidance: float | None, call: dict[str, Any]) -> dict[str, Any]:
+    known = inspect.signature(stock_class(pipe).__call__).parameters
+    given = {"num_inference_steps": call.get("num_inference_steps", len(_PROBES))}
+    given |= {"output_type": "latent", "return_dict": False}
+    given |= without_guidance(pipe, known, embedded_guidance)
+    return call | {name: value for name, value in given.items() if name in known}
+
+
+def without_guidance(pipe: Any, known: Mapping[str, Any], embedded: float | None = None) -> dict[str, float]:
     """
     Arguments of the call that leave classifier-free guidance out. Where `guidance_scale` is what a distilled denoiser
     is told, it stays; elsewhere every loop takes 0 for no guidance, most of them also 1.
@@ -76,7 +136,7 @@ def without_guidance(pipe: Any, known: Mapping[str, Any], embedded: float | None
         told = {} if embedded is None else {"guidance_scale": embedded}
     else:
         told = {} if "true_cfg_scale" in known else {"guidance_scale": 0.0}
-    return {"true_cfg_scale": 1.0, **told}
+    return {name: value for name, value in {"true_cfg_scale": 1.0, **told}.items() if name in known}
 
 
 def _constants(pipe: Any) -> tuple[float, ...]:
@@ -104,8 +164,11 @@ class _ProbingScheduler(NoStepsScheduler):
     def __init__(self, base: Any) -> None:
         super().__init__(base)
         self.steps: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        self.schedule: dict[str, Any] = {}
 
     def set_timesteps(self, num_inference_steps=None, device=None, sigmas=None, timesteps=None, mu=None) -> None:
+        given = {"num_inference_steps": num_inference_steps, "sigmas": sigmas, "timesteps": timesteps, "mu": mu}
+        self.schedule = {name: value for name, value in given.items() if value is not None}
         whole = hasattr(self.base, "alphas_cumprod")
         self.timesteps = torch.tensor(_PROBES, dtype=torch.int64 if whole else torch.float32, device=device)
         self.sigmas = torch.tensor([*(t / 1000 for t in _PROBES), 0.0], device=device)
@@ -116,27 +179,47 @@ class _ProbingScheduler(NoStepsScheduler):
         return SchedulerOutput(prev_sample=sample)  # also a tuple
 
 
-def _run(pipe: Any, cls: type, call: dict[str, Any]) -> list[_Record]:
-    twin = copy.copy(pipe)  # shares the models; another scheduler
+def _call(pipe: Any, scheduler: Any, wrap: Callable[..., Any], call: dict[str, Any]) -> None:
+    """The stock call with another scheduler and something around the denoisers."""
+    twin = copy.copy(pipe)  # shares the models
     twin._progress_bar_config = {**getattr(pipe, "_progress_bar_config", {}), "disable": True}
-    twin.scheduler = scheduler = _ProbingScheduler(pipe.scheduler)
+    twin.scheduler = scheduler
+    found = [part for name in DENOISERS if isinstance(part := getattr(pipe, name, None), torch.nn.Module)]
+    if not found:
+        raise ValueError(f"`pipe` must have one of {', '.join(DENOISERS)}, received a {type(pipe).__name__}.")
+    device = next((parameter.device for parameter in found[0].parameters()), None)
+    if device is not None and device != twin._execution_device and not hasattr(found[0], "_hf_hook"):
+        # Stock code takes the device of the pipeline's first model for that of all; a VAE may be elsewhere.
+        where = {"_execution_device": property(lambda _: device)}
+        twin.__class__ = type(type(pipe).__name__, (type(pipe),), where)
+    with ExitStack() as stack:
+        for module in found:
+            stack.enter_context(wrapped(module, wrap))
+        stock_class(pipe).__call__(twin, **call)
+
+
+def _run(pipe: Any, call: dict[str, Any], dtype: torch.dtype | None) -> list[_Record]:
+    scheduler = _ProbingScheduler(pipe.scheduler)
     calls: list[tuple[tuple[Any, ...], dict[str, Any], Any]] = []
 
     def recording(forward: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            output = forward(*args, **kwargs)
+            given = {value.dtype for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)}
+            if dtype is None or dtype in given:
+                output = forward(*args, **kwargs)
+            else:
+                back = next(kind for kind in (torch.bfloat16, torch.float16, torch.float32) if kind in given)
+                output = forward(*mapped(args, cast), **mapped(kwargs, cast))
+                output = mapped(output, lambda value: value.to(back))
             calls.append((args, kwargs, output))
             return output
 
         return wrapper
 
-    found = [part for name in DENOISERS if isinstance(part := getattr(pipe, name, None), torch.nn.Module)]
-    if not found:
-        raise ValueError(f"`pipe` must have one of {', '.join(DENOISERS)}, received a {type(pipe).__name__}.")
-    with ExitStack() as stack:
-        for module in found:
-            stack.enter_context(wrapped(module, recording))
-        cls.__call__(twin, **call)
+    def cast(value: torch.Tensor) -> torch.Tensor:
+        return value.to(dtype) if value.is_floating_point() and value.ndim > 1 else value
+
+    _call(pipe, scheduler, recording, call)
     # Where the counts differ, `record_call` refuses, whatever is beside what.
     return [
         _Record(*seen, torch.as_tensor(t), sample, stepped)
@@ -162,8 +245,6 @@ def _read(records: Sequence[_Record], name: str, constants: Sequence[float]) -> 
         raise ValueError(f"The timestep of {name} reaches its denoiser in a way that cannot be read off its call.")
     prediction = _prediction_in(records)
     if prediction is None:
-        if not all(r.stepped.isfinite().all() for r in records):
-            raise ValueError(f"The denoiser of {name} gives numbers that are not finite, such as NaN.")
         raise ValueError(f"{name} changes its denoiser's prediction in a way that cannot be read off its call.")
     return RecordedCall(
         first.args, first.kwargs, latents, timestep, prediction, first.sample.shape, first.sample.dtype

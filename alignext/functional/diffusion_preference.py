@@ -39,15 +39,21 @@ TARGETS = ("reference", "trajectory", "recovered")
 # Margins and losses
 
 
-def row_mse(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def row_mse(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
     """
     Mean over all but the first dimension of `(prediction - target)^2`, in float32 or better; shape `(R,)`.
 
     Args:
         prediction, target (`torch.Tensor` of shape `(R, ...)`): What the network says, and what it should say.
+        mask (`torch.Tensor`, *optional*): Weights of the mean that broadcast to `prediction`, `R` rows; the same mean
+            where all of them are equal.
     """
     dtype = torch.promote_types(torch.promote_types(prediction.dtype, target.dtype), torch.float32)
-    return (prediction.to(dtype) - target.to(dtype)).square().flatten(1).mean(1)
+    squares = (prediction.to(dtype) - target.to(dtype)).square()
+    if mask is None:
+        return squares.flatten(1).mean(1)
+    weights = mask.to(squares).expand_as(squares)
+    return (weights * squares).flatten(1).sum(1) / weights.flatten(1).sum(1).clamp(min=1e-6)
 
 
 def implicit_rewards(
@@ -85,14 +91,18 @@ def preference_margin(rewards: torch.Tensor) -> torch.Tensor:
     return chosen - rejected
 
 
-def preference_loss(margin: torch.Tensor) -> torch.Tensor:
+def preference_loss(margin: torch.Tensor, probability: torch.Tensor | None = None) -> torch.Tensor:
     """
     `-log sigmoid(m)` of each pair; their mean is minimised. `ln 2` where policy and reference are the same.
 
     Args:
         margin (`torch.Tensor` of shape `(B,)`): Of [`preference_margin`].
+        probability (`torch.Tensor` of shape `(B,)`, *optional*): Share `p` of those who prefer the winner. The loss is
+            then the mean over all their votes, `-p log sigmoid(m) - (1 - p) log sigmoid(-m)`, least at `m = logit p`.
     """
-    return -F.logsigmoid(margin)
+    if probability is None:
+        return -F.logsigmoid(margin)
+    return -probability.to(margin) * F.logsigmoid(margin) - (1 - probability.to(margin)) * F.logsigmoid(-margin)
 
 
 @dataclass(frozen=True)
@@ -120,6 +130,7 @@ def preference_errors(
     *,
     weight: torch.Tensor | float = 1.0,
     points: int = 1,
+    mask: torch.Tensor | None = None,
 ) -> PreferenceErrors:
     """
     Evaluate policy and reference at the same points against the same targets. Only the policy gets a gradient.
@@ -132,12 +143,13 @@ def preference_errors(
         conditioning (`Mapping[str, torch.Tensor]`, *optional*): Tensors of `K * 2B` rows.
         weight (`float` or `torch.Tensor` of shape `(K * 2B,)`, *optional*, defaults to 1.0): `w`.
         points (`int`, *optional*, defaults to 1): `K`, points per row, outermost.
+        mask (`torch.Tensor`, *optional*): As of [`row_mse`], `K * 2B` rows.
     """
     conditioning = dict(conditioning or {})
     # The reference first: its activations are gone before those of the policy come, which stay for the backward pass.
     with torch.no_grad():
-        r = None if reference is None else row_mse(reference(x, t, **conditioning), target)
-    l = row_mse(policy(x, t, **conditioning), target)  # noqa: E741
+        r = None if reference is None else row_mse(reference(x, t, **conditioning), target, mask)
+    l = row_mse(policy(x, t, **conditioning), target, mask)  # noqa: E741
     r = torch.zeros_like(l) if r is None else r
     delta = weight * (l - r)
     return PreferenceErrors(*(value.unflatten(0, (points, -1)).mean(0) for value in (l.detach(), r, delta)))
@@ -154,6 +166,7 @@ def diffusion_dpo_errors(
     conditioning: Mapping[str, torch.Tensor] | None = None,
     *,
     prediction_type: str = "epsilon",
+    mask: torch.Tensor | None = None,
 ) -> PreferenceErrors:
     """
     Diffusion-DPO: both latents of a pair get the same noise and timestep. Its loss is
@@ -166,10 +179,11 @@ def diffusion_dpo_errors(
         t, a, s (`torch.Tensor` of shape `(B,)`): Timestep and level, one per pair.
         conditioning (`Mapping[str, torch.Tensor]`, *optional*): Tensors of `2B` rows.
         prediction_type (`str`, *optional*, defaults to `"epsilon"`): One of `PREDICTION_TYPES`.
+        mask (`torch.Tensor`, *optional*): As of [`row_mse`], `2B` rows.
     """
     noise, t, a, s = (torch.cat([value, value]) for value in (noise, t, a, s))
     target = prediction_target(x0, noise, a, s, prediction_type)
-    return preference_errors(policy, reference, add_noise(x0, noise, a, s), t, target, conditioning)
+    return preference_errors(policy, reference, add_noise(x0, noise, a, s), t, target, conditioning, mask=mask)
 
 
 def inversion_errors(
@@ -182,6 +196,7 @@ def inversion_errors(
     *,
     target: str = "reference",
     prediction_type: str = "epsilon",
+    mask: torch.Tensor | None = None,
 ) -> PreferenceErrors:
     r"""
     Inversion-DPO, InPO and SmPO: errors at points of the inversion of each image.
@@ -203,6 +218,7 @@ def inversion_errors(
         conditioning (`Mapping[str, torch.Tensor]`, *optional*): Tensors of `2B` rows.
         target (`str`, *optional*, defaults to `"reference"`): One of `TARGETS`.
         prediction_type (`str`, *optional*, defaults to `"epsilon"`): One of `PREDICTION_TYPES`.
+        mask (`torch.Tensor`, *optional*): As of [`row_mse`], `2B` rows.
     """
     if target not in TARGETS:
         raise ValueError(f"`target` is {target!r}, expected one of {', '.join(TARGETS)}.")
@@ -222,9 +238,9 @@ def inversion_errors(
     tiled_conditioning = {
         name: value.repeat(count, *(1,) * (value.dim() - 1)) for name, value in (conditioning or {}).items()
     }
-    return preference_errors(
-        policy, reference, x, levels.timesteps[k - 1], goal, tiled_conditioning, weight=weight, points=count
-    )
+    mask = None if mask is None else mask.repeat(count, *(1,) * (mask.dim() - 1))
+    t = levels.timesteps[k - 1]
+    return preference_errors(policy, reference, x, t, goal, tiled_conditioning, weight=weight, points=count, mask=mask)
 
 
 # Soft labels of SmPO

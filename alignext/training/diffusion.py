@@ -2,6 +2,7 @@
 """`DiffusionTrainer`: a `Trainer` of the denoiser of a diffusion pipeline. It knows nothing of preferences."""
 
 import copy
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,24 +11,24 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.training_utils import cast_training_params
-from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
-from transformers import Trainer
-from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
+from peft import LoraConfig
 from transformers.utils import logging
 from trl.trainer.utils import disable_dropout_in_model
 
-from alignext import hub
-from alignext.diffusion.denoiser import DenoiserForward, DenoiserModule, adapter_off, denoiser_name, get_denoiser
-from alignext.diffusion.levels import prediction_type, training_levels
-from alignext.diffusion.prompts import TEXT_ENCODERS, PromptCache
-from alignext.files import replacing
+from alignext.diffusion.conditions import Conditions
+from alignext.diffusion.denoiser import DenoiserModule, adapter_off, denoiser_name, get_denoiser
+from alignext.diffusion.draws import Draws
+from alignext.diffusion.levels import Schedules, prediction_type, training_levels
+from alignext.diffusion.prompts import text_encoders
+from alignext.diffusion.sizes import Size, default_side, draws_videos, size_of_latents
 from alignext.functional.inversion import Levels
 from alignext.functional.predictions import Denoiser
 from alignext.training.diffusion_arguments import DiffusionTrainingArguments
-from alignext.training.diffusion_card import DiffusionCard
+from alignext.training.diffusion_files import DiffusionFiles
 from alignext.training.door import settings
+from alignext.training.ema import RunningMean
 from alignext.training.lora import ADAPTER, add_lora, jitter
+from alignext.training.lora_files import check_format
 from alignext.training.metrics import Sums
 from alignext.training.runs import check_run
 
@@ -35,7 +36,7 @@ from alignext.training.runs import check_run
 logger = logging.get_logger(__name__)
 
 
-class DiffusionTrainer(DiffusionCard, Trainer):
+class DiffusionTrainer(DiffusionFiles):
     """
     Trains the denoiser of a diffusion pipeline, whole or by a LoRA, beside a frozen reference. Saves what diffusers
     loads: `pytorch_lora_weights.safetensors`, or a `unet` or `transformer` folder. A subclass defines `compute_loss`
@@ -49,7 +50,6 @@ class DiffusionTrainer(DiffusionCard, Trainer):
         args ([`DiffusionTrainingArguments`], *optional*): The settings; their defaults if not given.
         ref_model (`DiffusionPipeline` or `torch.nn.Module`, *optional*): The reference in place of the initial policy.
         peft_config (`LoraConfig`, *optional*): Train this adapter only.
-        denoiser_forward (`Callable`, *optional*): How to call an architecture that is not known here.
         init_noise (`float`, *optional*, defaults to 0.0): See [`jitter`]; not where there is a `ref_model`.
         **kwargs: All other arguments of [`~transformers.Trainer`].
     """
@@ -68,7 +68,6 @@ class DiffusionTrainer(DiffusionCard, Trainer):
         *,
         ref_model: Any = None,
         peft_config: LoraConfig | None = None,
-        denoiser_forward: DenoiserForward | None = None,
         init_noise: float = 0.0,
         **kwargs: Any,
     ) -> None:
@@ -80,12 +79,25 @@ class DiffusionTrainer(DiffusionCard, Trainer):
             )
         if args.save_full_pipeline and peft_config is not None:
             raise ValueError("`save_full_pipeline` saves a fully trained pipeline, and `peft_config` trains a LoRA.")
-        denoiser = get_denoiser(self.pipe)
+        self.denoiser_name = args.denoiser or denoiser_name(self.pipe)
+        denoiser = getattr(self.pipe, self.denoiser_name, None)
+        if denoiser is None:
+            raise ValueError(f"`denoiser` must be one that the pipeline has, received {args.denoiser!r}.")
+        check_format(args.save_format, self.denoiser_name)
+        if peft_config is None and getattr(denoiser, "is_quantized", False):
+            raise ValueError("The denoiser is quantized, and its weights cannot be trained. Pass a `peft_config`.")
         for part in self.pipe.components.values():
             if isinstance(part, torch.nn.Module):
                 part.requires_grad_(False)
                 part.eval()
-        module = DenoiserModule(self.pipe, denoiser_forward, args.embedded_guidance)
+        self.conditions = Conditions(
+            self.pipe,
+            self._size(self.pipe, args),
+            embedded_guidance=args.embedded_guidance,
+            steps=self._grids(args) if self.prediction_type == "flow_prediction" else (),
+            **{"max_sequence_length": args.max_sequence_length} | dict(args.call_arguments or {}),
+        )
+        module = DenoiserModule(denoiser, self.conditions)
         torch.manual_seed(args.seed)
         self.is_lora = peft_config is not None
         if peft_config is not None:
@@ -98,24 +110,30 @@ class DiffusionTrainer(DiffusionCard, Trainer):
                 )
             denoiser.requires_grad_(True)
             module.dtype = torch.float32
+        self.conditions.dtype = module.dtype
         cast_training_params(denoiser, torch.float32)  # the optimizer's updates would vanish in half precision
         # Random masks would make the policy differ from the reference before anything is learnt.
         disable_dropout_in_model(denoiser)
 
         self.ref_denoiser: DenoiserModule | None = None
         if not self.is_lora and (self._needs_reference or ref_model is not None):
-            self.ref_denoiser = self._frozen(ref_model, module)
+            self.ref_denoiser = self._frozen(ref_model, module, args)
         if init_noise and ref_model is None:
             jitter(denoiser, init_noise, args.seed)
         super().__init__(model=module, args=args, processing_class=None, **kwargs)
         if self.is_fsdp_enabled or getattr(args.deepspeed_plugin, "zero_stage", 0) == 3:
-            raise NotImplementedError(f"{type(self).__name__} does not shard parameters (FSDP, ZeRO-3) yet. Use DDP.")
+            raise NotImplementedError(
+                f"{type(self).__name__} does not shard parameters (FSDP, ZeRO-3): what is recorded, and the "
+                "reference, call the denoiser outside of the wrapper that gathers them. Use DDP."
+            )
         check_run(args, self.model)
         if self.ref_denoiser is not None:
             self.ref_denoiser.to(self.accelerator.device)
         self.sums = Sums(self.accelerator)
-        self.prompts = PromptCache(self.pipe, args.max_sequence_length)
-        self._levels: dict[tuple[int, int], Levels] = {}
+        self._levels: dict[Size, Levels] = {}
+        self.ema = None if args.ema_decay is None else RunningMean(denoiser, args.ema_decay)
+        if self.ema is not None:
+            self.add_callback(self.ema)
 
     @classmethod
     def _door(cls, model: str | os.PathLike | DiffusionPipeline, args: Any) -> tuple[DiffusionPipeline, Any]:
@@ -126,24 +144,21 @@ class DiffusionTrainer(DiffusionCard, Trainer):
         return DiffusionPipeline.from_pretrained(model) if isinstance(model, str | os.PathLike) else model, args
 
     @staticmethod
-    def _frozen(ref_model: Any, module: DenoiserModule) -> DenoiserModule:
+    def _frozen(ref_model: Any, module: DenoiserModule, args: Any) -> DenoiserModule:
         if ref_model is None:
             reference = copy.deepcopy(module)
         else:
             reference = copy.copy(module)  # its settings, around another network
             reference._modules = dict(module._modules)
             is_pipe = isinstance(ref_model, DiffusionPipeline)
-            reference.denoiser = get_denoiser(ref_model) if is_pipe else ref_model
+            reference.denoiser = (
+                getattr(ref_model, args.denoiser or denoiser_name(ref_model)) if is_pipe else ref_model
+            )
             if reference.denoiser is module.denoiser:
                 raise ValueError("`ref_model` is the model that is trained. Leave it out, or load a second one.")
             reference.dtype = reference.denoiser.dtype
             disable_dropout_in_model(reference)
         return reference.eval().requires_grad_(False)
-
-    @property
-    def denoiser(self) -> Any:
-        """The network in training, also to be found in the pipeline."""
-        return get_denoiser(self.pipe)
 
     def without_grad(self, model: torch.nn.Module) -> Denoiser:
         """The policy as a function that leaves no graph, not through DDP: it would wait for a backward pass."""
@@ -173,20 +188,52 @@ class DiffusionTrainer(DiffusionCard, Trainer):
 
     # Data and evaluation
 
+    @staticmethod
+    def _size(pipe: DiffusionPipeline, args: Any) -> Size:
+        """Of samples that come without one."""
+        side = args.resolution or default_side(pipe, get_denoiser(pipe))
+        if side is None:
+            raise ValueError(
+                f"`resolution` must be given: a {type(pipe).__name__} does not say in which size it draws."
+            )
+        return Size(side, side, (args.num_frames or 1) if draws_videos(pipe) else None)
+
+    def _grids(self, args: Any) -> tuple[int, ...]:
+        """Numbers of steps of the schedules that training needs."""
+        return (self.pipe.scheduler.config.num_train_timesteps,)
+
     def levels(self, x0: torch.Tensor) -> Levels:
         """The noise levels that samples are trained at; flow schedules may depend on the size of the latents."""
-        size = (x0.shape[-2], x0.shape[-1])
+        size = size_of_latents(self.pipe, x0.shape[1:])
         if size not in self._levels:
-            levels = self._make_levels(size)
+            flow = self.prediction_type == "flow_prediction"
+            levels = self._make_levels(self.conditions.template(size).schedules if flow else None)
             single = (v.float() if v.is_floating_point() else v for v in (levels.timesteps, levels.a, levels.s))
             self._levels[size] = Levels(*single).to(x0.device)
         return self._levels[size]
 
-    def _make_levels(self, size: tuple[int, int]) -> Levels:
-        return training_levels(self.pipe, size)
+    def drawn_steps(self, draws: Draws, levels: Levels, count: int = 1) -> torch.Tensor:
+        """Steps `(count, B)` of the levels, 1 to their number; where the pipeline has two denoisers, those of the one
+        in training."""
+        steps, expert = torch.arange(1, levels.num_steps + 1), self._expert_range()
+        if expert is not None:
+            timesteps = levels.timesteps.cpu()
+            steps = steps[(timesteps >= expert[0]) & (timesteps < expert[1])]
+        return steps[draws.points("time", count, len(steps))]
+
+    def _expert_range(self) -> tuple[float, float] | None:
+        """Timesteps of the denoiser in training, of pipelines with one for high noise and one for low (Wan 2.2)."""
+        ratio = self.pipe.config.get("boundary_ratio")
+        if ratio is None or getattr(self.pipe, "transformer_2", None) is None:
+            return None
+        boundary = ratio * self.pipe.scheduler.config.num_train_timesteps
+        return (boundary, math.inf) if self.denoiser_name == "transformer" else (0.0, boundary)
+
+    def _make_levels(self, schedules: Schedules | None) -> Levels:
+        return training_levels(self.pipe, schedules)
 
     def _text_encoders(self) -> list[torch.nn.Module]:
-        return [e for name in TEXT_ENCODERS if (e := getattr(self.pipe, name, None)) is not None]
+        return text_encoders(self.pipe)
 
     def _map_datasets(self, change: Callable[[Any], Any]) -> None:
         """Replace every dataset by what `change` makes of it."""
@@ -227,58 +274,3 @@ class DiffusionTrainer(DiffusionCard, Trainer):
             # In place: `evaluate` hands in what it returns, and what the best model is picked by.
             logs.update({f"{prefix}{name}": mean for name, mean in self.sums.means(mode).items()})
         super().log(logs, start_time)
-
-    # Saving and loading
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
-        if not self.args.should_save:
-            return
-        name = denoiser_name(self.pipe)
-        if self.is_lora:
-            layers = get_peft_model_state_dict(self.denoiser, adapter_name=ADAPTER)
-            metadata = self.denoiser.peft_config[ADAPTER].to_dict()
-            type(self.pipe).save_lora_weights(
-                folder, **{f"{name}_lora_layers": layers, f"{name}_lora_adapter_metadata": metadata}
-            )
-        elif self.args.save_full_pipeline and not folder.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-"):
-            self.pipe.save_pretrained(folder)
-        else:
-            # As a whole: shards of an earlier, larger save would stay beside the new ones.
-            with replacing(folder / name) as part:
-                self.denoiser.save_pretrained(part)
-        with replacing(folder / TRAINING_ARGS_NAME) as part:
-            torch.save(self.args, part)
-        if not folder.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-"):
-            hub._write(folder / "README.md", self._card(model_name=self._model_name()))
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        folder, name = Path(resume_from_checkpoint), denoiser_name(self.pipe)
-        if self.is_lora:
-            if not (folder / "pytorch_lora_weights.safetensors").is_file():
-                raise ValueError(f"`resume_from_checkpoint` is {folder}, which has no LoRA of this trainer.")
-            state = type(self.pipe).lora_state_dict(folder)
-            state = state[0] if isinstance(state, tuple) else state
-            state = {key.removeprefix(f"{name}."): value for key, value in state.items()}
-            found = set_peft_model_state_dict(self.denoiser, state, adapter_name=ADAPTER)
-            wrong = list(found.unexpected_keys) + [key for key in found.missing_keys if f".{ADAPTER}." in key]
-            if wrong:
-                raise ValueError(f"The LoRA in {folder} is not that of `peft_config`: {wrong[0]} does not fit.")
-        else:
-            if not (folder / name).is_dir():
-                raise ValueError(f"`resume_from_checkpoint` is {folder}, which has no folder {name!r}.")
-            saved = type(self.denoiser).from_pretrained(folder / name)
-            self.denoiser.load_state_dict(saved.state_dict())
-
-    def _load_best_model(self) -> None:
-        self._load_from_checkpoint(self.state.best_model_checkpoint)
-
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        self.create_model_card(model_name=self._model_name())
-        super()._save_checkpoint(model, trial)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        # The inherited method copies the files of language models only.
-        if self.args.hub_strategy != HubStrategy.END:
-            self._save(self.args.output_dir)
-        super()._push_from_checkpoint(checkpoint_folder)

@@ -1,6 +1,7 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """What every trainer of a diffusion pipeline is told, and what of `TrainingArguments` it cannot follow."""
 
+import json
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
@@ -34,10 +35,22 @@ class DiffusionTrainingArguments(TrainingArguments):
             For a LoRA. It scales with the number of samples of an update.
         resolution (`int`, *optional*):
             Side of the pictures in pixels; if not given, that of the pipeline.
+        num_frames (`int`, *optional*):
+            Frames of a video that are trained on, from its start; all of them if not given.
         max_sequence_length (`int`, *optional*):
             Tokens for the T5 encoder of SD3 and Flux; if not given, the pipeline's.
-        embedded_guidance (`float`, *optional*, defaults to `3.5`):
-            The guidance that a distilled denoiser (Flux dev) is told.
+        denoiser (`str`, *optional*):
+            Which network of the pipeline is trained, where it has several: `"transformer"` or `"transformer_2"` of
+            Wan 2.2, each at its own noise levels. If not given, the first.
+        call_arguments (`dict` or `str`, *optional*):
+            Further arguments of the pipeline's call, or JSON of them, such as `{"clean_caption": false}`.
+        embedded_guidance (`float`, *optional*):
+            The guidance that a distilled denoiser (Flux dev, FLUX.2 dev) is told; if not given, the pipeline's.
+        ema_decay (`float`, *optional*):
+            Keep a running mean of the trained weights with this factor of the past (diffusers' `EMAModel`), and save
+            it in the place of the last weights. Checkpoints hold both. Evaluation sees the last weights.
+        save_format (`str`, *optional*, defaults to `"diffusers"`):
+            `"kohya"` writes the LoRA of a UNet a second time, with the keys of kohya's scripts.
         save_full_pipeline (`bool`, *optional*, defaults to `False`):
             After full training, save the whole pipeline and not the denoiser alone; checkpoints stay small.
 
@@ -57,11 +70,31 @@ class DiffusionTrainingArguments(TrainingArguments):
     resolution: int | None = field(
         default=None, metadata={"help": "Side of the pictures in pixels; that of the pipeline if not given."}
     )
+    num_frames: int | None = field(
+        default=None, metadata={"help": "Frames of a video that are trained on; all of them if not given."}
+    )
     max_sequence_length: int | None = field(
         default=None, metadata={"help": "Tokens for the T5 encoder of SD3 and Flux; the pipeline's if not given."}
     )
-    embedded_guidance: float = field(
-        default=3.5, metadata={"help": "The guidance that a distilled denoiser (Flux dev) is told."}
+    denoiser: str | None = field(
+        default=None, metadata={"help": "Which network is trained, such as `transformer_2` of Wan 2.2."}
+    )
+    call_arguments: str | None = field(  # or a dictionary, which the parser of commands does not know
+        default=None, metadata={"help": "Further arguments of the pipeline's call, as JSON."}
+    )
+    embedded_guidance: float | None = field(
+        default=None,
+        metadata={"help": "The guidance that a distilled denoiser (Flux dev) is told; the pipeline's if not given."},
+    )
+    ema_decay: float | None = field(
+        default=None, metadata={"help": "Save a running mean of the weights with this factor of the past."}
+    )
+    save_format: str = field(
+        default="diffusers",
+        metadata={
+            "help": "Also write the LoRA of a UNet with the keys of `kohya`.",
+            "choices": ["diffusers", "kohya"],
+        },
     )
     save_full_pipeline: bool = field(
         default=False, metadata={"help": "After full training, save the whole pipeline and not the denoiser alone."}
@@ -69,6 +102,10 @@ class DiffusionTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ValueError(f"`ema_decay` must be in [0, 1), received {self.ema_decay}; 0.999 is usual.")
+        if isinstance(self.call_arguments, str):
+            self.call_arguments = json.loads(self.call_arguments)
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False  # Trainer would look for them at every step
         for name, (taken, reason) in _NOT_FOR_PICTURES.items():

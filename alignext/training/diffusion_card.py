@@ -11,7 +11,6 @@ import torch
 
 import alignext
 from alignext import hub
-from alignext.diffusion.denoiser import denoiser_name, get_denoiser
 
 
 class DiffusionCard:
@@ -21,6 +20,7 @@ class DiffusionCard:
     pipe: Any
     args: Any
     is_lora: bool
+    denoiser_name: str
     hub_model_id: str | None
     is_world_process_zero: Callable[[], bool]
     _tag_names: list[str]
@@ -78,7 +78,7 @@ class DiffusionCard:
 
     def _card_text(self, base: str) -> str:
         repo = self.hub_model_id or self._model_name()  # no folder of this machine
-        what = f"A LoRA for {base}" if self.is_lora else f"The {denoiser_name(self.pipe)} of {base}"
+        what = f"A LoRA for {base}" if self.is_lora else f"The {self.denoiser_name} of {base}"
         versions = f"alignext {alignext.__version__}, diffusers {diffusers.__version__}, PyTorch {torch.__version__}"
         return (
             f"{what}, trained with {self._name} by alignext.\n\n```python\n{self.usage(repo, base)}\n```\n\n"
@@ -87,16 +87,17 @@ class DiffusionCard:
 
     def usage(self, result: str | None = None, base: str | None = None) -> str:
         """The lines of Python that load what was trained: from the folder or Hub id `result`, on top of `base`."""
-        result, cls, name = result or self.args.output_dir, type(self.pipe).__name__, denoiser_name(self.pipe)
+        result, cls, name = result or self.args.output_dir, type(self.pipe).__name__, self.denoiser_name
         base = base or getattr(self.pipe, "name_or_path", None) or "the base model"
         if self.is_lora:
+            into = ", load_into_transformer_2=True" if name == "transformer_2" else ""
             return (
                 f"from diffusers import {cls}\n\n"
-                f'pipe = {cls}.from_pretrained("{base}")\npipe.load_lora_weights("{result}")'
+                f'pipe = {cls}.from_pretrained("{base}")\npipe.load_lora_weights("{result}"{into})'
             )
         if self.args.save_full_pipeline:
             return f'from diffusers import {cls}\n\npipe = {cls}.from_pretrained("{result}")'
-        network = type(get_denoiser(self.pipe)).__name__
+        network = type(getattr(self.pipe, name)).__name__
         return (
             f"from diffusers import {network}, {cls}\n\n"
             f'{name} = {network}.from_pretrained("{result}", subfolder="{name}")\n'

@@ -86,6 +86,28 @@ def check_datasets(train_dataset: Any, eval_dataset: Any = None, **columns: Any)
         check_dataset(dataset, name, **columns)
 
 
+def check_dataset_kind(dataset: Any, name: str = "train_dataset") -> None:
+    """
+    Name what is no dataset, and what is an empty one.
+
+    Raises:
+        ValueError: It is a dictionary, a list, a name, or has no rows, as far as that is known without reading it.
+    """
+    if isinstance(dataset, Mapping):
+        several = type(dataset).__name__
+        raise ValueError(
+            f"`{name}` must be one dataset, received a {several} of {', '.join(map(repr, dataset)) or 'nothing'}. "
+            "Choose a split, as in `dataset['train']`."
+        )
+    if dataset is None or isinstance(dataset, str | list | tuple):
+        raise ValueError(
+            f"`{name}` must be a `Dataset` or an `IterableDataset`, received a {type(dataset).__name__}. "
+            "`Dataset.from_list` makes one of a list of dictionaries, `load_dataset(...)['train']` reads one."
+        )
+    if isinstance(dataset, Dataset) and not len(dataset):
+        raise ValueError(f"`{name}` must have rows, received an empty dataset. Look at how it was filtered or read.")
+
+
 def check_dataset(
     dataset: Any,
     name: str = "train_dataset",
@@ -113,17 +135,7 @@ def check_dataset(
     Raises:
         ValueError: It is no dataset, is empty, has other columns, a null cell, or numbers for texts.
     """
-    if isinstance(dataset, Mapping):
-        several = type(dataset).__name__
-        raise ValueError(
-            f"`{name}` must be one dataset, received a {several} of {', '.join(map(repr, dataset)) or 'nothing'}. "
-            "Choose a split, as in `dataset['train']`."
-        )
-    if dataset is None or isinstance(dataset, str | list | tuple):
-        raise ValueError(
-            f"`{name}` must be a `Dataset` or an `IterableDataset`, received a {type(dataset).__name__}. "
-            "`Dataset.from_list` makes one of a list of dictionaries, `load_dataset(...)['train']` reads one."
-        )
+    check_dataset_kind(dataset, name)
     rows = iter(dataset)
     first = next(rows, None)
     if first is None:

@@ -28,6 +28,10 @@ def add_lora(denoiser: Any, config: LoraConfig) -> None:
     """
     if not isinstance(config, LoraConfig):
         raise ValueError(f"`peft_config` is a {type(config).__name__}, but diffusers saves and loads LoRA only.")
+    if not hasattr(denoiser, "add_adapter"):
+        raise NotImplementedError(
+            f"diffusers has no LoRA for {type(denoiser).__name__}. Train all weights: leave `peft_config` out."
+        )
     if config.modules_to_save:
         raise ValueError(f"`modules_to_save` is {config.modules_to_save}, which a LoRA file of diffusers cannot hold.")
     if ADAPTER in getattr(denoiser, "peft_config", {}):

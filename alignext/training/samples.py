@@ -14,7 +14,8 @@ from diffusers import DiffusionPipeline
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from alignext.diffusion.denoiser import get_denoiser
-from alignext.diffusion.prompts import TEXT_ENCODERS, encode_prompts, encode_unconditional
+from alignext.diffusion.prompts import TEXT_ENCODERS, KeptPrompts
+from alignext.diffusion.recording import capture_call, stock_class
 from alignext.diffusion.sheets import contact_sheet
 from alignext.files import replacing
 
@@ -50,14 +51,18 @@ class SampleGridCallback(TrainerCallback):
         self.trainer, self.prompts, self.seed = trainer, list(prompts), seed
         self.pipe: DiffusionPipeline = trainer.pipe
         side = trainer.args.resolution
-        self.arguments = {"num_inference_steps": num_inference_steps, "height": side, "width": side}
-        if guidance_scale is not None:
-            self.arguments["guidance_scale"] = guidance_scale
-        self.embeds = encode_prompts(self.pipe, self.prompts)
-        if "negative_prompt_embeds" in inspect.signature(self.pipe.encode_prompt).parameters:
-            nothing = encode_unconditional(self.pipe, len(self.prompts))
-            self.embeds |= {f"negative_{name}": tensor for name, tensor in nothing.items()}
+        known = inspect.signature(stock_class(self.pipe).__call__).parameters
+        given = {"num_inference_steps": num_inference_steps, "height": side, "width": side}
+        given |= {"guidance_scale": guidance_scale, "num_frames": getattr(trainer.args, "num_frames", None)}
+        self.arguments = {k: v for k, v in given.items() if k in known and v is not None}
+        self.encode = KeptPrompts(self.pipe)
+        twin = copy.copy(self.pipe)
+        twin.encode_prompt = self.encode
+        capture_call(twin, guidance=True, prompt=self.prompts, **self.arguments, generator=self._generators())
         self._last_step = -1
+
+    def _generators(self) -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(self.seed + i) for i in range(len(self.prompts))]
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -99,7 +104,7 @@ class SampleGridCallback(TrainerCallback):
 
     @torch.no_grad()
     def draw(self) -> list[PIL.Image.Image]:
-        """One picture of each prompt."""
+        """One picture of each prompt; of a video the one in the middle."""
         pipe = self.pipe
         denoiser = get_denoiser(pipe)
         # A pipeline of its own around the same weights: sampling sets timesteps on the scheduler, and takes the device
@@ -114,14 +119,14 @@ class SampleGridCallback(TrainerCallback):
             parts["requires_safety_checker"] = False
         sampler = type(pipe)(**parts)
         sampler.set_progress_bar_config(disable=True)
+        sampler.encode_prompt = self.encode
         training, vae_device = denoiser.training, pipe.vae.device
-        generators = [torch.Generator().manual_seed(self.seed + i) for i in range(len(self.prompts))]
-        embeds = {name: tensor.to(denoiser.device, denoiser.dtype) for name, tensor in self.embeds.items()}
         try:
             denoiser.eval()
             pipe.vae.to(denoiser.device)
             with self.trainer.accelerator.autocast():
-                return sampler(**embeds, **self.arguments, generator=generators).images
+                drawn = sampler(self.prompts, **self.arguments, generator=self._generators())[0]
+            return [video[len(video) // 2] if isinstance(video, list) else video for video in drawn]
         finally:
             denoiser.train(training)
             pipe.vae.to(vae_device)

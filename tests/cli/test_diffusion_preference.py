@@ -1,5 +1,5 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""`alignext diffusion-dpo`, `inversion-dpo` and `smpo`: files and folders of pairs, and what comes out."""
+"""`alignext diffusion-dpo`, `diffusion-kto`, `inversion-dpo` and `smpo`: files and folders, and what comes out."""
 
 import json
 from pathlib import Path
@@ -8,13 +8,14 @@ import pytest
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
 from alignext import cli, mini
+from alignext.trainers.diffusion_preference.data import pairs_from_folder
 
 
 pytestmark = [
     # TRL's `ScriptArguments` and transformers' own checks read `gradient_checkpointing`, which has been renamed.
     pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing(_\\w+)?` is deprecated:FutureWarning"),
 ]
-COMMANDS = ["diffusion-dpo", "inversion-dpo", "smpo"]
+COMMANDS = ["diffusion-dpo", "diffusion-kto", "inversion-dpo", "smpo"]
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def words(command: str, folder: Path, *more: str) -> list[str]:
         "--use_cpu --max_steps 1 --per_device_train_batch_size 2 --report_to none --disable_tqdm true "
         "--save_strategy no --activation_checkpointing false --learning_rate 1e-3"
     ).split()
-    if command != "diffusion-dpo":
+    if command in ("inversion-dpo", "smpo"):
         settings += ["--num_inversion_steps", "2"]
     data = ["--dataset_name", str(folder / "pairs.jsonl"), "--output_dir", str(folder / "out")]
     return [command, *data, *settings, *more]
@@ -82,6 +83,22 @@ def test_a_folder_of_pictures(folder: Path, capsys: pytest.CaptureFixture) -> No
     assert cli.main(words("diffusion-dpo", folder, *more)) == 0, capsys.readouterr().err
 
 
+def test_folders_of_winners_losers_and_sources(folder: Path) -> None:
+    for i, side in enumerate(("winner", "loser", "source")):
+        (folder / side).mkdir()
+        (folder / "pictures" / f"{i}.png").rename(folder / side / f"fox{'_1' * (side == 'source')}.png")
+    with pytest.raises(ValueError, match=r"`winner/fox.png` needs `winner/fox.txt` beside it"):
+        pairs_from_folder(folder)
+    (folder / "winner" / "fox.txt").write_text("a red fox\n")
+    (row,) = pairs_from_folder(folder).to_list()
+    files = {name: Path(row[name]).relative_to(folder).as_posix() for name in ("image_chosen", "image_rejected")}
+    assert files == {"image_chosen": "winner/fox.png", "image_rejected": "loser/fox.png"}
+    assert row["prompt"] == "a red fox" and row["source"] == [str(folder / "source" / "fox_1.png")]
+    (folder / "loser" / "fox.png").unlink()
+    with pytest.raises(ValueError, match=r"needs `loser/fox.png` beside it"):
+        pairs_from_folder(folder)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_shows_the_fields(command: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as end:
@@ -90,7 +107,7 @@ def test_help_shows_the_fields(command: str, capsys: pytest.CaptureFixture) -> N
     answer = capsys.readouterr().out
     for name in (f"alignext {command}", "--beta", "--dataset_name", "--use_peft", "--sample_prompts", "--config"):
         assert name in answer
-    assert ("--num_inversion_steps" in answer) == (command != "diffusion-dpo")
+    assert ("--num_inversion_steps" in answer) == (command in ("inversion-dpo", "smpo"))
 
 
 def test_arguments_are_left_alone_until_it_runs() -> None:

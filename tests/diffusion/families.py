@@ -4,6 +4,7 @@
 import warnings
 from typing import Any
 
+import numpy as np
 import PIL.Image
 import pytest
 import torch
@@ -62,6 +63,10 @@ def mask(rows: int) -> torch.Tensor:
 
 def picture(side: int = SIZE) -> PIL.Image.Image:
     return PIL.Image.radial_gradient("L").resize((side, side)).convert("RGB")
+
+
+def as_picture(pixels: list) -> PIL.Image.Image:
+    return PIL.Image.fromarray(np.asarray(pixels, dtype=np.uint8))
 
 
 def _flux_editing(cls: Any, **config: Any) -> Any:

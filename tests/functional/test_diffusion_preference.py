@@ -568,3 +568,24 @@ def test_two_passes_give_the_gradient_of_one_graph() -> None:
     torch.testing.assert_close(found, value.detach(), rtol=0, atol=1e-14)
     for parameter, gradient in zip(policy.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-12, atol=1e-14)
+
+
+def test_a_mask_of_ones_is_none_and_zeros_are_left_out() -> None:
+    prediction, target = randn(4, *SHAPE), randn(4, *SHAPE)
+    whole = row_mse(prediction, target)
+    torch.testing.assert_close(row_mse(prediction, target, torch.full((4, 1, 4, 4), 0.3)), whole)
+    half = torch.zeros(4, 1, 4, 4)
+    half[..., :2] = 1
+    torch.testing.assert_close(row_mse(prediction, target, half), row_mse(prediction[..., :2], target[..., :2]))
+
+
+def test_shares_of_votes_are_the_mean_over_all_of_them() -> None:
+    m = randn(5).requires_grad_()
+    votes = torch.tensor([[3.0, 1.0]] * 5, dtype=torch.float64)
+    each = votes[:, 0] * preference_loss(m) + votes[:, 1] * preference_loss(-m)
+    torch.testing.assert_close(preference_loss(m, votes[:, 0] / votes.sum(1)), each / votes.sum(1))
+    torch.testing.assert_close(preference_loss(m, torch.ones(5)), preference_loss(m))
+    # The least loss is where the margin says what the votes say.
+    best = torch.tensor([math.log(3)], dtype=torch.float64, requires_grad=True)
+    preference_loss(best, torch.tensor([0.75])).sum().backward()
+    assert best.grad.abs().item() < 1e-12

@@ -16,8 +16,9 @@ from peft import LoraConfig
 from PIL import Image
 from transformers import Trainer, TrainingArguments
 
-from alignext.diffusion.denoiser import DenoiserModule
-from alignext.diffusion.prompts import encode_prompts
+from alignext.diffusion.conditions import Conditions
+from alignext.diffusion.denoiser import DenoiserModule, get_denoiser
+from alignext.diffusion.sizes import Size
 
 from .contract import SHORT_RUN, AnyRow
 from .contract import weights as of_model
@@ -46,6 +47,11 @@ def pairs(count: int = 8, first: int = 0) -> Dataset:
             for i in range(first, first + count)
         ]
     )
+
+
+def picture_votes(count: int = 8) -> Dataset:
+    """Rows of `prompt`, `image`, `label`."""
+    return Dataset.from_list([{"prompt": f"fox {i}", "image": picture(i), "label": i % 3 > 0} for i in range(count)])
 
 
 def latent_pairs(count: int = 8, width: int = 16, channels: int = 4, pooled: int = 0) -> Dataset:
@@ -175,7 +181,8 @@ def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
 def prediction(pipe: DiffusionPipeline) -> torch.Tensor:
     """What the denoiser of a tiny pipeline says to a fixed input."""
     g = torch.Generator().manual_seed(3)
-    module = DenoiserModule(pipe).eval()
+    conditions = Conditions(pipe, Size(SIZE, SIZE))
+    module = DenoiserModule(get_denoiser(pipe), conditions).eval()
     with torch.no_grad():
         x = torch.randn(2, 4, 8, 8, generator=g)
-        return module(x, torch.tensor([10.0, 700.0]), **encode_prompts(pipe, ["a", "fox"]))
+        return module(x, torch.tensor([10.0, 700.0]), conditions(["a", "fox"]))

@@ -24,6 +24,8 @@ from alignext.trainers.bco import BCOConfig, BCOTrainer
 from alignext.trainers.diffusion_preference import (
     DiffusionDPOConfig,
     DiffusionDPOTrainer,
+    DiffusionKTOConfig,
+    DiffusionKTOTrainer,
     InversionDPOConfig,
     InversionDPOTrainer,
     SmPOConfig,
@@ -34,7 +36,7 @@ from alignext.trainers.mah_dpo import MAHDPOConfig, MAHDPOTrainer
 from alignext.trainers.process_reward import ProcessRewardConfig, ProcessRewardTrainer
 
 from .contract import MINI_LM, Row, count_vowels, curve, preference_by_objective, prompts, solutions, unpaired, weights
-from .diffusion import DiffusionRow
+from .diffusion import DiffusionRow, picture_votes
 
 
 class Dictated(FDPGTrainer):
@@ -73,6 +75,9 @@ ROWS: dict[str, Row | DiffusionRow] = {
         {"objective_sampling": "natural", "objective_reduction": "example_mean"},
     ),
     "diffusion-dpo": DiffusionRow(DiffusionDPOTrainer, DiffusionDPOConfig, {"beta": 20.0}),
+    "diffusion-kto": DiffusionRow(
+        DiffusionKTOTrainer, DiffusionKTOConfig, {"beta": 20.0}, dataset=picture_votes, learns="votes"
+    ),
     "inversion-dpo": DiffusionRow(InversionDPOTrainer, InversionDPOConfig, _INVERT),
     "inversion-dpo-all-steps": DiffusionRow(
         InversionDPOTrainer, InversionDPOConfig, _INVERT | {"target": "trajectory", "num_train_steps_per_pair": None}

@@ -23,6 +23,8 @@ from alignext.trainers.cdas import CDASConfig, CDASTrainer
 from alignext.trainers.diffusion_preference import (
     DiffusionDPOConfig,
     DiffusionDPOTrainer,
+    DiffusionKTOConfig,
+    DiffusionKTOTrainer,
     InversionDPOConfig,
     InversionDPOTrainer,
     SmPOConfig,
@@ -48,7 +50,7 @@ from .contract import (
     unpaired,
     weights,
 )
-from .diffusion import DiffusionRow
+from .diffusion import DiffusionRow, picture_votes
 from .diffusion_preference.tiny import PIPELINES
 from .steering import SteeringRow
 
@@ -117,6 +119,9 @@ ROWS: list[AnyRow] = [
     ),
     SteeringRow(trainer=CDASTrainer, config=CDASConfig, learns="steps"),
     *diffusion_rows(DiffusionDPOTrainer, DiffusionDPOConfig, {"beta": 20.0}),
+    DiffusionRow(
+        DiffusionKTOTrainer, DiffusionKTOConfig, {"beta": 20.0}, dataset=picture_votes, learns="votes", slow=True
+    ),
     *diffusion_rows(InversionDPOTrainer, InversionDPOConfig, INVERTED, at_reference=False),
     *diffusion_rows(SmPOTrainer, SmPOConfig, INVERTED),
     DiffusionRow(SmPOTrainer, SmPOConfig, INVERTED | ONE_POINT, name="InPO", slow=True),

@@ -37,7 +37,7 @@ class DarknessTrainer(DiffusionTrainer):
         x = Draws(self.args.seed, 0, inputs["index"]).normal("noise", (4, 8, 8), device)
         levels = self.levels(x)
         k = levels.num_steps // 2
-        prediction = model(x, levels.timesteps[k - 1].expand(len(x)), **self.prompts(inputs["prompts"], device))
+        prediction = model(x, levels.timesteps[k - 1].expand(len(x)), self.conditions(inputs["prompts"]))
         x0 = clean_and_noise(prediction, x, levels.a[k], levels.s[k], self.prediction_type)[0]
         brightness = decode_latents(self.pipe, x0).flatten(1).mean(1)
         self.note({"brightness": brightness})

@@ -20,11 +20,11 @@ from alignext.training.cards import mend_card, result_name
 from alignext.training.cells import distinct
 from alignext.training.logs import get_logger
 from alignext.training.metrics import Sums, has_loss
+from alignext.training.reward_shift import RewardShift
 from alignext.training.runs import check_run
 
 from .config import FORMER_NAMES, BCOConfig
 from .matching import PromptWeights, embed_with_policy, prompt_text
-from .reward_shift import RewardShift
 from .rows import COLUMNS, WeightedCollator, check_labels
 
 

@@ -1,35 +1,41 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""Pairs of pictures: one set of columns whatever a dataset calls them, and batches of them."""
+"""Datasets of pairs and of votes, brought to one set of columns whatever they call them."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-import torch
 from datasets import Dataset, IterableDataset
-from diffusers.image_processor import VaeImageProcessor
 from transformers.utils import logging
 
 from alignext.diffusion.pictures import to_pil
+from alignext.training.door import check_dataset_kind
+
+from .collators import PairCollator as PairCollator
+from .columns import COLUMNS as COLUMNS
+from .columns import (
+    IMAGES,
+    LATENTS,
+    SCORES,
+    VIDEOS,
+    VOTES,
+    column_names,
+    exchanged,
+    find_columns,
+    find_vote_columns,
+    is_embedding,
+    renamed,
+    theirs_of,
+    undecoded,
+)
+from .columns import PICTURES as PICTURES
 
 
 logger = logging.get_logger(__name__)
 
 to_rgb = to_pil  # the name that scripts know
-
-IMAGES = ("image_chosen", "image_rejected")
-LATENTS = ("chosen_latents", "rejected_latents")
-SCORES = ("score_chosen", "score_rejected")
-EMBEDS = ("prompt_embeds", "pooled_prompt_embeds")
-COLUMNS = {"index", "columns", "prompt", "preference_prob", *IMAGES, *LATENTS, *SCORES, *EMBEDS}
-
-# What else the two pictures, and their scores, may be called. The first pair that is there counts.
-_IMAGES = (IMAGES, ("chosen", "rejected"), ("jpg_0", "jpg_1"))
-PICTURES = tuple(name for pair in _IMAGES for name in pair)
-_SCORES = (SCORES, ("ps_score_0", "ps_score_1"))
 
 
 def prepare_pairs(
@@ -45,9 +51,13 @@ def prepare_pairs(
     | `columns` | | where a row has other names than these, both of them, for messages |
     | `prompt` | `caption` | text, or a list of texts to draw from |
     | `image_chosen`, `image_rejected` | `chosen`, `rejected`; `jpg_0`, `jpg_1` with `label_0` | PIL, bytes or path |
+    | `video_chosen`, `video_rejected` | | files, or frames (F, H, W, 3), or lists of pictures |
     | `chosen_latents`, `rejected_latents` | | (C, h, w), scaled; they stand in for the pictures |
-    | `prompt_embeds`, `pooled_prompt_embeds` | | (L, D) and (P,); they stand in for the prompt |
+    | `prompt_embeds`, `pooled_prompt_embeds` | | (L, D) and (P,), with whatever else of prompts the stock call takes |
+    | `source` | `image` | what an editing pipeline edits: a picture, or a list of them |
+    | `mask` | | optional: where it is trained, white; of the size of the pictures |
     | `score_chosen`, `score_rejected` | `ps_score_0`, `ps_score_1` | optional |
+    | `votes_chosen`, `votes_rejected` | | optional: the picture with more votes won |
     | `preference_prob` | | optional, in [0, 1], overrides the scores |
 
     `label_0` is 1 where `jpg_0` was preferred, 0 where `jpg_1` was, and 0.5 for a tie.
@@ -68,15 +78,15 @@ def prepare_pairs(
         ValueError: if it is no dataset or an empty one, columns are missing, a prompt or picture is null, every row is
             a tie, or a label, score or probability is out of range. The message names the column and the row.
     """
-    _check(dataset, name)
+    check_dataset_kind(dataset, name)
     if isinstance(dataset, Dataset) and dataset.format["type"] == "custom":
         raise ValueError("The dataset has a transform, which would be lost. Apply it with `map` instead.")
-    names = _find_columns(_column_names(dataset))
+    names = find_columns(column_names(dataset))
     if isinstance(dataset, IterableDataset):
         return _prepare_stream(dataset, names, order_by_score)
 
     _check_nulls(dataset, names, name)
-    scalars = [name for name in ("label_0", *SCORES, "preference_prob") if name in names]
+    scalars = [name for name in ("label_0", *SCORES, *VOTES, "preference_prob") if name in names]
     columns = dataset.select_columns([names[name] for name in scalars])[:] if scalars else {}
     swaps = [
         _is_swapped({name: columns[names[name]][row] for name in scalars}, row, order_by_score, names)
@@ -84,9 +94,11 @@ def prepare_pairs(
     ]
     ties = swaps.count(None)
     if ties == len(swaps):
-        raise ValueError(f"No pair is left: the dataset has {len(swaps)} rows, of which {ties} are ties (`label_0`).")
+        raise ValueError(f"No pair is left: the dataset has {len(swaps)} rows, of which {ties} are ties.")
     if ties:
-        logger.warning(f"Dropped {ties} of {len(swaps)} pairs: they are ties (`label_0` is 0.5).")
+        logger.warning(
+            f"Dropped {ties} of {len(swaps)} pairs: they are ties (`label_0` is 0.5, or as many votes for each)."
+        )
 
     # Swapped rows are read from the same table under the names exchanged, so that nothing is copied. A selection of
     # rows is undone first, as adding a column would write the selected rows to disk.
@@ -94,56 +106,143 @@ def prepare_pairs(
     table = Dataset(dataset.data, info=dataset.info, split=dataset.split)
     index = np.full(len(table), -1)
     index[order] = np.arange(len(order))
-    straight = _renamed(table, names).add_column("index", index)
-    crossed = straight.rename_columns(_exchanged(names))
-    if _theirs(names) or any(swaps):
-        straight = straight.add_column("columns", [_theirs(names)] * len(table))
-        crossed = crossed.add_column("columns", [_theirs(names, swapped=True)] * len(table))
+    straight = renamed(table, names).add_column("index", index)
+    crossed = straight.rename_columns(exchanged(names))
+    if theirs_of(names) or any(swaps):
+        straight = straight.add_column("columns", [theirs_of(names)] * len(table))
+        crossed = crossed.add_column("columns", [theirs_of(names, swapped=True)] * len(table))
     both = datasets.concatenate_datasets([straight, crossed.select_columns(straight.column_names)])
     rows = [int(i) + len(table) * swap for i, swap in zip(order, swaps, strict=True) if swap is not None]
     pairs = both.select(rows)
-    arrays = [name for name in (*LATENTS, *EMBEDS) if name in names]
-    return pairs.with_format("numpy", columns=arrays, output_all_columns=True) if arrays else pairs
+    return _with_arrays(pairs, names)
 
 
 def _prepare_stream(dataset: IterableDataset, names: dict[str, str], order_by_score: bool) -> IterableDataset:
-    exchanged = _exchanged(names)
-    named = bool(_theirs(names)) or "label_0" in names or (order_by_score and "score_chosen" in names)
+    other = exchanged(names)
+    named = bool(theirs_of(names)) or "label_0" in names or (order_by_score and "score_chosen" in names)
 
     def canonical(row: dict[str, Any], index: int) -> dict[str, Any]:
         swap = _is_swapped(row, index, order_by_score, names)
-        pair = {name: row[exchanged.get(name, name) if swap else name] for name in names if name != "label_0"}
-        pair |= {"columns": _theirs(names, swapped=bool(swap))} if named else {}
+        pair = {name: row[other.get(name, name) if swap else name] for name in names if name != "label_0"}
+        pair |= {"columns": theirs_of(names, swapped=bool(swap))} if named else {}
         return pair | {"index": index, "_tie": swap is None}
 
     dataset = dataset.select_columns(list(names.values())).rename_columns(
         {theirs: name for name, theirs in names.items() if theirs != name}
     )
     if dataset.features is not None:
-        for name in set(IMAGES) & set(names):
-            dataset = dataset.cast_column(name, datasets.Image(decode=False))
+        dataset = undecoded(dataset, names)
     dataset = dataset.map(canonical, with_indices=True, remove_columns=["label_0"] if "label_0" in names else None)
     return dataset.filter(lambda row: not row["_tie"]).remove_columns("_tie")
 
 
-def _check(dataset: Any, name: str) -> None:
-    if isinstance(dataset, Mapping):
-        raise ValueError(
-            f"`{name}` must be one dataset, received a {type(dataset).__name__} of {', '.join(map(repr, dataset))}. "
-            "Choose a split, as in `dataset['train']`."
+def _with_arrays(dataset: Dataset, names: dict[str, str]) -> Dataset:
+    arrays = [name for name in names if name in (*LATENTS, "latents") or is_embedding(name)]
+    return dataset.with_format("numpy", columns=arrays, output_all_columns=True) if arrays else dataset
+
+
+def prepare_votes(dataset: Dataset | IterableDataset, *, name: str = "dataset") -> Dataset | IterableDataset:
+    """
+    Single pictures with a thumb up or down, under our names. Pairs are taken apart: the winner has one thumb up, the
+    loser one down.
+
+    | column afterwards | also accepted | |
+    |---|---|---|
+    | `index` | | the row in `dataset`; of pairs, the winners first |
+    | `prompt` | `caption`; embeddings | as of [`prepare_pairs`] |
+    | `image` | `video`, `latents`; the columns of pairs | PIL, bytes or path |
+    | `label` | | True or 1 for a thumb up, False or 0 for one down |
+    | `source`, `mask` | | as of [`prepare_pairs`]; `source` has no other name here |
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`): The pictures; of pairs a `Dataset`.
+        name (`str`, *optional*, defaults to `"dataset"`): What messages call it.
+
+    Raises:
+        ValueError: As [`prepare_pairs`]; a label is none.
+    """
+    check_dataset_kind(dataset, name)
+    found = column_names(dataset)
+    pairs = (IMAGES, VIDEOS, LATENTS, ("chosen", "rejected"), ("jpg_0", "jpg_1"))
+    if any(set(pair) <= set(found) for pair in pairs):
+        return _taken_apart(dataset, name)
+    names = find_vote_columns(found)
+    if isinstance(dataset, IterableDataset):
+        dataset = dataset.select_columns(list(names.values())).rename_columns(
+            {theirs: ours for ours, theirs in names.items() if theirs != ours}
         )
-    if not isinstance(dataset, Dataset | IterableDataset):
+        dataset = undecoded(dataset, names) if dataset.features is not None else dataset
+        return dataset.map(lambda row, index: _checked_label(row, index), with_indices=True)
+    _check_nulls(dataset, names, name)
+    for row, label in enumerate(dataset["label"]):
+        _checked_label({"label": label}, row)
+    votes = renamed(dataset, names).add_column("index", np.arange(len(dataset)))
+    return _with_arrays(votes, names)
+
+
+def _checked_label(row: dict[str, Any], index: int) -> dict[str, Any]:
+    if row["label"] is None or isinstance(row["label"], str) or row["label"] not in (True, False):
+        raise ValueError(f"`label` of row {index} is {row['label']!r}, expected True (a thumb up) or False.")
+    return row | {"index": index}
+
+
+def _taken_apart(dataset: Dataset | IterableDataset, name: str) -> Dataset:
+    if isinstance(dataset, IterableDataset):
         raise ValueError(
-            f"`{name}` must be a `Dataset` or an `IterableDataset`, received a {type(dataset).__name__}. "
-            "`Dataset.from_list` makes one of a list of dictionaries, `load_dataset(...)['train']` reads one."
+            f"`{name}` is a stream of pairs. Votes on single pictures are taken from a `Dataset` of them."
         )
-    if isinstance(dataset, Dataset) and not len(dataset):
-        raise ValueError(f"`{name}` must have rows, received an empty dataset. Look at how it was filtered or read.")
+    pairs, parts = prepare_pairs(dataset, name=name), []
+    for side, label in enumerate((True, False)):
+        ours = {"image": IMAGES[side], "video": VIDEOS[side], "latents": LATENTS[side]}
+        kept = {theirs: mine for mine, theirs in ours.items() if theirs in pairs.column_names}
+        others = [c for c in pairs.column_names if c in ("prompt", "source", "mask") or is_embedding(c)]
+        part = pairs.select_columns([*kept, *others]).rename_columns(kept)
+        parts.append(part.add_column("label", [label] * len(pairs)))
+    both = datasets.concatenate_datasets(parts)
+    return _with_arrays(both.add_column("index", np.arange(len(both))), dict.fromkeys(both.column_names, ""))
+
+
+def pairs_from_folder(folder: str | Path) -> Dataset:
+    """
+    Pairs of a folder with `winner/` and `loser/`, and `source/` for editing: files of one name belong together, and a
+    text file of that name, beside the winner or in the folder itself, is the prompt. A source may have several
+    pictures, `NAME_1.png`, `NAME_2.png`, ...
+
+    Raises:
+        ValueError: A file has no partner or no text; the message names it.
+    """
+    folder, rows = Path(folder), []
+    sides = {side: _files(folder / side) for side in ("winner", "loser", "source")}
+    for stem, winner in sides["winner"].items():
+        texts = [path for path in (winner.with_suffix(".txt"), folder / f"{stem}.txt") if path.is_file()]
+        if stem not in sides["loser"] or not texts:
+            missing = f"winner/{stem}.txt" if stem in sides["loser"] else f"loser/{stem}{winner.suffix}"
+            raise ValueError(f"`winner/{winner.name}` needs `{missing}` beside it, and there is none.")
+        row = {
+            "prompt": texts[0].read_text(encoding="utf-8").strip(),
+            "image_chosen": str(winner),
+            "image_rejected": str(sides["loser"][stem]),
+        }
+        if sides["source"]:
+            several = [str(path) for name, path in sides["source"].items() if name.rpartition("_")[0] == stem]
+            found = [str(sides["source"][stem])] if stem in sides["source"] else several
+            if not found:
+                raise ValueError(f"`winner/{winner.name}` needs a picture beside it: `source/{stem}{winner.suffix}`.")
+            row["source"] = found
+        rows.append(row)
+    if not rows:
+        raise ValueError(f"`{folder}` must have pictures in `winner/` and `loser/`, received an empty `winner/`.")
+    return Dataset.from_list(rows)
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    return {path.stem: path for path in found if path.is_file() and path.suffix != ".txt"}
 
 
 def _check_nulls(dataset: Dataset, names: dict[str, str], name: str) -> None:
     """Look for cells without a prompt or picture, decoding none."""
-    for theirs in (names[ours] for ours in ("prompt", *IMAGES) if ours in names):
+    for theirs in (names[ours] for ours in ("prompt", "source", "image", *IMAGES, *VIDEOS) if ours in names):
         column = dataset.data.column(theirs)
         if column.null_count == 0:
             continue
@@ -156,61 +255,6 @@ def _check_nulls(dataset: Dataset, names: dict[str, str], name: str) -> None:
             )
 
 
-def _theirs(names: dict[str, str], swapped: bool = False) -> str:
-    """What the dataset calls each of our columns where it has another name, as a row carries it."""
-    other = _exchanged(names) if swapped else {}
-    of = {name: names[other.get(name, name)] for name in names}
-    return "\t".join(f"{name}={theirs}" for name, theirs in of.items() if theirs != name)
-
-
-def _named(row: Mapping[str, Any], name: str) -> str:
-    """What the user calls a column of this row."""
-    pairs = [pair.partition("=") for pair in (row.get("columns") or "").split("\t")]
-    return {ours: theirs for ours, _, theirs in pairs}.get(name, name)
-
-
-def _column_names(dataset: Dataset | IterableDataset) -> list[str]:
-    if dataset.column_names:
-        return list(dataset.column_names)
-    first = next(iter(dataset), None)
-    if first is None:
-        raise ValueError("The stream has no rows. Look at how it was filtered or read.")
-    return list(first)
-
-
-def _find_columns(found: Sequence[str]) -> dict[str, str]:
-    """What the dataset calls each of our columns."""
-    names: dict[str, str] = {}
-    for ours, candidates in ((LATENTS, [LATENTS]), (IMAGES, _IMAGES), (SCORES, _SCORES)):
-        theirs = next((pair for pair in candidates if set(pair) <= set(found)), None)
-        if theirs and not (ours is IMAGES and names):
-            names |= dict(zip(ours, theirs, strict=True))
-    if names.get("image_chosen") == "jpg_0" and "label_0" in found:
-        names["label_0"] = "label_0"
-    for name in (*EMBEDS, "preference_prob"):
-        if name in found:
-            names[name] = name
-    prompt = next((name for name in ("prompt", "caption") if name in found), None)
-    if prompt:
-        names["prompt"] = prompt
-
-    has_order = "label_0" in names or "preference_prob" in names or "score_chosen" in names
-    if not {"image_chosen", "chosen_latents"} & set(names):
-        missing = "the two pictures"
-    elif not {"prompt", "prompt_embeds"} & set(names):
-        missing = "the prompt"
-    elif names.get("image_chosen") == "jpg_0" and not has_order:
-        missing = "`label_0`, which says whether `jpg_0` was preferred"
-    else:
-        return names
-    raise ValueError(
-        f"The dataset lacks {missing}. Its columns are {', '.join(found)}. Expected `prompt` (or `caption`), "
-        "`image_chosen` and `image_rejected` (or `chosen` and `rejected`, or `jpg_0`, `jpg_1` and `label_0`), or "
-        "`prompt_embeds`, `chosen_latents` and `rejected_latents`. A row is for example {'prompt': 'a fox', "
-        "'image_chosen': 'fox-a.png', 'image_rejected': 'fox-b.png'}."
-    )
-
-
 def _is_swapped(row: dict[str, Any], index: int, order_by_score: bool, names: dict[str, str]) -> bool | None:
     """Whether the second picture is the preferred one; `None` for a tie."""
     label = row.get("label_0", 1)
@@ -218,7 +262,7 @@ def _is_swapped(row: dict[str, Any], index: int, order_by_score: bool, names: di
         raise ValueError(
             f"`label_0` of row {index} is {label!r}, expected 1 (`jpg_0` is preferred), 0 or 0.5 (a tie)."
         )
-    for name in ("preference_prob", *SCORES):
+    for name in ("preference_prob", *SCORES, *VOTES):
         if name not in row:
             continue
         value = row[name]
@@ -226,124 +270,13 @@ def _is_swapped(row: dict[str, Any], index: int, order_by_score: bool, names: di
             raise ValueError(f"`{names[name]}` of row {index} is {value!r}, expected a finite number.")
         if name == "preference_prob" and not 0 <= value <= 1:
             raise ValueError(f"`preference_prob` of row {index} is {value}, expected a probability in [0, 1].")
+        if name in VOTES and value < 0:
+            raise ValueError(f"`{names[name]}` of row {index} is {value}, expected a number of votes.")
     if label == 0.5:
         return None
+    if "votes_chosen" in row:
+        more, fewer = row["votes_chosen"], row["votes_rejected"]
+        return None if more == fewer else fewer > more
     if order_by_score and "score_chosen" in row and "preference_prob" not in row:
         return row["score_rejected"] > row["score_chosen"]
     return label == 0
-
-
-def _exchanged(names: dict[str, str]) -> dict[str, str]:
-    """The name of the other one of each pair of columns."""
-    pairs = [pair for pair in (IMAGES, LATENTS, SCORES) if pair[0] in names]
-    return {a: b for first, second in pairs for a, b in ((first, second), (second, first))}
-
-
-def _renamed(dataset: Dataset, names: dict[str, str]) -> Dataset:
-    """Our columns under our names, pictures left undecoded: the collator decodes, and can name a bad row."""
-    kept = {name: theirs for name, theirs in names.items() if name != "label_0"}
-    dataset = dataset.select_columns(list(kept.values()))
-    dataset = dataset.rename_columns({theirs: name for name, theirs in kept.items() if theirs != name})
-    for name in set(IMAGES) & set(kept):
-        dataset = dataset.cast_column(name, datasets.Image(decode=False))
-    return dataset
-
-
-@dataclass
-class PairCollator:
-    """
-    Makes batches of the rows of [`prepare_pairs`].
-
-    Pictures are scaled until they cover a square of `resolution`, and its centre is cut out. Winners come first:
-    rows 0 to B - 1 of `pixel_values` and `latents` are the preferred ones, rows B to 2B - 1 the others.
-
-    | in the batch | shape | |
-    |---|---|---|
-    | `index` | (B,) | row of the dataset |
-    | `pixel_values` | (2B, 3, H, W) | in [-1, 1]; or |
-    | `latents` | (2B, C, h, w) | float32, as in the dataset |
-    | `prompts` | B texts, or lists of texts to draw from | or |
-    | `prompt_embeds`, `pooled_prompt_embeds` | (B, L, D), (B, P) | float32 |
-    | `preference_prob` | (B,) | where the dataset has it |
-    | `scores` | (B, 2) | where the dataset has them, the winner's first |
-
-    Args:
-        resolution (`int`):
-            Side of the square in pixels, rounded down to a multiple of `vae_scale_factor`.
-        vae_scale_factor (`int`):
-            Pixels per latent, times the patch size of the denoiser.
-    """
-
-    resolution: int
-    vae_scale_factor: int
-
-    def __post_init__(self) -> None:
-        if self.resolution < self.vae_scale_factor:
-            raise ValueError(
-                f"`resolution` is {self.resolution}, but one latent takes {self.vae_scale_factor} pixels."
-            )
-        rounded = self.resolution - self.resolution % self.vae_scale_factor
-        if rounded != self.resolution:
-            logger.warning(
-                f"`resolution` is {self.resolution}; {rounded} is used, a multiple of what one latent takes."
-            )
-            self.resolution = rounded
-        self._processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor, resample="bilinear")
-
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        batch: dict[str, Any] = {"index": torch.tensor([int(row["index"]) for row in rows])}
-        if "chosen_latents" in rows[0]:
-            batch["latents"] = _stack(rows, LATENTS)
-        else:
-            batch["pixel_values"] = self._pixels(rows)
-        if "prompt_embeds" in rows[0]:
-            batch |= {name: _stack(rows, [name]) for name in EMBEDS if name in rows[0]}
-        else:
-            batch["prompts"] = [_captions(row) for row in rows]
-        if "preference_prob" in rows[0]:
-            batch["preference_prob"] = torch.tensor([float(row["preference_prob"]) for row in rows])
-        if "score_chosen" in rows[0]:
-            batch["scores"] = torch.tensor([[float(row[name]) for name in SCORES] for row in rows])
-        return batch
-
-    def _pixels(self, rows: Sequence[dict[str, Any]]) -> torch.Tensor:
-        images = []
-        for name in IMAGES:
-            for row in rows:
-                try:
-                    images.append(to_pil(row[name]))
-                except ValueError as error:
-                    raise ValueError(f"`{_named(row, name)}` of row {row['index']}: {error}") from error
-        side = self.resolution
-        return self._processor.preprocess(images, height=side, width=side, resize_mode="crop")
-
-
-def _captions(row: dict[str, Any]) -> str | list[str]:
-    prompt = row["prompt"]
-    texts = prompt if isinstance(prompt, list) else [prompt]
-    if not texts or not all(isinstance(text, str) for text in texts):
-        raise ValueError(
-            f"`{_named(row, 'prompt')}` of row {row['index']} is {prompt!r}, expected a text or a list of texts."
-        )
-    return prompt
-
-
-def _stack(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> torch.Tensor:
-    """One tensor of these columns, the first column's rows first; float32."""
-    tensors = []
-    first = f"`{_named(rows[0], names[0])}` of row {rows[0]['index']}"
-    for name in names:
-        for row in rows:
-            tensor, here = torch.as_tensor(np.asarray(row[name], dtype=np.float32)), _named(row, name)
-            if not tensor.isfinite().all():
-                raise ValueError(
-                    f"`{here}` of row {row['index']} has values that are not finite. If a VAE in float16 overflowed, "
-                    "encode again in float32."
-                )
-            if tensors and tensor.shape != tensors[0].shape:
-                raise ValueError(
-                    f"`{here}` of row {row['index']} has shape {tuple(tensor.shape)}, but {first} has "
-                    f"{tuple(tensors[0].shape)}. All rows of a batch must have one size."
-                )
-            tensors.append(tensor)
-    return torch.stack(tensors)

@@ -6,7 +6,8 @@ import torch
 from alignext.functional.diffusion_preference import PreferenceErrors, diffusion_dpo_errors
 from alignext.methods import method
 
-from .core import DiffusionPreferenceTrainer, PairBatch
+from .core import DiffusionPreferenceTrainer
+from .pictures import PictureBatch
 
 
 class DiffusionDPOTrainer(DiffusionPreferenceTrainer):
@@ -29,8 +30,8 @@ class DiffusionDPOTrainer(DiffusionPreferenceTrainer):
 
     Args:
         model (`str` or `DiffusionPipeline`):
-            A pipeline of Stable Diffusion 1, 2, XL or 3, or Flux, or where to load one from. Its denoiser is trained
-            in place.
+            A text-to-image, editing or text-to-video pipeline of diffusers, or where to load one from. Its denoiser is
+            trained in place.
         ref_model (`DiffusionPipeline` or `torch.nn.Module`, *optional*):
             The reference, a pipeline or a denoiser. If not given: the initial model, which costs no memory with a
             `peft_config`.
@@ -49,9 +50,6 @@ class DiffusionDPOTrainer(DiffusionPreferenceTrainer):
         peft_config (`LoraConfig`, *optional*):
             Train this LoRA beside the pipeline's frozen adapters. If not given: train all weights of the denoiser.
             `target_modules` of `None` are the attention projections.
-        denoiser_forward (`Callable`, *optional*):
-            `forward(module, latents, timesteps, prompt_embeds, pooled_prompt_embeds)`, which calls the network
-            `module.denoiser` of another architecture.
         **kwargs:
             All other arguments of [`~transformers.Trainer`].
     """
@@ -60,9 +58,9 @@ class DiffusionDPOTrainer(DiffusionPreferenceTrainer):
     _name = "Diffusion-DPO"
     _paper = method("Diffusion-DPO").paper
 
-    def errors(self, model: torch.nn.Module, batch: PairBatch) -> PreferenceErrors:
+    def errors(self, model: torch.nn.Module, batch: PictureBatch) -> PreferenceErrors:
         levels = self.levels(batch.x0)
-        k = (1 + batch.draws.points("time", 1, levels.num_steps)[0]).to(batch.x0.device)
+        k = self.drawn_steps(batch.draws, levels)[0].to(batch.x0.device)
         noise = batch.draws.normal("noise", tuple(batch.x0.shape[1:]), batch.x0.device)
         return diffusion_dpo_errors(
             model,
@@ -74,4 +72,5 @@ class DiffusionDPOTrainer(DiffusionPreferenceTrainer):
             levels.s[k],
             batch.conditioning,
             prediction_type=self.prediction_type,
+            mask=batch.mask,
         )

@@ -10,12 +10,18 @@ from diffusers import DiffusionPipeline
 
 from alignext.diffusion.digests import digest, weights_digest
 from alignext.diffusion.latents import encode_images
+from alignext.diffusion.layouts import Layout
 
 from .data import IMAGES, LATENTS, PairCollator
 
 
 def precompute_latents(
-    pipe: DiffusionPipeline, dataset: Dataset, collator: PairCollator, batch_size: int = 8, seed: int = 0
+    pipe: DiffusionPipeline,
+    dataset: Dataset,
+    collator: PairCollator,
+    batch_size: int = 8,
+    seed: int = 0,
+    layout: Layout | None = None,
 ) -> Dataset:
     """
     The dataset of [`prepare_pairs`] with `chosen_latents` and `rejected_latents` in place of its pictures. A second
@@ -27,6 +33,7 @@ def precompute_latents(
         collator (`PairCollator`): How pictures are cut.
         batch_size (`int`, *optional*, defaults to 8): Pictures per pass.
         seed (`int`, *optional*, defaults to 0): The sample of a picture depends on it and on the row alone.
+        layout ([`~alignext.diffusion.layouts.Layout`], *optional*): How the pipeline has its latents.
     """
     vae = digest(weights_digest(pipe.vae), dict(pipe.vae.config))
     # The hash of the closure below would be one of the whole pipeline.
@@ -38,13 +45,15 @@ def precompute_latents(
         # torch reads no more than 32 bits of a seed
         seeds = [int(digest(seed, name, int(index))[:8], 16) for name in IMAGES for index in rows["index"]]
         generators = [torch.Generator().manual_seed(number) for number in seeds]
-        chosen, rejected = encode_images(pipe, pixels, batch_size, generators).cpu().numpy().reshape(2, count, *shape)
+        latents = encode_images(pipe, pixels, batch_size, generators, layout=layout).cpu().numpy()
+        chosen, rejected = latents.reshape(2, count, *latents.shape[1:])
         return dict(zip(LATENTS, (chosen, rejected), strict=True))
 
-    side = collator.resolution // 2 ** (len(pipe.vae.config.block_out_channels) - 1)
-    shape = (pipe.vae.config.latent_channels, side, side)
+    first = collator._pixels([dataset[0]])[:1]
+    shape = encode_images(pipe, first, batch_size, sample=False, layout=layout).shape[1:]
+    array = {3: datasets.Array3D, 4: datasets.Array4D}[len(shape)]
     features = {name: kind for name, kind in dataset.features.items() if name not in IMAGES}
-    latents = {name: datasets.Array3D(shape, "float32") for name in LATENTS}
+    latents = {name: array(tuple(shape), "float32") for name in LATENTS}
     encoded = dataset.map(
         encode,
         batched=True,

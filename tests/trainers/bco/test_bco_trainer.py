@@ -13,7 +13,7 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
 from alignext.functional.bco import class_mean_shift, pooled_mean_shift, update_sums
 from alignext.trainers.bco import BCOConfig, BCOTrainer
-from alignext.trainers.bco.reward_shift import RewardShift
+from alignext.training.reward_shift import RewardShift
 
 from ..contract import LM, Row, curve, moved, preference, unpaired, weights, with_and_without_lora
 

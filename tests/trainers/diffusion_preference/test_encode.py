@@ -1,5 +1,5 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""Prompts and pictures through the pipelines' own encoders, and the caches of what was made of them."""
+"""Latents that are kept in place of pictures, and inversions that are kept on disk."""
 
 from pathlib import Path
 
@@ -7,123 +7,17 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from diffusers import DiffusionPipeline
 from peft import LoraConfig
 
-from alignext import mini
 from alignext.diffusion import inversions
-from alignext.diffusion import prompts as prompting
 from alignext.diffusion.inversions import InversionCache, inversion_identity
 from alignext.diffusion.latents import encode_images
-from alignext.diffusion.prompts import PromptCache, encode_prompts, encode_unconditional
 from alignext.trainers.diffusion_preference import precompute
 from alignext.trainers.diffusion_preference.data import PairCollator, prepare_pairs
 from alignext.trainers.diffusion_preference.precompute import precompute_latents
 
 from .test_data import pairs
-from .tiny import PIPELINES, SIZE, flux, sd, sdxl
-
-
-PROMPTS = ["a fox", "", "two owls, flat style"]
-
-
-@pytest.fixture(params=PIPELINES)
-def pipe(request: pytest.FixtureRequest) -> DiffusionPipeline:
-    return PIPELINES[request.param]()
-
-
-@pytest.fixture(scope="module")
-def mini_sd() -> DiffusionPipeline:
-    return DiffusionPipeline.from_pretrained(mini.path("sd"))
-
-
-def pixels(n: int) -> torch.Tensor:
-    dataset = prepare_pairs(pairs(n))
-    return PairCollator(SIZE, 2)(list(dataset))["pixel_values"][:n]
-
-
-# Prompts
-
-
-def sampled_with(pipe: DiffusionPipeline, prompt: str, guidance: float) -> dict[str, torch.Tensor]:
-    """What the denoiser of this pipeline is told about the prompt when the pipeline draws it."""
-    seen: dict[str, torch.Tensor] = {}
-
-    def look(module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
-        seen["prompt_embeds"] = kwargs["encoder_hidden_states"]
-        pooled = kwargs.get("pooled_projections")
-        if kwargs.get("added_cond_kwargs"):
-            pooled = kwargs["added_cond_kwargs"]["text_embeds"]
-        if pooled is not None:
-            seen["pooled_prompt_embeds"] = pooled
-
-    denoiser = getattr(pipe, "unet", None) or pipe.transformer
-    handle = denoiser.register_forward_pre_hook(look, with_kwargs=True)
-    pipe.set_progress_bar_config(disable=True)
-    pipe(prompt, num_inference_steps=1, guidance_scale=guidance, output_type="latent", height=SIZE, width=SIZE)
-    handle.remove()
-    return seen
-
-
-def test_prompts_are_encoded_as_in_sampling(pipe: DiffusionPipeline):
-    guided = "Flux" not in type(pipe).__name__
-    seen = sampled_with(pipe, "a fox", 5.0)
-    embeds, nothing = encode_prompts(pipe, PROMPTS), encode_unconditional(pipe)
-    assert embeds.keys() == nothing.keys() == seen.keys()
-    for name, tensor in seen.items():
-        assert len(embeds[name]) == 3
-        assert not embeds[name].requires_grad
-        if guided:
-            assert torch.allclose(tensor[:1], nothing[name], atol=1e-5)
-        assert torch.allclose(tensor[-1:], embeds[name][:1], atol=1e-5)
-        assert not torch.allclose(embeds[name][0], embeds[name][2])
-
-
-def test_no_prompt_is_zeros_for_xl_unless_the_checkpoint_says_otherwise():
-    pipe = sdxl()
-    assert all(not tensor.any() for tensor in encode_unconditional(pipe, 2).values())
-    assert encode_prompts(pipe, [""])["prompt_embeds"].any()  # an empty prompt is none
-    pipe.register_to_config(force_zeros_for_empty_prompt=False)
-    assert torch.equal(encode_unconditional(pipe)["prompt_embeds"], encode_prompts(pipe, [""])["prompt_embeds"])
-
-
-def test_long_prompts_are_cut_as_in_sampling(pipe: DiffusionPipeline):
-    long = "many words " * 20
-    embeds = encode_prompts(pipe, [long, long + "at the end"])
-    # what CLIP reads is cut; the T5 encoder of SD3 and Flux reads on
-    assert torch.equal(*next(iter(reversed(embeds.values()))))
-    assert embeds["prompt_embeds"].shape == encode_prompts(pipe, PROMPTS[:2])["prompt_embeds"].shape
-
-
-def test_the_length_for_t5():
-    assert encode_prompts(flux(), ["a fox"], max_sequence_length=8)["prompt_embeds"].shape[1] == 8
-    assert encode_prompts(sd(), ["a fox"], max_sequence_length=8)["prompt_embeds"].shape[1] == 16
-
-
-def test_a_pipeline_without_text_encoders():
-    pipe = sd()
-    pipe.text_encoder = None
-    with pytest.raises(ValueError, match="has no text encoder"):
-        encode_prompts(pipe, ["a fox"])
-
-
-def test_a_prompt_is_encoded_once_and_alone(monkeypatch: pytest.MonkeyPatch):
-    calls = []
-    original = prompting.encode_prompts
-    monkeypatch.setattr(
-        prompting, "encode_prompts", lambda pipe, prompts, n: calls.append(prompts) or original(pipe, prompts, n)
-    )
-    cache = PromptCache(sdxl(), max_prompts=2)
-    first = cache(["a", "b", "a"])
-    assert calls == [["a"], ["b"]]
-    assert torch.equal(first["prompt_embeds"][0], first["prompt_embeds"][2])
-    assert torch.equal(cache(["b", "a"])["pooled_prompt_embeds"], first["pooled_prompt_embeds"][[1, 0]])
-    assert len(calls) == 2
-    cache(["c"])
-    cache(["c", "b"])  # the oldest went
-    assert calls[2:] == [["c"]]
-    cache(["a"])
-    assert calls[3:] == [["a"]]
+from .tiny import SIZE, sd
 
 
 # Pictures
@@ -151,7 +45,9 @@ def test_latents_are_computed_once_for_data_on_disk(tmp_path: Path, monkeypatch:
     pairs(4).save_to_disk(str(tmp_path / "pairs"))
     passes = []
     original = precompute.encode_images
-    monkeypatch.setattr(precompute, "encode_images", lambda *args: passes.append(1) or original(*args))
+    monkeypatch.setattr(
+        precompute, "encode_images", lambda *args, **given: passes.append(1) or original(*args, **given)
+    )
     runs = []
     for _ in range(2):
         dataset = prepare_pairs(Dataset.load_from_disk(str(tmp_path / "pairs")))

@@ -118,7 +118,7 @@ def test_frozen_weights_may_be_in_half_precision(tmp_path: Path) -> None:
 
 
 def test_published_target_alone_trains_nothing_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    logger = logging.getLogger("alignext.trainers.diffusion_preference.inversion")
+    logger = logging.getLogger("alignext.trainers.diffusion_preference.inversion_core")
     logger.addHandler(caplog.handler)
     try:
         still = INVERSION.start(tmp_path, init_noise=0.0, per_device_train_batch_size=1)
@@ -227,15 +227,17 @@ def test_dropped_prompts_are_empty_for_both_pictures_and_not_at_evaluation(tmp_p
     for step in range(20):
         trainer.state.global_step = step
         batch = trainer.get_batch(inputs)
-        embeds = batch.conditioning["prompt_embeds"]
-        assert torch.equal(embeds[:8], embeds[8:])
+        numbers = batch.conditioning["conditions"]
+        assert torch.equal(numbers[:8], numbers[8:])
+        (empty,) = trainer.conditions([""]).tolist()
+        assert [number == empty for number in numbers[:8].tolist()] == [prompt == "" for prompt in batch.prompts]
         seen += [prompt == "" for prompt in batch.prompts]
     assert 0.3 < sum(seen) / len(seen) < 0.7
     trainer.model.eval()
     assert "" not in trainer.get_batch(inputs).prompts
     embedded = DPO.start(tmp_path, prompt_dropout=1.0, dataset=latent_pairs())
-    rows = embedded.get_batch(batch_of(embedded, [0, 1])).conditioning["prompt_embeds"]
-    assert torch.equal(rows, embedded.prompts([""]).get("prompt_embeds").expand_as(rows))
+    numbers = embedded.get_batch(batch_of(embedded, [0, 1])).conditioning["conditions"]
+    assert set(numbers.tolist()) == set(embedded.conditions([""]).tolist())
 
 
 def test_one_of_several_captions_is_drawn_for_each_pair_and_step(tmp_path: Path) -> None:
@@ -480,7 +482,8 @@ def with_style(pipe: Any) -> Any:
 
 def test_another_lora_stays_frozen_and_active(tmp_path: Path) -> None:
     styled, plain = with_style(sd()).unet.eval(), sd().unet.eval()
-    x, t, prompt = torch.randn(2, 4, 8, 8), torch.tensor([10, 700]), torch.randn(2, 16, 16)
+    x, t = torch.randn(2, 4, 8, 8), torch.tensor([10, 700])
+    prompt = torch.cat([sd().encode_prompt(text, "cpu", 1, False)[0] for text in ("a", "fox")])
     with torch.no_grad():
         expected = styled(x, t, prompt)[0]
         assert not torch.equal(expected, plain(x, t, prompt)[0])
@@ -497,7 +500,7 @@ def test_another_lora_stays_frozen_and_active(tmp_path: Path) -> None:
     assert {name for name, p in trainer.denoiser.named_parameters() if p.requires_grad} == trainable
     trainer.model.eval()
     with torch.no_grad():
-        assert torch.equal(trainer.reference(trainer.model)(x, t, prompt_embeds=prompt), expected)
+        assert torch.equal(trainer.reference(trainer.model)(x, t, trainer.conditions(["a", "fox"])), expected)
         assert not torch.equal(trainer.denoiser(x, t, prompt)[0], expected)
 
 
@@ -571,13 +574,7 @@ def test_an_architecture_of_one_s_own(tmp_path: Path) -> None:
 
     pipe = sd()
     pipe.unet.__class__ = Odd
-    with pytest.raises(ValueError, match="none of UNet2DConditionModel"):
-        DPO.start(tmp_path, pipe=pipe)
-
-    def forward(module: Any, latents: Any, timesteps: Any, prompt_embeds: Any, pooled: Any) -> torch.Tensor:
-        return module.denoiser(latents, timesteps, prompt_embeds).sample
-
-    trainer = DPO.start(tmp_path, pipe=pipe, arguments={"denoiser_forward": forward}, max_steps=1)
+    trainer = DPO.start(tmp_path, pipe=pipe, max_steps=1)
     trainer.train()
     assert curve(trainer)
 
@@ -610,8 +607,8 @@ def test_xl_is_told_the_size_it_sees(tmp_path: Path) -> None:
         lambda m, args, kwargs: told.append(kwargs["added_cond_kwargs"]["time_ids"]), with_kwargs=True
     )
     trainer.train()
-    assert told[0].shape == (8, 6)
-    assert told[0][3].tolist() == [16, 16, 0, 0, 16, 16]
+    assert told[-1].shape == (8, 6)
+    assert told[-1][3].tolist() == [16, 16, 0, 0, 16, 16]
 
 
 def test_flux_is_told_sigma_and_its_guidance(tmp_path: Path) -> None:
@@ -619,9 +616,9 @@ def test_flux_is_told_sigma_and_its_guidance(tmp_path: Path) -> None:
     seen: list[dict[str, Any]] = []
     trainer.denoiser.register_forward_pre_hook(lambda m, args, kwargs: seen.append(kwargs), with_kwargs=True)
     x, t = torch.randn(2, 4, 8, 8), torch.tensor([250.0, 1000.0])
-    embeds = trainer.prompts(["a", "b"])
-    found = trainer.model(x, t, **embeds)
+    found = trainer.model(x, t, trainer.conditions(["a", "b"]))
     assert found.shape == x.shape
+    seen = seen[-1:]
     assert seen[0]["timestep"].tolist() == [0.25, 1.0]
     assert seen[0]["guidance"].tolist() == [2.5, 2.5]
     assert seen[0]["hidden_states"].shape == (2, 16, 16)

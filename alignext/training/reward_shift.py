@@ -1,7 +1,7 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """The state of the reward shift, which travels in `trainer_state.json`."""
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -9,10 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import ExportableState
 
 from alignext.functional.bco import class_mean_shift, pooled_mean_shift, reward_sums, update_sums
-
-
-if TYPE_CHECKING:
-    from .config import BCOConfig
+from alignext.functional.diffusion_kto import divergence
 
 
 class RewardShift(TrainerCallback, ExportableState):
@@ -28,27 +25,27 @@ class RewardShift(TrainerCallback, ExportableState):
     def state(self) -> dict:
         return {"args": {}, "attributes": {"stats": list(self.stats)}}
 
-    def on_train_begin(
-        self, args: "BCOConfig", state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         # A resumed trainer reads the saved state here, whatever `restore_callback_states_from_checkpoint` says. A
         # checkpoint of another trainer has none, and saving would then miss the key.
         saved = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
         self.stats, self.window = list(saved["attributes"]["stats"]), None
 
-    def on_step_end(self, args: "BCOConfig", state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
-        if args.sync_ref_model and state.global_step % args.ref_model_sync_steps == 0:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+        if getattr(args, "sync_ref_model", False) and state.global_step % args.ref_model_sync_steps == 0:
             # The reference comes nearer to the policy, and all rewards with it, to first order by this factor.
             self.stats[:2] = [(1 - args.ref_model_mixup_alpha) * total for total in self.stats[:2]]
 
-    def value(self, args: "BCOConfig") -> float:
+    def value(self, args: Any) -> float:
         """The shift as it stands."""
         if args.reward_shift == "none":
             return 0.0
         stats = torch.tensor(self.stats, dtype=torch.float64)
+        if args.reward_shift == "divergence":
+            return divergence(pooled_mean_shift(stats))
         return class_mean_shift(stats) if args.reward_shift == "ema" else pooled_mean_shift(stats)
 
-    def step(self, rewards: torch.Tensor, labels: torch.Tensor, args: "BCOConfig", accelerator: Accelerator) -> float:
+    def step(self, rewards: torch.Tensor, labels: torch.Tensor, args: Any, accelerator: Accelerator) -> float:
         """The shift for a training micro-batch, which is taken into account."""
         if args.reward_shift == "none":
             return 0.0
