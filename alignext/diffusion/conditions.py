@@ -7,6 +7,7 @@ group after another where they have not.
 """
 
 import functools
+import hashlib
 import inspect
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -314,5 +315,5 @@ def _name(value: Any) -> Hashable:
     if isinstance(value, list | tuple):
         return tuple(_name(item) for item in value)
     if hasattr(value, "tobytes"):  # a picture
-        return digest(value.mode if hasattr(value, "mode") else "", str(value.size), value.tobytes().hex())
+        return str(value.size), hashlib.sha256(value.tobytes()).hexdigest()
     return repr(value)

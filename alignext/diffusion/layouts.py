@@ -7,6 +7,7 @@ decoding for every pipeline, and no family's packing is written down here.
 """
 
 import copy
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,9 +111,10 @@ def decoded(
 ) -> torch.Tensor:
     """What reaches the VAE when the stock call decodes these latents, in float64."""
     twin, stock = copy.copy(pipe), stock_class(pipe).__call__
+    known = inspect.signature(stock).parameters
     vars(twin)["vae"] = watched = _WatchedVAE(pipe.vae)
     with torch.no_grad():
-        only_decode(twin, stock, call | without_guidance(pipe), latents, "pt", encoded)
+        only_decode(twin, stock, call | without_guidance(pipe, known), latents, "pt", encoded)
     return torch.cat(watched.seen).cpu()
 
 

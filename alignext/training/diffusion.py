@@ -230,7 +230,7 @@ class DiffusionTrainer(DiffusionFiles):
         return (boundary, math.inf) if self.denoiser_name == "transformer" else (0.0, boundary)
 
     def _make_levels(self, schedules: Schedules | None) -> Levels:
-        return training_levels(self.pipe, schedules)
+        return training_levels(self.pipe, schedules=schedules)
 
     def _text_encoders(self) -> list[torch.nn.Module]:
         return text_encoders(self.pipe)

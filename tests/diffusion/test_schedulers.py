@@ -97,7 +97,7 @@ def test_unknown_changes_are_named() -> None:
 
 
 def test_levels_follow_the_corrected_offset(corrected: StableDiffusionPipeline) -> None:
-    levels = inversion_levels(corrected, 5)
+    levels = inversion_levels(corrected, 5, (8, 8))
     assert levels.timesteps.tolist() == [1, 201, 401, 601, 801]
 
 
@@ -107,8 +107,8 @@ def test_flow_levels_follow_a_shift_set_by_hand(make) -> None:
     pipe.scheduler.set_shift(2.0)
     pipe.scheduler.set_timesteps(4, **({"mu": 0.5} if pipe.scheduler.config.use_dynamic_shifting else {}))
     kept = pipe.scheduler.sigmas.clone()
-    levels = inversion_levels(pipe, 4, {None: {"mu": 0.5}})
+    levels = inversion_levels(pipe, 4, (8, 8))
     if not pipe.scheduler.config.use_dynamic_shifting:
         assert torch.equal(levels.s.flip(0), kept.double())
     assert torch.equal(pipe.scheduler.sigmas, kept)
-    assert len(training_levels(pipe, {None: {"mu": 0.5}}).s) == 1001
+    assert len(training_levels(pipe, (8, 8)).s) == 1001

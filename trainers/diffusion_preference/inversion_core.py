@@ -57,7 +57,7 @@ class InversionTrainer(KeptInversions):
         return (args.num_inversion_steps,)
 
     def _make_levels(self, schedules: Schedules | None) -> Levels:
-        return inversion_levels(self.pipe, self.args.num_inversion_steps, schedules)
+        return inversion_levels(self.pipe, self.args.num_inversion_steps, schedules=schedules)
 
     def _guided(self, denoiser: Denoiser, batch: PictureBatch) -> Denoiser:
         if self.args.guidance_scale == 1:

@@ -194,7 +194,8 @@ class PictureTrainer(DiffusionTrainer):
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         if eval_dataset is not None and not isinstance(eval_dataset, str):
             columns = set(next(iter(eval_dataset)))
-            if "index" not in columns or not columns <= COLUMNS:  # it is none of those that are prepared already
+            ours = {name for name in columns if not is_embedding(name)} <= COLUMNS
+            if "index" not in columns or not ours:  # it is none of those that are prepared already
                 eval_dataset = self._prepared(eval_dataset, self.args, "eval_dataset")
                 eval_dataset = self._precompute(eval_dataset) if self._precomputes else eval_dataset
         return super().get_eval_dataloader(eval_dataset)

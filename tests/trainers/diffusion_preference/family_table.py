@@ -17,6 +17,7 @@ from alignext.diffusion.recording import stock_class
 from alignext.diffusion.rows import ONE_AT_A_TIME
 
 from ...diffusion import families
+from ...pipelines.latent_search import tiny_models
 from .test_families import NAMES, NO_LORA, REFUSED, SIZES, size_of
 
 
@@ -40,7 +41,7 @@ def seen(name: str, pipe: Any) -> str:
     found = ["packed" if layout.index is not None else "latents as the VAE has them"]
     found += ["each frame alone in the VAE"] if layout.frames_alone else []
     found += ["a scaling of its own"] if layout.scale is not None else []
-    found += [f"told `{call.timestep.form.replace('n', '1000') if 'n' in call.timestep.form else 't'}`"]
+    found += [f"told `{call.timestep.form.replace('n', f'{call.timestep.constant:g}')}`"]
     found += ["negated"] if call.prediction.sign < 0 else []
     found += ["a list of rows"] if call.latents.listed is not None else []
     found += ["latents of the picture follow"] if call.latents.rest is not None else []
@@ -55,7 +56,8 @@ def edits(name: str) -> bool:
 
 def rows() -> list[list[str]]:
     out = []
-    for name in families.FAMILIES:
+    known = list(tiny_models.BUILDERS)  # from the oldest to today's
+    for name in [*known, *(name for name in families.FAMILIES if name not in known)]:
         pipe = families.build(name)
         cls = f"`{stock_class(pipe).__name__}`"
         if name in REFUSED:

@@ -223,11 +223,12 @@ def test_experts_are_trained_at_their_own_levels(expert: str, tmp_path: Path) ->
 
 def test_an_editing_pipeline_without_a_picture_to_edit(tmp_path: Path) -> None:
     data = pairs("qwen-image-edit").remove_columns("source")
-    with pytest.raises(ValueError, match=r"edits a picture, and the dataset has no column `source` .*found prompt"):
+    with pytest.raises(
+        ValueError, match=r"edits a picture, and the dataset has no column `source` .*found image_chosen, "
+    ):
         start("qwen-image-edit", tmp_path, train_dataset=data)
-    data = pairs("qwen-image").add_column("source", pairs("qwen-image-edit")["source"])
     with pytest.raises(ValueError, match=r"column `source` .*QwenImagePipeline edits no picture"):
-        start("qwen-image", tmp_path, train_dataset=data)
+        start("qwen-image", tmp_path, train_dataset=pairs("qwen-image-edit"))
 
 
 def test_videos_of_a_pair_have_one_length(tmp_path: Path) -> None:
