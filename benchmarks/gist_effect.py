@@ -5,7 +5,7 @@
     python benchmarks/gist_effect.py --report   # the tables from all seeds run so far
 
 The pool holds the model's own endings: a tenth with dialogue, which is the target, the rest without, and a quarter of
-these with their words shuffled. An adapter is warmed up on random rows; the target is known by eight other endings
+these with their words shuffled. An adapter is warmed up on random rows; the target is known by up to eight other endings
 with dialogue. Precision: the share of dialogue among the best twentieth. Then a new adapter is trained on that
 twentieth, and its loss on held-out dialogue compared. Writes `results/gist-effect.json` and `.md`.
 """
@@ -89,10 +89,10 @@ def run_seed(seed: int, tokens: int, steps: int, size: int) -> dict[str, Any]:
     base, tokenizer = AutoModelForCausalLM.from_pretrained(MODEL).eval(), AutoTokenizer.from_pretrained(MODEL)
     draw = random.Random(seed)
     own = endings(base, tokenizer, "Tom Lily Ben Mia Sam Anna", 100 + seed, tokens)
-    others = endings(base, tokenizer, "Amy Bob Jane Leo", 200 + seed, tokens)
+    others = endings(base, tokenizer, "Amy Bob Jane Leo Zoe Kim", 200 + seed, tokens)
     dialogue, plain = [row for row in own if talks(row)], [row for row in own if not talks(row)]
     known = [row for row in others if talks(row)]
-    known, held_out = known[:8], known[8:16]
+    known, held_out = known[: len(known) // 2][:8], known[len(known) // 2 :][:8]
     pool = dialogue[: size // 10] + plain[: size - size // 10]
     for row in pool[size // 10 : size // 10 + size // 4]:
         words = row["completion"].split()
@@ -152,7 +152,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     options.add_argument("--steps", type=int, default=5, help="of each training")
-    options.add_argument("--tokens", type=int, default=16, help="of an ending")
+    options.add_argument("--tokens", type=int, default=20, help="of an ending")
     options.add_argument("--size", type=int, default=60, help="of the pool")
     options.add_argument("--report", action="store_true")
     args = options.parse_args()
