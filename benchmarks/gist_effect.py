@@ -5,8 +5,8 @@
     python benchmarks/gist_effect.py --report   # the tables from all seeds run so far
 
 The pool holds the model's own endings: a tenth with dialogue, which is the target, the rest without, and a quarter of
-these with their words shuffled. An adapter is warmed up on random rows; the target is known by up to eight other endings
-with dialogue. Precision: the share of dialogue among the best twentieth. Then a new adapter is trained on that
+these with their words shuffled. An adapter is warmed up on random rows; the target is known by up to eight other
+endings with dialogue. Precision: the share of dialogue among the best twentieth. Then a new adapter is trained on that
 twentieth, and its loss on held-out dialogue compared. Writes `results/gist-effect.json` and `.md`.
 """
 

@@ -16,6 +16,9 @@ from ..trainers.contract import STORIES, preference
 from ..trainers.steering import tiny_folder, tiny_lm
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft
+
+
 @pytest.fixture
 def pairs(tmp_path: Path) -> Path:
     rows = preference().to_list()
@@ -83,7 +86,7 @@ MISTAKES = {
     "ending": (["pairs.txt"], "is none of .json"),
     "model": (["pairs.jsonl", "--model", "nowhere"], "--model"),
     "out": (["pairs.jsonl", "--out", "kept.txt"], "must end in .parquet, .jsonl or .csv"),
-    "filter": (["pairs.jsonl", "--max-score", "-1e9"], "No row is left"),
+    "filter": (["pairs.jsonl", "--max-score", "-1000000"], "No row is left"),
     "column": (["pairs.jsonl", "--keep", "0.5", "--column", "score"], "no column 'score'"),
 }
 

@@ -61,7 +61,7 @@ def test_a_table_of_settings():
         return change, 1.0 - 0.1 * change
 
     rows, chosen = sweep_steering(
-        model, [vector(0), vector(1)], score, methods=["swfc", "clamp"], alphas=[0.0, 0.2, 50.0], progress=False
+        model, [vector(0), vector(1)], score, methods=["swfc", "clamp"], alphas=[0.0, 0.02, 50.0], progress=False
     )
     assert len(rows) == 13 and rows[0] == (-1, "none", 0.0, 0.0, 1.0)
     assert rows[1].trait == 0 and rows[1].method == "swfc" and rows[1].layer == 0

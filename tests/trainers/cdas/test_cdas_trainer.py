@@ -102,7 +102,7 @@ def test_the_divergence_and_its_gradient_are_finite_on_peaked_logits():
     assert loss.item() == pytest.approx(0.6931, abs=1e-4) and p.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 2))])
 def test_a_planted_direction_is_found_from_any_start(seed: int):
     """Targets are the model's own distributions with the coordinate along a known direction exchanged."""
     lm = tiny()
