@@ -107,6 +107,8 @@ def project(h: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         `torch.Tensor` of shape `(...)`.
     """
     dtype = torch.promote_types(h.dtype, torch.float32)
+    if not torch.is_autocast_enabled(h.device.type):
+        return h.to(dtype) @ v.to(dtype)
     with torch.autocast(h.device.type, enabled=False):
         return h.to(dtype) @ v.to(dtype)
 
