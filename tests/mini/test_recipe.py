@@ -88,6 +88,17 @@ def test_t5_pieces_are_words_capitals_mean_the_same_and_the_rest_is_spelled(tmp_
     assert again("a red fox, flat style").input_ids == tokenizer("a red fox, flat style").input_ids
 
 
+def test_a_tokenizer_whose_file_has_no_spaces_is_the_same(tmp_path):
+    tokenizer = words.make_tokenizer(["a red fox, flat style"], 24)
+    tokenizer.save_pretrained(tmp_path)
+    before = (tmp_path / "tokenizer.json").stat().st_size
+    fitting.compact(tmp_path)
+    assert (tmp_path / "tokenizer.json").stat().st_size < 0.6 * before
+    again = type(tokenizer).from_pretrained(tmp_path)
+    for text in ("a red fox, flat style", "naïve ☕"):
+        assert again(text).input_ids == tokenizer(text).input_ids
+
+
 def test_a_canvas_shows_one_drawing_or_two_of_one_style():
     images = torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 4, 4) * 10
     rows = [{"concept": f"thing {i}", "style": "flat" if i < 3 else "ink"} for i in range(6)]

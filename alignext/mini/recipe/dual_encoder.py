@@ -53,17 +53,18 @@ def train_clip(config: dict, folder: Path) -> None:
     def loss_fn(step: int, rng: torch.Generator) -> torch.Tensor:
         odds = torch.where(drawn, config["drawn"] / drawn.sum(), (1 - config["drawn"]) / (~drawn).sum())
         chosen = torch.multinomial(odds, config["batch"], generator=rng)
-        plain = torch.rand(len(chosen), generator=rng) < config["without_style"]
+        own = chosen + len(rows) * (torch.rand(len(chosen), generator=rng) < config["without_style"])
+        others = torch.multinomial(odds, config["captions"], replacement=True, generator=rng)
+        others += len(rows) * (torch.rand(len(others), generator=rng) < config["without_style"])
+        told = torch.cat([own, others])  # a picture is compared with the captions of others, too: they are cheap
         x = disturb(augment(images[chosen].float() / 255, rng, **config["augment"]), rng)
         with sdpa_kernel(SDPBackend.MATH):  # the fastest for so few tokens
-            out = model(input_ids=tokens[chosen + len(rows) * plain], pixel_values=(x - mean) / std)
-        a, b = what[chosen], how[chosen]
-        true = (a[:, None] == a) & ((b[:, None] == b) | plain)  # of picture i, says caption j the truth?
-        logits = out.logits_per_image
-        return 0.5 * sum(
-            F.cross_entropy(one, answer / answer.sum(1, keepdim=True))
-            for one, answer in ((logits, true.float()), (logits.T, true.T.float()))
-        )
+            logits = model(input_ids=tokens[told], pixel_values=(x - mean) / std).logits_per_image
+        which, plain = told % len(rows), told >= len(rows)
+        true = (what[chosen][:, None] == what[which]) & ((how[chosen][:, None] == how[which]) | plain)
+        true = true.float()  # of picture i, says caption j the truth?
+        pairs = ((logits, true), (logits[:, : len(own)].T, true[:, : len(own)].T))
+        return 0.5 * sum(F.cross_entropy(one, answer / answer.sum(1, keepdim=True)) for one, answer in pairs)
 
     def export(average: torch.nn.Module) -> None:
         average.half().save_pretrained(folder / "clip")
@@ -73,8 +74,3 @@ def train_clip(config: dict, folder: Path) -> None:
         CLIPProcessor(images, tokenizer).save_pretrained(folder / "clip")
 
     fit(model, loss_fn, config, folder, export)
-    last = folder
-    for number, stage in enumerate(config.pop("then", []), 2):
-        config.update(stage, start=last / "checkpoint.pt")  # `loss_fn` reads it, too
-        last = folder / f"stage-{number}"
-        fit(model, loss_fn, config, last, export)

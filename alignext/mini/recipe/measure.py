@@ -68,15 +68,15 @@ def report(title: str, images: torch.Tensor, chosen: list[Picture], judges: tupl
 def sharpness(
     vaes: dict[str, AutoencoderKL], drawn: dict[str, torch.Tensor], judges: tuple[Judge, Judge]
 ) -> list[str]:
-    """The table of the decoder: held-out drawings, and latents that denoisers made of `trained_cells`.
+    """The table of autoencoders: held-out drawings, and latents that denoisers made of `trained_cells`.
 
     Args:
-        vaes (`dict[str, AutoencoderKL]`): by name; they share an encoder.
+        vaes (`dict[str, AutoencoderKL]`): by name; their latents are much the same.
         drawn (`dict[str, torch.Tensor]`): scaled latents, one for each cell, by the name of who drew them.
         judges (`tuple[Judge, Judge]`): of concepts and of styles.
     """
     lines = [
-        "| pictures | number | decoder | PSNR, dB | edges | fine | concept | style |",
+        "| pictures | number | autoencoder | PSNR, dB | edges | fine | concept | style |",
         "|---|---|---|---|---|---|---|---|",
     ]
 
@@ -171,7 +171,7 @@ def main(folder: Path, before: Path | None = None) -> None:
     vaes = {"shipped": pipe.vae}
     if before is not None:
         vaes = {"before": AutoencoderKL.from_pretrained(before)} | vaes
-    details(vaes, folder / "mini-decoder.png")
+    details(vaes, folder / "mini-sharper.png")
     print("\n".join([*sharpness(vaes, drawn, judges), "", *measure_clip(judges), ""]), flush=True)
     lines = ["| pictures | number | concept top-1 | concept top-5 | style |", "|---|---|---|---|---|"]
     decoded, shown = ["| split | PSNR of reconstructions, dB |", "|---|---|"], []
