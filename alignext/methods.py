@@ -467,7 +467,7 @@ METHODS = (
         parents=("any Stable Diffusion or FLUX pipeline",),
         needs="a picture and words; no training",
         commands=("segment",),
-        demo=None,
+        demo="elbo-align",
         page="elbo_align",
     ),
 )

@@ -18,8 +18,8 @@ from alignext.diffusion.sheets import contact_sheet, heat_overlay, label_overlay
 
 
 def canvas(names: list[str]) -> Image.Image:
-    """Drawings of these names side by side."""
-    drawings = {p.concept: p.image for p in mini.pictures("train")}
+    """Drawings of these names side by side, which no model has seen."""
+    drawings = {p.concept: p.image.convert("RGB") for p in mini.pictures("unseen_drawing") if p.style == "glossy"}
     sheet = Image.new("RGB", (64 * len(names), 64), "white")
     for k, name in enumerate(names):
         sheet.paste(drawings[name], (64 * k, 0))
@@ -29,18 +29,19 @@ def canvas(names: list[str]) -> Image.Image:
 def main() -> None:
     """Segment, and write one sheet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(mini.path("sd")))
+    parser.add_argument("--model", default=str(mini.path("flux")))
     parser.add_argument("--picture", type=Path, help="a picture of yours (default: two embedded drawings)")
-    parser.add_argument("--classes", nargs="+", default=["red fox", "house"])
+    parser.add_argument("--classes", nargs="+", default=["balloon", "frog"])
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
 
     align = ELBOAlignPipeline.from_pretrained(args.model)
     if args.picture is None:
         picture = canvas(args.classes)
-        # The small model knows captions such as "a red fox", and no photos.
-        how = {"prompt": ", ".join(args.classes), "class_prompts": [f"a {name}" for name in args.classes]}
-        how |= {"height": picture.height, "width": picture.width}
+        # The small model knows captions such as "a balloon and a frog, glossy style", and no photos.
+        prompts = [f"a {name}" for name in args.classes]
+        how = {"prompt": f"{' and '.join(prompts)}, glossy style", "class_prompts": prompts}
+        how |= {"height": picture.height, "width": picture.width, "max_sequence_length": 16}
     else:
         picture, how = to_pil(args.picture), {"keep_aspect": True}
     found = align(picture, args.classes, **how)

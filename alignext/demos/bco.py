@@ -7,7 +7,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from alignext import BCOConfig, BCOTrainer, mini
+from alignext import BCOConfig, BCOTrainer, fade_score, mini
 from alignext.demos.charts import Chart
 from alignext.demos.gallery import Section, Table, print_table
 from alignext.demos.stories import SPEECH, beginnings, curve, quieten, settings, speaks, tell
@@ -65,6 +65,19 @@ def demo(*, seed: int, steps: int | None) -> list[Section]:
         verdict=verdict("stories in which somebody speaks", "after", "before", found, f"{len(before)} stories each"),
     )
     print_table(measures)
+    base = AutoModelForCausalLM.from_pretrained(mini.path("lm"))
+    moved = fade_score(
+        model, base, new[:4], tokenizer, num_samples=4, max_new_tokens=24, seed=seed, batch_size=16, progress=False
+    )
+    distance = Table(
+        ["direction", "nats a story", "standard error"],
+        [
+            ["what the base tells and the trained model does not", *moved.forward[:2]],
+            ["what the trained model tells and the base does not", *moved.reverse[:2]],
+        ],
+        caption="FADE: how far the training has moved the model, over 16 beginnings of 24 tokens from each.",
+    )
+    print_table(distance)
     rewards = {name: curve(trainer, f"rewards/{name}") for name in ("chosen", "rejected")}
     return [
         Section(
@@ -94,6 +107,7 @@ def demo(*, seed: int, steps: int | None) -> list[Section]:
             ],
             tables=[
                 measures,
+                distance,
                 Table(
                     ["beginning", "before", "after"],
                     [[new[k], before[k].strip(), after[k].strip()] for k in range(0, len(new), len(new) // 8)],
