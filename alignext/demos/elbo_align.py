@@ -85,8 +85,9 @@ def demo(*, seed: int, steps: int | None) -> list[Section]:
     return [
         Section(
             "ELBO-T2IAlign: what the model sees, and where",
-            "A text-to-image model that was only ever trained to draw finds two drawings on one canvas by their names. "
-            "Its attention says where, its loss how well it sees each, and the one that it sees worse is sharpened.\n\nBelow, what a picture attended to while it was made. It is that of the stock call.",
+            "A text-to-image model that was only ever trained to draw finds two drawings on one canvas by their "
+            "names. Its attention says where, its loss how well it sees each, and the one that it sees worse is "
+            "sharpened.\n\nBelow, what a picture attended to while it was made. It is that of the stock call.",
             figures=[
                 Figure(
                     "two-drawings",
