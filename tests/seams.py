@@ -333,6 +333,7 @@ PRESENT = [
     "diffusers.StableDiffusionPipeline.unet_name",
     "diffusers.FluxPipeline.transformer_name",
     "diffusers.StableDiffusion3Pipeline.transformer_name",
+    "diffusers.ModelMixin._supports_gradient_checkpointing",
     "peft.tuners.tuners_utils.BaseTunerLayer._active_adapter",
     "peft.tuners.tuners_utils.BaseTunerLayer.active_adapters",
     "transformers.trainer.TRAINING_ARGS_NAME",
