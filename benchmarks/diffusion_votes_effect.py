@@ -48,7 +48,7 @@ class Run(NamedTuple):
     lora: bool = True
 
 
-_PAIRS = {"max_steps": 30, "per_device_train_batch_size": 6, "learning_rate": 1e-3, "beta": 2000.0}
+_PAIRS = {"max_steps": 20, "per_device_train_batch_size": 6, "learning_rate": 1e-3, "beta": 2000.0}
 _VOTES = _PAIRS | {"per_device_train_batch_size": 12}
 RUNS = {
     "sd-dpo": Run("sd", "DiffusionDPO", _PAIRS),

@@ -44,7 +44,7 @@ def encode_images(
     """
     vae = _vae(pipe)
     stored, device = vae.dtype, _device(vae)
-    means, deviations = [], []
+    means, deviations, rows = [], [], len(pixel_values)
     if layout is not None and layout.frames_alone:
         frames = pixel_values.shape[2]
         pixel_values = pixel_values.transpose(1, 2).flatten(0, 1)
@@ -67,7 +67,14 @@ def encode_images(
         if used == torch.float32:
             raise ValueError("The VAE gives latents that are not finite: neither are its weights, or the pictures.")
         raise ValueError(f"The VAE gives latents that are not finite: it overflows in {stored}. Load it in float32.")
-    return scale_latents(vae, latents) if layout is None else layout.scaled(vae, latents.reshape(-1, *layout.shape))
+    if layout is None:
+        return scale_latents(vae, latents)
+    if latents[0].numel() * (len(pixel_values) // rows) != layout.shape.numel():
+        raise ValueError(
+            f"The VAE gives latents of shape {tuple(latents.shape[1:])}, and those of the pipeline's loop are "
+            f"{tuple(layout.shape)}: height, width and frames must be multiples of what one latent takes."
+        )
+    return layout.scaled(vae, latents.reshape(-1, *layout.shape))
 
 
 def decode_latents(pipe: Any, latents: torch.Tensor, batch_size: int | None = None) -> torch.Tensor:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import (
     AutoencoderDC,
+    AutoencoderKL,
     AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
     ChromaPipeline,
@@ -144,7 +145,12 @@ def _lumina2() -> Lumina2Pipeline:
         sample_size=8, in_channels=4, hidden_size=16, num_layers=1, num_refiner_layers=1, num_attention_heads=2,
         num_kv_heads=1, multiple_of=8, axes_dim_rope=(2, 2, 4), axes_lens=(16, 16, 16), cap_feat_dim=D,
     )  # fmt: skip
-    return Lumina2Pipeline(vae=tiny.vae(shift_factor=0.1), transformer=transformer, scheduler=flow(), **PARTS)
+    vae = AutoencoderKL(  # the pipeline has 8 pixels a latent, whatever its VAE has
+        block_out_channels=(4,) * 4, down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=1, latent_channels=4, norm_num_groups=2,
+        shift_factor=0.1,
+    )  # fmt: skip
+    return Lumina2Pipeline(vae=vae, transformer=transformer, scheduler=flow(), **PARTS)
 
 
 def _chroma() -> ChromaPipeline:
