@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset
+from transformers.utils import logging
 
 from alignext.data.core import NoScore, Values, add_columns, chosen_rows, numbers, padded, share_of, weights_key
 from alignext.data.encode import check_no_pictures, encode_pair
 from alignext.functional.ches import answer_sums, ches_scores, growth_kernel, ln_ches_scores
 from alignext.methods import method
-from alignext.training.logs import get_logger
 
 
-logger = get_logger(__name__)
+logger = logging.get_logger(__name__)  # one that works without a trainer, too
 
 COLUMNS = ("ches", "ln_ches")
 NOTE = "ches_note"

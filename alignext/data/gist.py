@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import logging
 
 from alignext.data.core import NoScore, Values, add_columns, weights_key
 from alignext.data.encode import check_no_pictures, encode_example
 from alignext.data.features import FEATURES, SketchFeatures
 from alignext.data.gradients import RowGradients
 from alignext.methods import method as row_of
-from alignext.training.logs import get_logger
 from alignext.wrapping import evaluating
 
 
-logger = get_logger(__name__)
+logger = logging.get_logger(__name__)  # one that works without a trainer, too
 
 METHODS = ("gist", "less", "cosine")
 

@@ -4,12 +4,12 @@
 import math
 
 from datasets import Dataset
+from transformers.utils import logging
 
 from alignext.data.core import chosen_rows, numbers, share_of
-from alignext.training.logs import get_logger
 
 
-logger = get_logger(__name__)
+logger = logging.get_logger(__name__)  # one that works without a trainer, too
 
 
 def select_for_task(
