@@ -179,7 +179,7 @@ def test_prompts_do_not_mix(name):
         torch.testing.assert_close(both.rewards[p], one.rewards[0], atol=1e-3, rtol=1e-3)
 
 
-@NAMES
+@SOME
 @pytest.mark.parametrize("strategy", ["best_of_n", "smc", "local", "greedy"])
 def test_strategies(name, strategy):
     pipe, call = build(name)
@@ -204,7 +204,7 @@ def test_larger_is_better_and_the_order_is_best_first():
 
 @pytest.mark.parametrize("name", ["sd", "latte"])
 @pytest.mark.parametrize("output_type", ["pil", "np", "pt", "latent"])
-@pytest.mark.parametrize("budget", [1, 4])
+@pytest.mark.parametrize("budget", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_output_types(name, output_type, budget):
     pipe, call = build(name)
     stock = pipe(["a fox", "a dog"], num_inference_steps=2, output_type=output_type, **call)
@@ -420,7 +420,9 @@ def test_an_unknown_pipeline_decodes_through_its_own_call(monkeypatch):
     torch.testing.assert_close(fallback.rewards, known.rewards, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["sd", "flux", "text-to-video-sd", "ltx"])
+@pytest.mark.parametrize(
+    "name", ["sd", *(pytest.param(n, marks=pytest.mark.slow) for n in ("flux", "text-to-video-sd", "ltx"))]
+)
 @pytest.mark.parametrize("method", [RandomNoiseSearch(rounds=2), ZeroOrderNoiseSearch(rounds=2, neighbors=2)])
 def test_search_over_the_initial_noise(name, method):
     pipe, call = build(name)

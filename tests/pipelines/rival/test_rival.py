@@ -131,10 +131,10 @@ def test_diffusers_inverse_grid_is_ours(pipe, picture, spacing):
     ("steps", "task", "plain", "replace", "concat", "aligned"),
     [
         (50, "variation", 0, 19, 31, 20),
-        (50, "text2image", 1, 18, 31, 20),
+        pytest.param(50, "text2image", 1, 18, 31, 20, marks=pytest.mark.slow),
         (20, "variation", 0, 7, 13, 8),
-        (10, "variation", 0, 3, 7, 4),
-        (30, "variation", 0, 11, 19, 11),
+        pytest.param(10, "variation", 0, 3, 7, 4, marks=pytest.mark.slow),
+        pytest.param(30, "variation", 0, 11, 19, 11, marks=pytest.mark.slow),
     ],
 )
 def test_gates_per_step(pipe, picture, monkeypatch, steps, task, plain, replace, concat, aligned):
@@ -184,7 +184,9 @@ def test_same_seed_same_images(pipe, picture):
     assert torch.equal(a, b) and not torch.equal(a, c)
 
 
-@pytest.mark.parametrize("init", ["shuffle", "gaussian", "inverted", "noise"])
+@pytest.mark.parametrize(
+    "init", ["shuffle", "inverted", *(pytest.param(init, marks=pytest.mark.slow) for init in ("gaussian", "noise"))]
+)
 def test_a_list_of_generators_is_one_per_image(pipe, picture, init):
     batch = run(
         pipe, reference_image=picture, init=init, num_images_per_prompt=2, generator=[generator(0), generator(1)]

@@ -22,7 +22,11 @@ CLASSES = {
     "sd-controlnet": (RIVALControlNetPipeline, lambda: tiny.with_controlnet(tiny.sd_components())),
     "xl-controlnet": (RIVALXLControlNetPipeline, lambda: tiny.with_controlnet(tiny.sdxl_components())),
 }
-XL, CONTROL = ["xl", "xl-controlnet"], ["sd-controlnet", "xl-controlnet"]
+SLOW = pytest.mark.slow
+# The class that is both stands for each of them: the others, where they only repeat it, are slow.
+XL = [pytest.param("xl", marks=SLOW), "xl-controlnet"]
+CONTROL = [pytest.param("sd-controlnet", marks=SLOW), "xl-controlnet"]
+EACH = [pytest.param("xl", marks=SLOW), *CONTROL]
 NEUTRAL = dict(t_inject=-1, t_align=-1, t_early=1000)
 CLOSE = dict(rtol=0, atol=1e-3)
 
@@ -39,7 +43,7 @@ def noise_picture(seed, n=None):
 
 
 def control_of(variant):
-    return {"image": noise_picture(8, 1)} if variant in CONTROL else {}
+    return {"image": noise_picture(8, 1)} if variant.endswith("controlnet") else {}
 
 
 @pytest.fixture
@@ -50,7 +54,7 @@ def picture():
 # ------------------------------------------------------------------------------------------- traps 1, 2, 5, 8 on each
 
 
-@pytest.mark.parametrize("variant", ["xl", *CONTROL])
+@pytest.mark.parametrize("variant", EACH)
 @pytest.mark.parametrize("reference_prompt", [pytest.param("", marks=pytest.mark.slow), "a blue bird"])
 @pytest.mark.parametrize(
     "settings",
@@ -72,7 +76,11 @@ def test_agrees_with_the_joint_batch(variant, picture, reference_prompt, setting
 
 @pytest.mark.parametrize(
     ("variant", "wrong"),
-    [("xl", "no time ids"), ("xl", "mixed branches"), *((variant, "control of the reference") for variant in CONTROL)],
+    [
+        ("xl", "no time ids"),
+        ("xl", "mixed branches"),
+        *((f"{base}-controlnet", "control of the reference") for base in ("sd", "xl")),
+    ],
 )
 def test_the_joint_batch_tells_mistakes_apart(variant, wrong, picture):
     pipe = build(variant)
@@ -135,13 +143,13 @@ def test_inversion_runs_with_pooled_embeddings_and_is_reused(picture, tmp_path):
     assert torch.equal(again.latents, inversion.latents)
 
 
-@pytest.mark.parametrize("variant", ["xl", *CONTROL])
+@pytest.mark.parametrize("variant", EACH)
 def test_several_references_equal_separate_runs(variant):
     """Two pictures, two prompts, two images each; with ControlNet, a control picture for each reference."""
     pipe = build(variant)
     pictures, prompts, x_T = [noise_picture(7), noise_picture(9)], ["a red fox", "a blue bird"], latents_for(pipe, 4)
     controls = noise_picture(8, 2)
-    control = {"image": controls} if variant in CONTROL else {}
+    control = {"image": controls} if variant.endswith("controlnet") else {}
     kwargs = dict(num_images_per_prompt=2, num_inference_steps=5)
     together = run(pipe, prompts, reference_image=pictures, latents=x_T, **control, **kwargs)
     for i in range(2):
@@ -181,7 +189,7 @@ def test_controlnet_runs_on_generated_rows_only(variant, guidance_scale, picture
             assert residual[: 3 * branches].any() and not residual[3 * branches :].any()
 
 
-@pytest.mark.parametrize("variant", ["xl", *CONTROL])
+@pytest.mark.parametrize("variant", EACH)
 def test_one_call_for_both_is_two_calls(variant, picture, monkeypatch):
     pipe, control = build(variant), control_of(variant)
     kwargs = dict(reference_image=picture, latents=latents_for(pipe), num_inference_steps=5, **control)
@@ -247,13 +255,26 @@ def test_the_control_picture_sets_the_size_as_in_stock(kind, picture):
     ("variant", "task", "explicit"),
     [
         ("sd", None, dict(guidance_scale=5, t_early=600, t_inject=1000, reference_prompt="a red fox")),
-        ("sd", "text2image", dict(guidance_scale=7, t_early=600, t_inject=960, reference_prompt="")),
-        ("sd", "dreambooth", dict(guidance_scale=7, t_early=600, t_inject=1000, reference_prompt="")),
+        pytest.param(
+            "sd", "text2image", dict(guidance_scale=7, t_early=600, t_inject=960, reference_prompt=""), marks=SLOW
+        ),
+        pytest.param(
+            "sd", "dreambooth", dict(guidance_scale=7, t_early=600, t_inject=1000, reference_prompt=""), marks=SLOW
+        ),
         ("sd", "editing", dict(guidance_scale=7, t_early=600, t_inject=900, reference_prompt="", init="inverted")),
-        ("xl", None, dict(guidance_scale=5, t_early=600, t_inject=1000, reference_prompt="a red fox")),
-        ("sd-controlnet", None, dict(guidance_scale=7, t_early=400, t_inject=1000, reference_prompt="")),
+        pytest.param(
+            "xl", None, dict(guidance_scale=5, t_early=600, t_inject=1000, reference_prompt="a red fox"), marks=SLOW
+        ),
+        pytest.param(
+            "sd-controlnet", None, dict(guidance_scale=7, t_early=400, t_inject=1000, reference_prompt=""), marks=SLOW
+        ),
         ("xl-controlnet", None, dict(guidance_scale=7, t_early=400, t_inject=1000, reference_prompt="")),
-        ("sd-controlnet", "text2image", dict(guidance_scale=7, t_early=600, t_inject=960, reference_prompt="")),
+        pytest.param(
+            "sd-controlnet",
+            "text2image",
+            dict(guidance_scale=7, t_early=600, t_inject=960, reference_prompt=""),
+            marks=SLOW,
+        ),
     ],
 )
 def test_presets(variant, task, explicit, picture):
@@ -302,7 +323,7 @@ def test_an_edit_to_the_source_prompt_without_guidance_gives_the_picture_back(pi
     assert (back - picture_latent).abs().mean() < 0.5 * (other - picture_latent).abs().mean()
 
 
-@pytest.mark.parametrize("variant", CLASSES)
+@pytest.mark.parametrize("variant", ["sd", *EACH])
 def test_stochastic_steps(variant, picture):
     pipe = build(variant)
     if "eta" not in inspect.signature(pipe.__call__).parameters:
@@ -355,7 +376,7 @@ def test_kept_pixels_are_those_of_the_reference(return_dict):
     assert (decoded[:, :, SIZE // 2 :] != kept).any()
 
 
-@pytest.mark.parametrize("variant", ["xl", *CONTROL])
+@pytest.mark.parametrize("variant", EACH)
 def test_inpainting_on_every_class_keeps_the_latents(variant, picture):
     pipe = build(variant)
     inversion = pipe.invert(picture, num_inference_steps=4)
