@@ -100,7 +100,7 @@ def load_pairs(script: "ScriptArguments", mixture: "DatasetMixtureConfig") -> "D
 
     path = Path(script.dataset_name or "")
     if (path / "winner").is_dir() and (path / "loser").is_dir():
-        from alignext.trainers.diffusion_preference.data import pairs_from_folder
+        from alignext.training.pair_folders import pairs_from_folder
 
         return DatasetDict({script.dataset_train_split: pairs_from_folder(path)})
     dataset = load_rows(script, mixture, example="pairs.jsonl")

@@ -8,7 +8,7 @@ import pytest
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
 from alignext import cli, mini
-from alignext.trainers.diffusion_preference.data import pairs_from_folder
+from alignext.training.pair_folders import pairs_from_folder
 
 
 pytestmark = [
