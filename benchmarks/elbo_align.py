@@ -133,10 +133,10 @@ def main() -> None:
                     "model": name,
                     "way": way,
                     "threshold": THRESHOLDS[t],
-                    "mIoU": shown(*interval(values.mean(1).tolist())),
-                    "large": shown(*interval(values[:, 0].tolist())),
-                    "small": shown(*interval(values[:, 1].tolist())),
-                    "gain": shown(*interval((values.mean(1) - base[:, t0].mean(1)).tolist())),
+                    "mIoU": shown(interval(values.mean(1).tolist())),
+                    "large": shown(interval(values[:, 0].tolist())),
+                    "small": shown(interval(values[:, 1].tolist())),
+                    "gain": shown(interval((values.mean(1) - base[:, t0].mean(1)).tolist())),
                 }
             )
         print(
