@@ -54,8 +54,8 @@ class PictureModel:
         """The denoiser's prediction for `S` rows, without guidance."""
         if self._recorded[0] != prompt:
             # The loop draws latents that nobody looks at, and not from the global generator.
-            call: dict[str, Any] = {**self.rows(prompt), "generator": torch.Generator().manual_seed(0)}
-            self._recorded = prompt, record_call(self.pipe, embedded_guidance=self.embedded_guidance, **call)
+            given: dict[str, Any] = {**self.rows(prompt), "generator": torch.Generator().manual_seed(0)}
+            self._recorded = prompt, record_call(self.pipe, embedded_guidance=self.embedded_guidance, **given)
         call = self._recorded[1]
         if x.shape != call.shape:
             raise ValueError(
