@@ -245,6 +245,8 @@ def _read(records: Sequence[_Record], name: str, constants: Sequence[float]) -> 
         raise ValueError(f"The timestep of {name} reaches its denoiser in a way that cannot be read off its call.")
     prediction = _prediction_in(records)
     if prediction is None:
+        if not all(r.stepped.isfinite().all() for r in records):
+            raise ValueError(f"The denoiser of {name} gives numbers that are not finite, such as NaN.")
         raise ValueError(f"{name} changes its denoiser's prediction in a way that cannot be read off its call.")
     return RecordedCall(
         first.args, first.kwargs, latents, timestep, prediction, first.sample.shape, first.sample.dtype

@@ -86,6 +86,8 @@ def balanced_phrases(
             text = given["encoder_hidden_states"].clone()
             guided = len(text) > 1 and not torch.equal(text[0], text[-1])
             for weight, tokens in zip(weights[-1].tolist(), positions, strict=True):
+                if weight == 1:  # as it is, bit for bit
+                    continue
                 base, with_prompt = empty[:, tokens].to(text), text[len(text) // 2 if guided else 0 :]
                 with_prompt[:, tokens] = base + weight * (with_prompt[:, tokens] - base)
             return forward(**given | {"encoder_hidden_states": text})
