@@ -11,6 +11,7 @@ import torch
 from transformers import GenerationMixin
 
 from alignext.decoding.hub import custom_generate_files, write_custom_generate
+from alignext.files import replacing
 from alignext.steering.vector import SteeringVector
 
 
@@ -37,7 +38,8 @@ def steered_generate(
     """
     with TemporaryDirectory() as folder:
         file = Path(folder, SteeringVector._file_name)
-        file.write_bytes(base64.b64decode(vector))
+        with replacing(file) as part:
+            part.write_bytes(base64.b64decode(vector))
         found = SteeringVector.load(file)
     where: dict[str, Any] = {"position": position}
     if position == "response":
