@@ -3,7 +3,7 @@
 
 Runs offline in seconds on a CPU, on the model that comes with the package:
 
-    python examples/elbo_align.py --out found
+    python examples/elbo_align.py
     python examples/elbo_align.py --model stabilityai/sdxl-turbo --picture mine.png --classes cat cup --out found
 """
 
@@ -32,7 +32,8 @@ def main() -> None:
     parser.add_argument("--model", default=str(mini.path("flux")))
     parser.add_argument("--picture", type=Path, help="a picture of yours (default: two embedded drawings)")
     parser.add_argument("--classes", nargs="+", default=["balloon", "frog"])
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=10, help="noise levels of the maps (default: 10)")
+    parser.add_argument("--out", type=Path, default=Path("elbo-align"))
     args = parser.parse_args()
 
     align = ELBOAlignPipeline.from_pretrained(args.model)
@@ -44,7 +45,8 @@ def main() -> None:
         how |= {"height": picture.height, "width": picture.width, "max_sequence_length": 16}
     else:
         picture, how = to_pil(args.picture), {"keep_aspect": True}
-    found = align(picture, args.classes, **how)
+    levels = [200 * (k + 1) // args.steps for k in range(args.steps)]
+    found = align(picture, args.classes, attention_timesteps=levels, **how)
     row = [picture, *(heat_overlay(picture, heat) for heat in found.heatmaps)]
     args.out.mkdir(parents=True, exist_ok=True)
     contact_sheet([row], col_labels=["picture", *args.classes]).save(args.out / "heat.png")

@@ -287,7 +287,6 @@ CALLED = {
     "diffusers.StableDiffusion3Pipeline.encode_prompt": (
         "prompt prompt_2 prompt_3 device num_images_per_prompt do_classifier_free_guidance negative_prompt"
     ),
-    "diffusers.FluxPipeline._prepare_latent_image_ids": "batch_size height width device dtype",
     "diffusers.pipelines.flux.pipeline_flux.calculate_shift": (
         "image_seq_len base_seq_len max_seq_len base_shift max_shift"
     ),

@@ -190,7 +190,10 @@ EXAMPLES = pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.
 
 # Those that let the language model write their data, or draw many pictures, take half a minute: these run as they are.
 LONG = ("bco.py", "mah_dpo.py", "process_reward.py", "diffusion_preference.py")
-SHORTER = {"f_dpg.py": ["--steps", "1", "--samples", "16", "--word", "was"]}
+SHORTER = {
+    "f_dpg.py": ["--steps", "1", "--samples", "16", "--word", "was"],
+    "fade.py": ["--num-samples", "2", "--max-new-tokens", "6"],
+}
 
 
 @pytest.mark.filterwarnings("default")  # as for someone who runs it

@@ -178,10 +178,12 @@ def test_batches_of_masks() -> None:
 def test_the_names_that_scripts_know() -> None:
     from alignext import pictures
     from alignext.cli import rows
-    from alignext.trainers.diffusion_preference import data
+    from alignext.trainers.diffusion_preference import columns, data
 
     assert pictures.to_pil is data.to_rgb is to_pil
-    assert set(rows._PICTURES) == set(data.PICTURES)
+    # Pairs, what stands beside them, and single pictures and clips.
+    known = {*columns.PICTURES, *columns._SOURCES, "mask", *columns.VIDEOS, "video"}
+    assert set(rows._PICTURES) == known
 
 
 # Errors
