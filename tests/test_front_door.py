@@ -189,7 +189,15 @@ EXAMPLES = pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.
 
 
 # Those that let the language model write their data, or draw many pictures, take half a minute: these run as they are.
-LONG = ("bco.py", "mah_dpo.py", "process_reward.py", "diffusion_preference.py")
+LONG = (
+    "bco.py",
+    "mah_dpo.py",
+    "process_reward.py",
+    "diffusion_preference.py",
+    "steering.py",
+    "qalign.py",
+    "svdecode.py",
+)
 SHORTER = {
     "f_dpg.py": ["--steps", "1", "--samples", "16", "--word", "was"],
     "fade.py": ["--num-samples", "2", "--max-new-tokens", "6"],
@@ -244,6 +252,7 @@ def written(monkeypatch):
     return found
 
 
+@pytest.mark.slow
 def test_demo_of_one_method(tmp_path, capsys, written):
     """Few steps: what the pictures look like is tested elsewhere. A second run may write over the first."""
     threads, verbosity = torch.get_num_threads(), transformers.logging.get_verbosity()
