@@ -91,11 +91,16 @@ class AttentionSums:
         grid = grid_of(length, self.size)
         if grid is None or (columns is None and not self._wants(grid)):
             return
-        probabilities = call.probabilities(self.rows(len(call.query)), queries)
-        if columns is not None:
-            self._add_words(call.name, probabilities[..., columns : columns + self.text_length], grid)
-        if (self.side is not None or columns is None) and self._wants(grid):
-            self._add_self(call.name, probabilities[..., keys], grid)
+        words = []
+        for row in range(len(call.query))[self.rows(len(call.query))]:  # the matrix of one row in memory at a time
+            probabilities = call.probabilities(slice(row, row + 1), queries)
+            if columns is not None:
+                text = probabilities[..., columns : columns + self.text_length]
+                words.append(torch.stack([text[..., list(tokens)].mean(-1) for tokens in self.positions], 1))
+            if (self.side is not None or columns is None) and self._wants(grid):
+                self._add_self(call.name, probabilities[0, :, keys], grid)
+        if words:
+            self._add_words(call.name, torch.cat(words).unflatten(-1, grid))
 
     def _is_joint(self, call: AttentionCall) -> bool:
         """Also layers that are given text and picture as one sequence."""
@@ -104,9 +109,7 @@ class AttentionSums:
             self.side is not None and own and (call.text is not None or grid_of(call.key.shape[2], self.size) is None)
         )
 
-    def _add_words(self, name: str, probabilities: torch.Tensor, grid: tuple[int, int]) -> None:
-        words = torch.stack([probabilities[..., list(tokens)].mean(-1) for tokens in self.positions], 1)
-        words = words.unflatten(-1, grid)
+    def _add_words(self, name: str, words: torch.Tensor) -> None:
         self.cross[name] = self.cross[name] + words if name in self.cross else words
         self.counts[name] = self.counts.get(name, 0) + 1
 
@@ -117,10 +120,9 @@ class AttentionSums:
         if grid != self._grid:  # finer than all before, which no longer count
             self._grid, self._self = grid, {}
         # Rows of joint attention leave a share to the text.
-        summed = (probabilities / probabilities.sum(-1, keepdim=True)).sum(0)
         late = name in self.late
         total, count = self._self.get(late, (0, 0))
-        self._self[late] = total + summed, count + len(probabilities)
+        self._self[late] = total + probabilities / probabilities.sum(-1, keepdim=True), count + 1
 
     def self_maps(self) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int]]:
         """
