@@ -25,7 +25,16 @@ from .invariant import ROWS, lively_lm
 
 
 ROOT = Path(__file__).parents[2]
-TRAINERS = ["bco", "f-dpg-free", "process-reward", "mah-dpo", "diffusion-dpo", "inversion-dpo", "smpo", "diffusion-kto"]
+TRAINERS = [
+    "bco",
+    "f-dpg-free",
+    "process-reward",
+    "mah-dpo",
+    "diffusion-dpo",
+    "inversion-dpo",
+    "smpo",
+    "diffusion-kto",
+]
 RUN: dict[str, Any] = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2}
 
 pytestmark = [
