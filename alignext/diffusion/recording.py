@@ -1,4 +1,5 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+# More than 300 lines: one reading of a call, in the order in which it is read; the result has a file of its own.
 """The denoiser's call inside a stock loop, recorded once and made again at other latents and noise levels.
 
 A stock pipeline's `__call__` knows how its denoiser is called: positions, masks, pooled vectors, conditioning

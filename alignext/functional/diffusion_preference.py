@@ -1,4 +1,5 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+# More than 300 lines: one family of equations on one notation.
 """The equations of preference optimization for diffusion models.
 
 - Diffusion-DPO (Wallace et al.: "Diffusion Model Alignment Using Direct Preference Optimization",
