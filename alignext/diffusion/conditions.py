@@ -1,5 +1,5 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-# More than 300 lines: one path from a sample to rows of the denoiser; capture, layouts and sizes have files of their own.
+# More than 300 lines: one path from a sample to rows of the denoiser; capture and layouts have files of their own.
 """What a denoiser is told beside latents and noise level, captured once for each prompt, picture and size.
 
 A stock call is run up to its first evaluation for every sample alone, so that what is captured does not depend on what
