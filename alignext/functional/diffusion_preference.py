@@ -1,5 +1,4 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-# More than 300 lines: one family of equations on one notation.
 """The equations of preference optimization for diffusion models.
 
 - Diffusion-DPO (Wallace et al.: "Diffusion Model Alignment Using Direct Preference Optimization",
@@ -23,6 +22,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from alignext.functional.elbo import row_mse
 from alignext.functional.inversion import InversionPoints, Levels
 from alignext.functional.predictions import (
     Denoiser,
@@ -38,23 +38,6 @@ TARGETS = ("reference", "trajectory", "recovered")
 
 
 # Margins and losses
-
-
-def row_mse(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """
-    Mean over all but the first dimension of `(prediction - target)^2`, in float32 or better; shape `(R,)`.
-
-    Args:
-        prediction, target (`torch.Tensor` of shape `(R, ...)`): What the network says, and what it should say.
-        mask (`torch.Tensor`, *optional*): Weights of the mean that broadcast to `prediction`, `R` rows; the same mean
-            where all of them are equal.
-    """
-    dtype = torch.promote_types(torch.promote_types(prediction.dtype, target.dtype), torch.float32)
-    squares = (prediction.to(dtype) - target.to(dtype)).square()
-    if mask is None:
-        return squares.flatten(1).mean(1)
-    weights = mask.to(squares).expand_as(squares)
-    return (weights * squares).flatten(1).sum(1) / weights.flatten(1).sum(1).clamp(min=1e-6)
 
 
 def implicit_rewards(

@@ -14,11 +14,24 @@ makes the weight `(SNR_{k-1} / SNR_k - 1) / 2`; the form above also holds where 
 
 import torch
 
-from alignext.functional.predictions import _like, clean_and_noise, prediction_target
+from alignext.functional.predictions import add_noise, clean_and_noise, prediction_target
 
 
-def _exact(x: torch.Tensor) -> torch.Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+def row_mse(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """
+    Mean over all but the first dimension of `(prediction - target)^2`, in float32 or better; shape `(R,)`.
+
+    Args:
+        prediction, target (`torch.Tensor` of shape `(R, ...)`): What the network says, and what it should say.
+        mask (`torch.Tensor`, *optional*): Weights of the mean that broadcast to `prediction`, `R` rows; the same mean
+            where all of them are equal.
+    """
+    dtype = torch.promote_types(torch.promote_types(prediction.dtype, target.dtype), torch.float32)
+    squares = (prediction.to(dtype) - target.to(dtype)).square()
+    if mask is None:
+        return squares.flatten(1).mean(1)
+    weights = mask.to(squares).expand_as(squares)
+    return (weights * squares).flatten(1).sum(1) / weights.flatten(1).sum(1).clamp(min=1e-6)
 
 
 def denoising_loss(
@@ -43,12 +56,11 @@ def denoising_loss(
     Returns:
         `torch.Tensor` of shape `(R,)`, float32 or better.
     """
-    prediction, x0, noise = _exact(prediction), _exact(x0), _exact(noise)
     if prediction_type != "flow_prediction":
-        x = _like(a, x0) * x0 + _like(s, x0) * noise
+        x = add_noise(x0, noise, a, s)
         prediction, prediction_type = clean_and_noise(prediction, x, a, s, prediction_type)[1], "epsilon"
     target = prediction_target(x0, noise, a, s, prediction_type)
-    return (prediction - target).square().flatten(1).mean(1)
+    return row_mse(prediction, target)
 
 
 def kl_weights(a: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
