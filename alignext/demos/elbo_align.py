@@ -85,9 +85,11 @@ def demo(*, seed: int, steps: int | None) -> list[Section]:
     return [
         Section(
             "ELBO-T2IAlign: what the model sees, and where",
-            "A text-to-image model that was only ever trained to draw finds two drawings on one canvas by their "
-            "names. Its attention says where, its loss how well it sees each, and the one that it sees worse is "
-            "sharpened.\n\nBelow, what a picture attended to while it was made. It is that of the stock call.",
+            "A text-to-image model that was only ever trained to draw is asked where two things are. Its attention "
+            "says where, its loss how well it sees each, and the one that it sees worse is sharpened. The embedded "
+            "model looks at 4 x 8 places and was mostly told of the left one of two drawings: both words light that "
+            "one up, and the small one is seldom found. What calibration changes is in the table.\n\nBelow, what a "
+            "picture attended to while it was made, at 8 x 8 places. It is that of the stock call.",
             figures=[
                 Figure(
                     "two-drawings",
