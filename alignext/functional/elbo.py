@@ -12,6 +12,8 @@ with the squared norm summed over dimensions. In terms of the noise, `|x0 - x0_t
 makes the weight `(SNR_{k-1} / SNR_k - 1) / 2`; the form above also holds where `a = 0`.
 """
 
+from typing import Any
+
 import torch
 
 from alignext.functional.predictions import add_noise, clean_and_noise, prediction_target
@@ -94,6 +96,10 @@ def squared_distance(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return (x.double() - y.double()).square().flatten(1).sum(1)
 
 
+def _clean(prediction: torch.Tensor, x: torch.Tensor, a: Any, s: Any, prediction_type: str) -> torch.Tensor:
+    return clean_and_noise(prediction.double(), x.double(), a, s, prediction_type)[0]
+
+
 def kl_gap(
     prediction_p: torch.Tensor,
     prediction_q: torch.Tensor,
@@ -115,8 +121,7 @@ def kl_gap(
     Returns:
         `torch.Tensor` of shape `(R,)`, float64.
     """
-    x = x.double()
-    x0_p, x0_q = (clean_and_noise(p.double(), x, a, s, prediction_type)[0] for p in (prediction_p, prediction_q))
+    x0_p, x0_q = (_clean(prediction, x, a, s, prediction_type) for prediction in (prediction_p, prediction_q))
     return squared_distance(x0_p, x0_q)
 
 
@@ -142,8 +147,7 @@ def elbo_difference(
     Returns:
         `torch.Tensor` of shape `(R,)`, float64.
     """
-    x = x.double()
-    x0_p, x0_q = (clean_and_noise(p.double(), x, a, s, prediction_type)[0] for p in (prediction_p, prediction_q))
+    x0_p, x0_q = (_clean(prediction, x, a, s, prediction_type) for prediction in (prediction_p, prediction_q))
     return squared_distance(x0_q, x0) - squared_distance(x0_p, x0)
 
 
