@@ -1,18 +1,24 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """Diffusion-DPO beside a plain LoRA step of the same model, and what today's models take in memory.
 
-    python benchmarks/diffusion_families.py
+    python benchmarks/diffusion_families.py                       # about five minutes
+    python benchmarks/diffusion_families.py --family flux sana    # some of the tiny models
 
-Time is processor time of one thread on the embedded models, both updates by turns on the same pairs: "plain" trains
-the same LoRA to denoise the same two pictures, without a reference. Memory is counted on torch's meta device from the
-shapes of checkpoints: weights in 16 bits, LoRA and its optimizer in 32 bits, no activations. Caches are
+Time is processor time of one thread, both updates by turns on the same pair: "plain" trains the same LoRA to denoise
+the same two pictures, without a reference. That is done on the embedded models, and on the tiny random model of every
+family that the tests have, where it shows what our own code adds and not what a large network takes; MiB there are
+what is alive at most in an update, beside the weights. GiB are counted on torch's meta device from the shapes of
+checkpoints: weights in 16 bits, LoRA and its optimizer in 32 bits, no activations. Caches are
 `precompute_latents=True, precompute_prompts=True`.
 """
 
+import sys
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from datasets import Dataset
 from diffusers import (
@@ -26,7 +32,12 @@ from peft import LoraConfig
 from alignext import DiffusionDPOConfig, DiffusionDPOTrainer, mini
 from alignext.functional.predictions import add_noise, prediction_target
 from alignext.training.lora import add_lora
-from common import about, compared, parser, table, timed, write
+from common import ROOT, PeakBytes, about, compared, parser, table, timed, write
+
+
+sys.path.insert(0, str(ROOT))
+from tests.diffusion import families
+from tests.trainers.diffusion_preference.test_families import NAMES, NO_LORA, start
 
 
 NAME = "diffusion-families-cost"
@@ -64,56 +75,87 @@ def memory() -> list[list[object]]:
     return rows
 
 
-def update(model: str) -> tuple[Callable[[], None], Callable[[], None]]:
-    """An update of Diffusion-DPO with one pair, and one of a plain LoRA on its two pictures."""
+KEPT: dict[str, Any] = {
+    "precompute_latents": True, "precompute_prompts": True, "activation_checkpointing": False, "prompt_dropout": 0.0,
+}  # fmt: skip
+
+
+def of_mini(model: str) -> DiffusionDPOTrainer:
     pictures = mini.pictures("train")[:2]
     rows = [{"prompt": "a crown", "image_chosen": pictures[0].image, "image_rejected": pictures[1].image}]
-    trainer = DiffusionDPOTrainer(
+    return DiffusionDPOTrainer(
         DiffusionPipeline.from_pretrained(mini.path(model)),
         args=DiffusionDPOConfig(
             tempfile.mkdtemp(), resolution=64, max_sequence_length=16 if model == "flux" else None, use_cpu=True,
-            report_to="none", activation_checkpointing=False, precompute_latents=True, prompt_dropout=0.0,
+            report_to="none", **KEPT,
         ),
         train_dataset=Dataset.from_list(rows),
         peft_config=LoraConfig(r=16),
     )  # fmt: skip
+
+
+def of_family(name: str) -> DiffusionDPOTrainer:
+    """The tests' tiny random model."""
+    return start(name, Path(tempfile.mkdtemp()), **KEPT)
+
+
+def updates(trainer: DiffusionDPOTrainer) -> dict[str, Callable[[], None]]:
+    """An update of a plain LoRA on two pictures, and one of Diffusion-DPO with the pair that they make."""
     inputs = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[0]]))
-    batch = trainer.get_batch(inputs)
-    levels = trainer.levels(batch.x0)
 
     def preference() -> None:
         trainer.compute_loss(trainer.model, inputs).backward()
         trainer.model.zero_grad()
 
     def plain() -> None:
-        noise, k = torch.randn_like(batch.x0), torch.randint(1, levels.num_steps, (2,))
-        x = add_noise(batch.x0, noise, levels.a[k], levels.s[k])
-        target = prediction_target(batch.x0, noise, levels.a[k], levels.s[k], trainer.prediction_type)
-        predicted = trainer.model(x, levels.timesteps[k - 1], **batch.conditioning)
+        batch = trainer.get_batch(inputs)
+        levels = trainer.levels(batch.x0)
+        noise, k = torch.randn_like(batch.x0), trainer.drawn_steps(batch.draws, levels)[0].repeat(2)
+        a, s = levels.a[k], levels.s[k]
+        target = prediction_target(batch.x0, noise, a, s, trainer.prediction_type)
+        predicted = trainer.model(add_noise(batch.x0, noise, a, s), levels.timesteps[k - 1], **batch.conditioning)
         (predicted - target).square().mean().backward()
         trainer.model.zero_grad()
 
-    return preference, plain
+    return {"plain": plain, "Diffusion-DPO": preference}
+
+
+def peak(run: Callable[[], None]) -> float:
+    with PeakBytes() as counted:
+        run()
+    return counted.peak / 2**20
+
+
+def measured(name: str, trainer: DiffusionDPOTrainer, rounds: int, document: dict[str, Any]) -> list[object]:
+    """A row of the table: seconds of both, their ratio and its range, MiB of both."""
+    contenders = updates(trainer)
+    found = timed(contenders, rounds, "cpu", warm_up=1)
+    result = compared(found["Diffusion-DPO"], found["plain"])
+    seconds = sorted(found["plain"])[rounds // 2]
+    memory = [f"{peak(run):.2f}" for run in contenders.values()]
+    document[name] = found | {"MiB": memory}
+    return [name, f"{seconds:.4f}", f"{result['median']:.4f}", result["ratio"], result["range"], *memory]
 
 
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--rounds", type=int, default=8)
+    arguments.add_argument("--family", nargs="*", choices=NAMES, default=NAMES, help="tiny models (default: all)")
     args: Any = arguments.parse_args()
     document: dict[str, Any] = about("cpu", "diffusers", "peft")
-    speed = []
-    for model in ("sd", "flux"):
-        preference, plain = update(model)
-        found = timed({"plain": plain, "Diffusion-DPO": preference}, args.rounds, "cpu", warm_up=1)
-        result = compared(found["Diffusion-DPO"], found["plain"])
-        document[f"mini-{model}"] = found
-        speed.append([f"mini-{model}", f"{sorted(found['plain'])[args.rounds // 2]:.4f}", *result.values()])
+    minis = [measured(f"mini-{model}", of_mini(model), args.rounds, document) for model in ("sd", "flux")]
+    tiny = []
+    with pytest.MonkeyPatch.context() as patch:
+        families.small_pictures(patch)
+        for name in args.family:
+            named = f"{name} (all weights)" if name in NO_LORA else name
+            tiny.append(measured(named, of_family(name), args.rounds, document))
     document["memory"] = memory()
-    heads = ["model", "plain, seconds", "Diffusion-DPO, seconds", "ratio", "range"]
+    heads = ["model", "plain, seconds", "Diffusion-DPO, seconds", "ratio", "range", "plain, MiB", "Diffusion-DPO, MiB"]
     places = ["denoiser alone", "with a LoRA", "with a LoRA and caches", "all weights in 32 bits, and a reference"]
     text = (
-        f"{table(heads, speed)}\nGiB, of denoisers of these shapes; the text encoder's size is that of its "
-        "checkpoint, not counted here:\n\n"
+        f"{table(heads, minis)}\nTiny random models of the tests, {args.rounds} rounds:\n\n{table(heads, tiny)}\n"
+        "GiB, of denoisers of these shapes; the text encoder's size is that of its checkpoint, not counted here:\n\n"
         f"{table(['model', 'denoiser', 'LoRA of rank 16', 'text encoder', *places], document['memory'])}"
     )
     made = {key: value for key, value in document.items() if isinstance(value, str)}
