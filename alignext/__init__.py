@@ -84,6 +84,7 @@ if TYPE_CHECKING:
         SmPOConfig,
         SmPOTrainer,
     )
+    from alignext.trainers.diffusion_reward import AlignPropConfig, AlignPropTrainer, DDPOConfig, DDPOTrainer
     from alignext.trainers.f_dpg import FDPGConfig, FDPGTrainer
     from alignext.trainers.mah_dpo import MAHDPOConfig, MAHDPOTrainer
     from alignext.trainers.process_reward import ProcessRewardConfig, ProcessRewardTrainer
@@ -134,6 +135,7 @@ _NAMES = {
         DiffusionDPOConfig DiffusionDPOTrainer DiffusionKTOConfig DiffusionKTOTrainer InversionDPOConfig
         InversionDPOTrainer SampleGridCallback SmPOConfig SmPOTrainer
     """,
+    "alignext.trainers.diffusion_reward": "AlignPropConfig AlignPropTrainer DDPOConfig DDPOTrainer",
     "alignext.trainers.f_dpg": "FDPGConfig FDPGTrainer",
     "alignext.trainers.mah_dpo": "MAHDPOConfig MAHDPOTrainer",
     "alignext.trainers.process_reward": "ProcessRewardConfig ProcessRewardTrainer",

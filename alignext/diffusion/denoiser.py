@@ -107,3 +107,18 @@ def adapter_off(denoiser: torch.nn.Module, adapter: str) -> Generator[None]:
     finally:
         for layer, names in zip(layers, active, strict=True):
             layer._active_adapter = names
+
+
+@contextmanager
+def adapter_scaled(denoiser: torch.nn.Module, adapter: str, weight: float) -> Generator[None]:
+    """The denoiser with one of its adapters at another weight: 1 is as it was trained, 0 without it."""
+    layers: list[Any] = [m for m in denoiser.modules() if isinstance(m, BaseTunerLayer)]
+    layers = [layer for layer in layers if adapter in layer.scaling]
+    scalings = [layer.scaling[adapter] for layer in layers]
+    try:
+        for layer, scaling in zip(layers, scalings, strict=True):
+            layer.scaling[adapter] = scaling * weight
+        yield
+    finally:
+        for layer, scaling in zip(layers, scalings, strict=True):
+            layer.scaling[adapter] = scaling

@@ -42,8 +42,8 @@ class DiffusionTrainer(DiffusionFiles):
     loads: `pytorch_lora_weights.safetensors`, or a `unet` or `transformer` folder. A subclass defines `compute_loss`
     and brings a collator; which columns there are, and whether there are pictures at all, is its own affair.
 
-    Class attributes: `_config`, the class of the settings; `_needs_reference`, whether full training keeps a frozen
-    copy; `_name`, `_tag_names` and `_paper`, as of TRL's trainers.
+    Class attributes: `_config`, the class of the settings; `_module`, that of what `Trainer` gets; `_needs_reference`,
+    whether full training keeps a frozen copy; `_name`, `_tag_names` and `_paper`, as of TRL's trainers.
 
     Args:
         model (`str` or `DiffusionPipeline`): A pipeline, or where to load one from.
@@ -56,6 +56,7 @@ class DiffusionTrainer(DiffusionFiles):
 
     loss_is_scaled_for_ga = False
     _config: Any = DiffusionTrainingArguments
+    _module: type[DenoiserModule] = DenoiserModule
     _needs_reference = True
     _tag_names: list[str]
     _name: str
@@ -97,7 +98,7 @@ class DiffusionTrainer(DiffusionFiles):
             steps=self._grids(args) if self.prediction_type == "flow_prediction" else (),
             **{"max_sequence_length": args.max_sequence_length} | dict(args.call_arguments or {}),
         )
-        module = DenoiserModule(denoiser, self.conditions)
+        module = self._module(denoiser, self.conditions)
         torch.manual_seed(args.seed)
         self.is_lora = peft_config is not None
         if peft_config is not None:
@@ -265,6 +266,10 @@ class DiffusionTrainer(DiffusionFiles):
         for name, rows in metrics.items():
             self.sums.add(mode, name, rows.detach().float())
 
+    def means(self, mode: str) -> dict[str, float]:
+        """The metrics that the next log shows."""
+        return self.sums.means(mode)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mode = "train" if self.model.training else "eval"
         # The summary at the end has a `train_loss`, an evaluation one of its own prefix.
@@ -272,5 +277,5 @@ class DiffusionTrainer(DiffusionFiles):
         if losses:
             prefix = losses[0].removesuffix("loss")
             # In place: `evaluate` hands in what it returns, and what the best model is picked by.
-            logs.update({f"{prefix}{name}": mean for name, mean in self.sums.means(mode).items()})
+            logs.update({f"{prefix}{name}": mean for name, mean in self.means(mode).items()})
         super().log(logs, start_time)
