@@ -33,7 +33,7 @@ def test_the_adapter_is_the_hook(name: str, tmp_path: Path):
     assert torch.equal(logits(adapted.unload()), before)
 
 
-@pytest.mark.parametrize("name", ["Gemma2", "Gemma3Text", "Olmo2"])
+@pytest.mark.parametrize("name", ["Gemma2", "Gemma3Text", "Olmo2", "Glm4"])
 def test_blocks_with_a_norm_behind_the_mlp_are_refused(name: str):
     model = tiny(name)
     for module in model.modules():  # a new norm is the identity up to scale, and a trained one is not

@@ -13,6 +13,7 @@ from alignext import mini
 from alignext.functional.steering import project
 from alignext.steering import SteeringVector, fit_steering
 from alignext.steering.layers import decoder_layers, parse_layers, states_of
+from alignext.steering.texts import encode_answer, encode_prompt
 
 
 WIDTH = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "pad_token_id": 2}
@@ -30,6 +31,7 @@ ARCHITECTURES = {
     "GPT2": GPT | {"pad_token_id": 2, "n_positions": 64},
     "GPTNeoX": WIDTH | {"intermediate_size": 32, "bos_token_id": 1, "eos_token_id": 1},
     "Bloom": {**GPT, "hidden_size": 16, "pad_token_id": 2},
+    "Glm4": SMALL | {"head_dim": 8},
     "Mamba": {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 3, "state_size": 4, "pad_token_id": 2},
 }
 IDS = torch.tensor([[5, 9, 13, 8, 4, 30, 22], [7, 7, 21, 3, 40, 6, 50]])
@@ -282,6 +284,27 @@ def test_a_fit_reads_the_answers_alone(lm: tuple):
     assert not steering_hooks(model)
     several = fit_steering(model, tokenizer, rows, layers="25%-60%", progress=False)
     assert [sv.layer for sv in several] == parse_layers("25%-60%", len(decoder_layers(model)))
+
+
+def test_the_last_layer_is_fitted_before_the_final_norm(lm: tuple):
+    """`hidden_states[-1]` is behind the final norm: fitted on it, a vector would not belong where it steers."""
+    model, tokenizer = lm
+    last = len(decoder_layers(model)) - 1
+    found = fit_steering(model, tokenizer, pairs(), layers=last, progress=False)
+    rho = {"steered place": [], "hidden_states[-1]": []}
+    for row in pairs():
+        prompt = encode_prompt(tokenizer, row["prompt"])
+        answer = encode_answer(tokenizer, row["prompt"], prompt, row["positive"])
+        seen = []
+        watch = decoder_layers(model)[last].register_forward_hook(lambda m, a, o: seen.append(states_of(o)))  # noqa: B023
+        with torch.no_grad():
+            normed = model(torch.tensor([prompt + answer]), output_hidden_states=True).hidden_states[-1]
+        watch.remove()
+        for name, states in (("steered place", seen[0]), ("hidden_states[-1]", normed)):
+            rho[name].append(float(states[0, len(prompt) :].double().mean(0) @ found.direction))
+    mean = {name: sum(values) / len(values) for name, values in rho.items()}
+    assert abs(mean["steered place"] - found.mu_positive) < 1e-4
+    assert abs(mean["hidden_states[-1]"] - found.mu_positive) > 0.1
 
 
 def test_steering_makes_happy_words_likelier(lm: tuple):
