@@ -103,7 +103,7 @@ def main() -> None:
 
         contenders: dict[str, Callable[[], object]] = {
             "DPO, forward and backward": lambda: step(dpo, batch),
-            "reference's log-probabilities": lambda: dpo.compute_ref_log_probs(dict(batch)),
+            "reference's log-probabilities": lambda: dpo.compute_ref_log_probs(dpo.model, dict(batch)),
             "CHES": lambda: add_ches_scores(plain, pairs, **quiet),
             "CHES with its kernel": lambda: add_ches_scores(plain, pairs, kernel=True, **quiet),
         }

@@ -1,14 +1,15 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """What steering does to stories of the embedded model: how much of a trait, and what it costs in coherence.
 
-    python benchmarks/steering_effect.py --seeds 0 1 2   # about two minutes a seed on one CPU core
+    python benchmarks/steering_effect.py --seeds 0 1 2   # about seven minutes a seed on one CPU core
     python benchmarks/steering_effect.py --report        # the tables and the picture from all seeds run so far
 
 Three traits, each asked for by a sentence before the beginning of a story: a happy tone, dialogue, a cat. The model's
-own stories with and without that sentence are the data of all methods: fitted directions read them behind the same
-beginning, Concept DAS trains on them. Then the model goes on from beginnings of other names, without the sentence,
-steered at one layer. Trait: the share of stories that have it, by counting words. Coherence: the negative
-log-likelihood of a story's tokens under the model without steering, and the share of distinct pairs of words. Writes
+own stories with and without that sentence are the data of all methods, a story with the trait beside one without it:
+fitted directions read both behind the same beginning, Concept DAS trains on them. Then the model goes on from
+beginnings of other names, without the sentence, steered at one layer. Trait: the share of stories that have it, by
+counting words. Coherence: the negative log-likelihood of a story's tokens under the model without steering, and the
+share of distinct pairs of words. Writes
 `results/steering-effect.json`, `.md` and `docs/assets/steering-trade-off.png`.
 """
 
@@ -32,12 +33,13 @@ NAME, LAYER = "steering-effect", 3
 stories = example("process_reward")
 TRAIN, HELD_OUT = "Tom Lily", "Amy Bob"  # each with eight beginnings
 STRENGTHS = {
-    "SwFC": (2.0, 6.0),
-    "SwFC, mean difference": (2.0, 6.0),
-    "StTP": (2.0, 12.0),
-    "StMP": (2.0, 6.0),
-    "Concept DAS": (2.0, 6.0),
+    "SwFC": (0.25, 0.5, 1.0),
+    "SwFC, mean difference": (0.25, 0.5),
+    "StTP": (0.0, 4.0),
+    "StMP": (1.0, 2.0, 4.0),
+    "Concept DAS": (0.5, 1.0),
 }
+DRAWS = 8  # stories of each beginning that the data are chosen from
 T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # by number of seeds
 
 
@@ -47,7 +49,7 @@ def happy(text: str) -> bool:
 
 # What asks for the trait, and whether a story has it.
 TRAITS: dict[str, tuple[str, Callable[[str], bool]]] = {
-    "happy tone": ("It was the happiest day of all, and everybody smiled and laughed.", happy),
+    "happy tone": ("Everyone was so happy. They smiled, laughed and hugged.", happy),
     "dialogue": ('"Hello!" said Mom. "How are you?" said Dad. "I am fine," said Mom.', lambda text: '"' in text),
     "a cat": ("There was a little cat, and the cat loved to play.", lambda text: bool(re.search(r"\bcats?\b", text))),
 }
@@ -92,19 +94,22 @@ class Teller:
         }
 
 
-def vectors(teller: Teller, add: str, seed: int, steps: int) -> dict[str, tuple[SteeringVector, str]]:
+def vectors(
+    teller: Teller, add: str, has: Callable[[str], bool], seed: int, steps: int
+) -> dict[str, tuple[SteeringVector, str]]:
     """The vector of each method, and the name of how it is applied."""
     model, tokenizer = teller.model, teller.tokenizer
     quads = make_quads(
         model,
         tokenizer,
-        stories.beginnings(TRAIN),
+        DRAWS * stories.beginnings(TRAIN),
         lambda prompt: f"{add} {prompt}",
         max_new_tokens=teller.tokens,
-        batch_size=16,
+        batch_size=32,
         seed=100 + seed,
         progress=False,
-    )
+    ).filter(lambda row: has(row["concept_completion"]) and not has(row["neutral_completion"]))
+    print(len(quads), "pairs", flush=True)
     pairs = [
         {"prompt": row["neutral_prompt"], "positive": row["concept_completion"], "negative": row["neutral_completion"]}
         for row in quads
@@ -144,13 +149,13 @@ def vectors(teller: Teller, add: str, seed: int, steps: int) -> dict[str, tuple[
 def run(seed: int, tokens: int, steps: int, done: set[tuple[int, str]]) -> Iterator[list[dict[str, Any]]]:
     """All methods and strengths, trait after trait, but for those that are done."""
     teller = Teller(seed, tokens)
-    prompts = 2 * stories.beginnings(HELD_OUT)
+    prompts = 3 * stories.beginnings(HELD_OUT)
     for trait, (add, has) in TRAITS.items():
         if (seed, trait) in done:
             continue
         rows: list[dict[str, Any]] = []
         asked = [f"{add} {prompt}" for prompt in prompts]
-        found = vectors(teller, add, seed, steps)
+        found = vectors(teller, add, has, seed, steps)
         cosine = float(found["SwFC"][0].direction @ found["Concept DAS"][0].direction)
 
         def note(method: str, alpha: float, values: dict, trait=trait, cosine=cosine, rows=rows) -> None:
@@ -220,7 +225,7 @@ def report(found: dict[str, Any]) -> None:
         header = ["method", "strength", "stories with the trait", "NLL of a token", "distinct pairs of words"]
         text += f"## {trait}\n\n{table(header, lines)}\nCosine of Concept DAS's and SwFC's direction: {cosines}.\n\n"
     text += (
-        f"Means of {len(seeds)} seeds with 95 % intervals (Student's t), 32 stories each. Of each method, the "
+        f"Means of {len(seeds)} seeds with 95 % intervals (Student's t), 48 stories each. Of each method, the "
         "strength with the most of the trait among those whose NLL is at most 1.1 times and whose distinct pairs are "
         "at least 0.9 times those of the model as it is; chosen on the same stories, which favours methods with more "
         "strengths alike. All strengths are in the JSON file and in the picture.\n"
@@ -262,13 +267,13 @@ def draw(rows: list[dict]) -> None:
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    options.add_argument("--tokens", type=int, default=20, help="length of stories")
-    options.add_argument("--steps", type=int, default=8, help="of Concept DAS, of 4 rows")
+    options.add_argument("--tokens", type=int, default=40, help="length of stories")
+    options.add_argument("--steps", type=int, default=24, help="of Concept DAS, of 4 rows")
     options.add_argument("--report", action="store_true")
     args = options.parse_args()
     file = Path(RESULTS, f"{NAME}.json")
     found = json.loads(file.read_text()) if file.exists() else {"rows": []}
-    found["settings"] = {"layer": LAYER, "tokens": args.tokens, "steps": args.steps, "stories": 32}
+    found["settings"] = {"layer": LAYER, "tokens": args.tokens, "steps": args.steps, "stories": 48}
     for seed in [] if args.report else args.seeds:
         done = {(row["seed"], row["of"]) for row in found["rows"]}
         for rows in run(seed, args.tokens, args.steps, done):

@@ -115,11 +115,10 @@ def _check_out(args: argparse.Namespace) -> None:
 
 def _finish(args: argparse.Namespace, scored: Any, kept: Any, words: "Words") -> None:
     """Write the rows and the report, and let go of what was kept for a second try."""
-    from accelerate import PartialState
-
     from alignext.cli.report import page, text
+    from alignext.data.core import processes
 
-    if not PartialState().is_main_process:
+    if not processes().is_main_process:
         return
     with replacing(args.out) as part:
         writer = {".parquet": kept.to_parquet, ".csv": kept.to_csv}.get(args.out.suffix, kept.to_json)
@@ -136,6 +135,14 @@ def _cache(args: argparse.Namespace) -> Path:
     return args.out.with_name(f"{args.out.name}.scores")
 
 
+def _device(args: argparse.Namespace) -> Any:
+    """Of this process: each of several has a GPU of its own."""
+    from alignext.data.core import processes
+
+    state = processes(device_of(args.device))
+    return state.device if state.num_processes > 1 else device_of(args.device)
+
+
 def run_ches(args: argparse.Namespace) -> None:
     """Score pairs."""
     _check_out(args)
@@ -146,7 +153,7 @@ def run_ches(args: argparse.Namespace) -> None:
     from alignext.cli.report import Words
     from alignext.data import add_ches_scores, filter_by_ches
 
-    model = AutoModelForCausalLM.from_pretrained(args.model).to(device_of(args.device))
+    model = AutoModelForCausalLM.from_pretrained(args.model).to(_device(args))
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     settings: dict[str, Any] = {"batch_size": args.batch_size, "max_length": args.max_length, "cache": _cache(args)}
     try:
@@ -193,7 +200,7 @@ def run_gist(args: argparse.Namespace) -> None:
         tokenizer = AutoTokenizer.from_pretrained(args.model if own else base)
     else:
         model, tokenizer = AutoModelForCausalLM.from_pretrained(args.model), AutoTokenizer.from_pretrained(args.model)
-    model.to(device_of(args.device))
+    model.to(_device(args))
     settings: dict[str, Any] = {"batch_size": args.batch_size, "max_length": args.max_length, "cache": _cache(args)}
     settings |= {"rank": args.rank, "group_by": args.group_by, "normalisation": args.normalisation}
     try:

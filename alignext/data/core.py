@@ -4,6 +4,7 @@
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,8 @@ def add_columns(
         description (`str`, *optional*): Of the bar.
 
     Raises:
-        ValueError: If the dataset has one of the columns, or `batch_size` is not positive.
+        ValueError: If the dataset has one of the columns, `batch_size` is not positive, or several processes were
+            started that do not know of each other.
     """
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be 1 or more, received {batch_size}.")
@@ -75,7 +77,7 @@ def add_columns(
             return columns | values | {note: notes}
 
         return dataset.map(scored, batched=True, batch_size=BLOCK)
-    state = PartialState()
+    state = processes()
     starts = range(0, len(dataset), BLOCK)
     kept = _Kept(cache, key, state.process_index)
     quiet = not (progress and state.is_main_process)
@@ -90,6 +92,26 @@ def add_columns(
     for name in names:
         dataset = dataset.add_column(name, [x for start in starts for x in blocks[start]["values"][name]])
     return dataset.add_column(note, [text for start in starts for text in blocks[start]["notes"]])
+
+
+def processes(device: str | None = None) -> PartialState:
+    """
+    The processes that `accelerate launch` or `torchrun` started; on a CPU they know of each other only if told to.
+
+    Args:
+        device (`str`, *optional*): Where the model is; a GPU where there is one if not given.
+
+    Raises:
+        ValueError: They do not know of each other: each would score all rows, and write them.
+    """
+    cpu = not torch.accelerator.is_available() if device is None else device.startswith("cpu")
+    state, started = PartialState(cpu=cpu), int(os.environ.get("WORLD_SIZE", "1"))
+    if started > 1 and state.num_processes == 1:
+        raise ValueError(
+            f"{started} processes were started, but they do not know of each other: accelerate was set up for one. "
+            "Make its `PartialState(cpu=True)` before anything else on a CPU."
+        )
+    return state
 
 
 def _score_block(

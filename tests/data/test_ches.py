@@ -233,7 +233,7 @@ def test_processes_share_the_rows_and_gather_them_in_order(lm: tuple, monkeypatc
     monkeypatch.setattr("alignext.data.core.gather_object", gather)
     for rank in (0, 1):
         state = SimpleNamespace(process_index=rank, num_processes=2, is_main_process=rank == 0)
-        monkeypatch.setattr("alignext.data.core.PartialState", lambda state=state: state)
+        monkeypatch.setattr("alignext.data.core.PartialState", lambda cpu=False, state=state: state)
         with nullcontext() if rank else pytest.raises(EOFError):
             found = add_ches_scores(model, preference(), processing_class=tokenizer, **QUIET)
     assert [list(half) for half in halves] == [[0, 4], [2, 6]]
