@@ -128,30 +128,54 @@ def test_functions_cannot_be_saved(tokenizer, tmp_path):
     assert not (tmp_path / "custom_generate").exists()
 
 
-@pytest.mark.slow
-def test_a_fresh_process_needs_transformers_alone(model, tokenizer, reward, tmp_path):
-    QAlign(reward, tokenizer, beta=0.3, num_steps=3).save_custom_generate(tmp_path)
-    script = f"""
+FRESH = """
+import sys
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-model = AutoModelForCausalLM.from_pretrained({model.name_or_path!r})
-tokenizer = AutoTokenizer.from_pretrained({model.name_or_path!r})
-batch = tokenizer({PROMPTS[:1]!r}, return_tensors="pt")
+model_folder, custom, adapter, prompt = sys.argv[1:]
+model = AutoModelForCausalLM.from_pretrained(model_folder)
+if adapter:
+    model.load_adapter(adapter)
+batch = AutoTokenizer.from_pretrained(model_folder)(prompt, return_tensors="pt")
 torch.manual_seed(0)
 out = model.generate(
-    input_ids=batch.input_ids, attention_mask=batch.attention_mask, custom_generate={str(tmp_path)!r},
+    input_ids=batch.input_ids, attention_mask=batch.attention_mask, custom_generate=custom,
     trust_remote_code=True, do_sample=True, top_k=0, max_new_tokens=6,
 )
-print(out.sequences.tolist())
+print(getattr(out, "sequences", out).tolist())
 """
-    file = tmp_path / "script.py"
-    file.write_text(script)
-    answer = subprocess.run([sys.executable, str(file)], capture_output=True, text=True, cwd=Path(__file__).parents[2])
-    assert answer.returncode == 0, answer.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*METHODS, "svdecode"])
+def test_a_fresh_process_needs_transformers_alone(name, model, tokenizer, reward, tmp_path):
+    """Stock calls only: no line of the program names this library."""
     one = tokenizer(PROMPTS[:1], return_tensors="pt")
-    one = {name: one[name] for name in ("input_ids", "attention_mask")}
-    expected = written(model, one, QAlign(reward, tokenizer, beta=0.3, num_steps=3))
-    assert answer.stdout.strip() == str(expected.sequences.tolist())
+    one = {key: one[key] for key in ("input_ids", "attention_mask")}
+    adapter = ""
+    if name == "svdecode":
+        adapter = str(tmp_path / "adapter")
+        tuned = get_peft_model(
+            AutoModelForCausalLM.from_pretrained(model.name_or_path), LoraConfig(init_lora_weights=False)
+        )
+        tuned.save_pretrained(adapter)
+        ours = SVDecodeLogitsProcessor(tuned.eval(), 4.0, alpha=0.0, direction="logit_difference")
+        torch.manual_seed(0)
+        settings = {"do_sample": True, "top_k": 0, "max_new_tokens": 6}
+        expected = tuned.generate(**one, logits_processor=[ours], **settings)
+    else:
+        cls, settings = METHODS[name]
+        ours = cls(reward, tokenizer, **settings)
+        expected = written(model, one, cls(reward, tokenizer, **settings)).sequences
+    ours.save_custom_generate(tmp_path / "saved")
+    file = tmp_path / "script.py"
+    file.write_text(FRESH)
+    arguments = [model.name_or_path, str(tmp_path / "saved"), adapter, PROMPTS[0]]
+    answer = subprocess.run(
+        [sys.executable, str(file), *arguments], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.strip() == str(expected.tolist())
 
 
 # Guided decoding as an object
