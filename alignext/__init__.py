@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from alignext.heads.auto import AutoModelForCausalLMWithObjectiveHeads
     from alignext.pipelines.alignedgen import (
         AlignedAttention,
+        AlignedGenBlocks,
         AlignedGenFlux2KleinPipeline,
         AlignedGenFlux2Pipeline,
         AlignedGenKontextPipeline,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
         FluxSearchPipeline,
         HunyuanVideoSearchPipeline,
         LatentSearch,
+        LatentSearchBlocks,
         LatteSearchPipeline,
         LTXSearchPipeline,
         StableDiffusion3SearchPipeline,
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
         WanSearchPipeline,
     )
     from alignext.pipelines.rival import (
+        RIVALBlocks,
         RIVALControlNetPipeline,
         RIVALInversion,
         RIVALPipeline,
@@ -109,20 +112,20 @@ _NAMES = {
     "alignext.evaluation": "FADECallback FadeScore fade_score",
     "alignext.heads.auto": "AutoModelForCausalLMWithObjectiveHeads",
     "alignext.pipelines.alignedgen": """
-        AlignedAttention AlignedGenFlux2KleinPipeline AlignedGenFlux2Pipeline AlignedGenKontextPipeline
-        AlignedGenPipeline AlignedGenPipelineOutput AlignedGenQwenImagePipeline StyleReference
-        aligned_attention
+        AlignedAttention AlignedGenBlocks AlignedGenFlux2KleinPipeline AlignedGenFlux2Pipeline
+        AlignedGenKontextPipeline AlignedGenPipeline AlignedGenPipelineOutput AlignedGenQwenImagePipeline
+        StyleReference aligned_attention
     """,
     "alignext.pipelines.elbo_align": """
         AttentionMapsOutput ELBOAlignOutput ELBOAlignPipeline attention_maps balanced_phrases
     """,
     "alignext.pipelines.latent_search": """
         AnimateDiffSearchPipeline CogVideoXSearchPipeline FluxSearchPipeline HunyuanVideoSearchPipeline
-        LTXSearchPipeline LatentSearch LatteSearchPipeline StableDiffusion3SearchPipeline
+        LTXSearchPipeline LatentSearch LatentSearchBlocks LatteSearchPipeline StableDiffusion3SearchPipeline
         StableDiffusionSearchPipeline StableDiffusionXLSearchPipeline WanSearchPipeline
     """,
     "alignext.pipelines.rival": """
-        RIVALControlNetPipeline RIVALInversion RIVALPipeline RIVALXLControlNetPipeline RIVALXLPipeline
+        RIVALBlocks RIVALControlNetPipeline RIVALInversion RIVALPipeline RIVALXLControlNetPipeline RIVALXLPipeline
     """,
     "alignext.rewards": "WeightedReward calibrate_weights",
     "alignext.rewards.process": "ProcessReward",

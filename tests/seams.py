@@ -64,6 +64,10 @@ REPLACED = {
         "joint_attention_kwargs controlnet_block_samples controlnet_single_block_samples return_dict "
         "controlnet_blocks_repeat"
     ),
+    "diffusers.modular_pipelines.SequentialPipelineBlocks._get_inputs": "",
+    "diffusers.modular_pipelines.SequentialPipelineBlocks.get_execution_blocks": "**kwargs",
+    "diffusers.modular_pipelines.SequentialPipelineBlocks.__call__": "pipeline state",
+    "diffusers.modular_pipelines.ModularPipelineBlocks.save_pretrained": "save_directory push_to_hub **kwargs",
     # -------------------------------------------------------------------------------------------------- trainers
     # BCO
     "trl.KTOTrainer.__init__": (
@@ -311,6 +315,8 @@ PRESENT = [
     f"{FLUX}.FluxIPAdapterAttnProcessor",
     "diffusers.FlowMatchEulerDiscreteScheduler.step_index",
     "diffusers.FlowMatchEulerDiscreteScheduler.begin_index",
+    "diffusers.modular_pipelines.ModularPipelineBlocks._requirements",
+    "diffusers.modular_pipelines.ModularPipelineBlocks._workflow_map",
     "argparse._ActionsContainer",
     "argparse._AppendAction",
     "argparse._SubParsersAction",
@@ -371,7 +377,8 @@ ATTRIBUTES = {
 
 # Module -> the private names that it spells, on objects that are not easily made.
 SPELLED = {
-    "diffusers.configuration_utils": "_class_name",
+    "diffusers.configuration_utils": "_class_name _internal_dict",
+    "diffusers.modular_pipelines.modular_pipeline": "_progress_bar_config",
     "peft.tuners.tuners_utils": "_disable_adapters",
     "transformers.generation.utils": "_eos_token_tensor _pad_token_tensor",
     "transformers.initialization": "_is_hf_initialized",

@@ -2,6 +2,7 @@
 """AlignedGen: a set of images in one style."""
 
 from alignext.pipelines.alignedgen.attention import AlignedAttention
+from alignext.pipelines.alignedgen.block import AlignedGenBlocks
 from alignext.pipelines.alignedgen.levers import Levers
 from alignext.pipelines.alignedgen.mixin import AlignedGenPipelineOutput
 from alignext.pipelines.alignedgen.pipeline import AlignedGenPipeline
@@ -15,6 +16,7 @@ from alignext.pipelines.alignedgen.style import StyleReference
 
 __all__ = [
     "AlignedAttention",
+    "AlignedGenBlocks",
     "AlignedGenFlux2KleinPipeline",
     "AlignedGenFlux2Pipeline",
     "AlignedGenKontextPipeline",

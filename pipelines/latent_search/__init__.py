@@ -1,6 +1,7 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """Latent search: the sample that a reward likes best, found while it is being generated."""
 
+from alignext.pipelines.latent_search.block import LatentSearchBlocks
 from alignext.pipelines.latent_search.mixin import SearchMixin
 from alignext.pipelines.latent_search.pipeline import StableDiffusionSearchPipeline
 from alignext.pipelines.latent_search.pipelines import (
@@ -24,6 +25,7 @@ __all__ = [
     "HunyuanVideoSearchPipeline",
     "LTXSearchPipeline",
     "LatentSearch",
+    "LatentSearchBlocks",
     "LatteSearchPipeline",
     "SearchMixin",
     "StableDiffusion3SearchPipeline",

@@ -97,6 +97,7 @@ class Alignment:
         images_per_reference (`int`): M; the loop's batch is R * M rows, reference-major (per guidance branch).
         added_cond_kwargs (`dict[str, tuple[Tensor, Tensor]]`): Further UNet conditions (unconditional, conditional).
         repaint (`torch.Tensor` of shape `(R * M, 1, h, w)`, bool, *optional*): Inpainting: where not to keep.
+        guider (`BaseGuidance`, *optional*): Of a modular loop, which calls the UNet once per branch of guidance.
     """
 
     def __init__(
@@ -106,9 +107,10 @@ class Alignment:
         images_per_reference: int,
         added_cond_kwargs: dict[str, tuple[torch.Tensor, torch.Tensor]],
         repaint: torch.Tensor | None = None,
+        guider: Any = None,
     ):
         self.inversion, self.levers, self.images_per_reference = inversion, levers, images_per_reference
-        self.added_cond_kwargs, self.repaint = added_cond_kwargs, repaint
+        self.added_cond_kwargs, self.repaint, self.guider = added_cond_kwargs, repaint, guider
         self.chain_index = {int(t): k for k, t in enumerate(inversion.timesteps, start=1)}
         self.mode = "plain"
         self.branches = 1
@@ -155,7 +157,7 @@ class Alignment:
         self.mode, align = self.levers.mode(t - offset), self.levers.aligns(t)
         # The branches are read off the batch, since a callback may switch guidance off half-way.
         self.branches = len(sample) // (self.inversion.num_references * self.images_per_reference)
-        self.image_rows, self.reference_noise = len(sample), None
+        self.image_rows = len(sample)
         if self.mode == "plain" and not align:
             return forward(sample, timestep, **kwargs)
         reference = self._reference_call(sample, t, kwargs)
@@ -169,15 +171,22 @@ class Alignment:
             noise_R = forward(reference.pop("sample"), timestep, **reference)[0]
             self.image_rows = len(sample)
             output = forward(sample, timestep, **kwargs)
-        self.reference_noise = noise_R[-self.inversion.num_references :] if align else None
+        if align and self.reference_noise is None and self._is_conditional:
+            self.reference_noise = noise_R[-self.inversion.num_references :]
         return output
+
+    @property
+    def _is_conditional(self) -> bool:
+        """Whether the UNet call that runs has the rows of the prompt, or those of all branches."""
+        return self.guider is None or self.guider.is_conditional
 
     def _reference_call(self, sample: torch.Tensor, t: int, kwargs: dict) -> dict[str, Any]:
         """The arguments of a UNet call for the reference's latents `z_t`, without ControlNet residuals."""
         inversion = self.inversion
         # The unconditional rows matter only to the unconditional branch's attention, and only if they differ.
         both = self.mode != "plain" and self.branches == 2 and not inversion.is_null
-        select = (lambda pair: torch.cat(pair).to(sample)) if both else (lambda pair: pair[1].to(sample))
+        one = int(self._is_conditional)
+        select = (lambda pair: torch.cat(pair).to(sample)) if both else (lambda pair: pair[one].to(sample))
         latents = inversion.latents[self.chain_index[t]].to(sample)
         return {
             "sample": torch.cat([latents] * 2) if both else latents,
@@ -246,6 +255,8 @@ def _stacked(a: Any, b: Any) -> Any:
     """Rows of `b` behind those of `a`, in dictionaries as well; NotImplemented if they do not go together."""
     if a is None and b is None:
         return None
+    if isinstance(a, dict):  # modular loops name conditions that they do not have
+        a = {name: value for name, value in a.items() if value is not None}
     if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
         stacked = {name: _stacked(a[name], b[name]) for name in a}
         return NotImplemented if any(x is NotImplemented for x in stacked.values()) else stacked

@@ -191,6 +191,7 @@ class RIVALMixin(InvertMixin, HubMixin):
                     *(side * self.vae_scale_factor for side in inversion.latents.shape[-2:]),
                 ),
                 repaint=repaint,
+                guider=getattr(self, "guider", None),
             )
             with alignment.installed(self.unet, self.scheduler):
                 output = stock(**call)
