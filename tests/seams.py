@@ -315,7 +315,6 @@ PRESENT = [
     f"{FLUX}.FluxIPAdapterAttnProcessor",
     "diffusers.FlowMatchEulerDiscreteScheduler.step_index",
     "diffusers.FlowMatchEulerDiscreteScheduler.begin_index",
-    "diffusers.modular_pipelines.ModularPipelineBlocks._requirements",
     "diffusers.modular_pipelines.ModularPipelineBlocks._workflow_map",
     "argparse._ActionsContainer",
     "argparse._AppendAction",
