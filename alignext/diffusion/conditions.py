@@ -1,5 +1,4 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-# More than 300 lines: one path from a sample to rows of the denoiser; capture and layouts have files of their own.
 """What a denoiser is told beside latents and noise level, captured once for each prompt, picture and size.
 
 A stock call is run up to its first evaluation for every sample alone, so that what is captured does not depend on what
@@ -11,56 +10,20 @@ import functools
 import hashlib
 import inspect
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from alignext.diffusion.calls import take
 from alignext.diffusion.digests import digest
-from alignext.diffusion.layouts import Layout, read_layout
+from alignext.diffusion.layouts import read_layout
 from alignext.diffusion.prompts import text_encoders
 from alignext.diffusion.recorded_call import RecordedCall, mapped
 from alignext.diffusion.recording import Capture, capture_call, record_call, stock_class
 from alignext.diffusion.rows import ONE_AT_A_TIME, join, key, nesting, row_pattern
 from alignext.diffusion.sizes import Size, size_arguments
-
-
-@dataclass
-class Template:
-    """
-    What all samples of a size have in common.
-
-    Attributes:
-        call ([`RecordedCall`]): The denoiser's call of one of them.
-        layout ([`Layout`]): How their latents lie in VAE and loop; None where the pipeline has no VAE.
-        patterns (`dict`): Where in the call the rows of a batch are, see [`~alignext.diffusion.rows.row_pattern`], by
-            the nesting of the call: pipelines leave a mask out where it masks nothing.
-        schedules (`dict`): Arguments of `set_timesteps` by number of steps; None is the pipeline's own number.
-    """
-
-    call: RecordedCall
-    layout: Layout | None
-    patterns: dict[str, Any] = field(default_factory=dict)
-    schedules: dict[int | None, dict[str, Any]] = field(default_factory=dict)
-
-    def pack(self, latents: torch.Tensor) -> torch.Tensor:
-        """From the VAE's layout to the loop's."""
-        return latents if self.layout is None else self.layout.pack(latents)
-
-    def unpack(self, latents: torch.Tensor) -> torch.Tensor:
-        """The inverse."""
-        return latents if self.layout is None else self.layout.unpack(latents)
-
-
-@dataclass
-class Condition:
-    """One sample's part of a denoiser's call, without latents and timestep."""
-
-    size: Size
-    parts: tuple[Any, Any, Any]  # args, kwargs, and latents that follow its own
-    pattern: Any
-    key: Hashable
+from alignext.diffusion.templates import Condition, Template
 
 
 class Conditions:
@@ -96,6 +59,7 @@ class Conditions:
         known = inspect.signature(stock_class(pipe).__call__).parameters
         self.call = {name: value for name, value in call.items() if name in known and value is not None}
         self.templates: dict[Size, Template] = {}
+        self.sealed = False  # whether another size can still be recorded, which takes the denoiser in one piece
         self._numbers: dict[Hashable, int] = {}
         self._kept: dict[int, Condition] = {}
         self._joined: dict[Hashable, list[tuple[list[int], RecordedCall, Template]]] = {}
@@ -188,6 +152,11 @@ class Conditions:
         if size not in self.templates:
             if sample is None:
                 raise ValueError(f"Nothing of size {tuple(size)} was captured yet.")
+            if self.sealed:
+                raise ValueError(
+                    f"A sample is of size {tuple(size)}, and weights are sharded: samples must have the sizes that the "
+                    f"first rows have, {', '.join(str(tuple(known)) for known in self.templates)}."
+                )
             self.templates[size] = self._recorded(sample, size)
         return self.templates[size]
 

@@ -1,7 +1,7 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """The network in the middle of a pipeline as a module that `Trainer` can take: one call for every architecture."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,15 +25,27 @@ class DenoiserModule(torch.nn.Module):
     Args:
         denoiser (`torch.nn.Module`): The network.
         conditions ([`~alignext.diffusion.conditions.Conditions`]): What it is told of each sample.
+
+    Attributes:
+        most (`Callable[[int], int]`): How often the denoiser is called in a forward pass that needs so many calls:
+            where processes share its weights, as often as in any of them.
     """
 
     denoiser: Any
     dtype: torch.dtype
 
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """Blocks that FSDP gathers as a whole, of those that there are; accelerate asks for them by this name."""
+        known = getattr(self.denoiser, "_no_split_modules", None) or getattr(self.denoiser, "_repeated_blocks", None)
+        found = {type(module).__name__ for module in self.denoiser.modules()}
+        return [name for name in dict.fromkeys(known or ()) if name in found]
+
     def __init__(self, denoiser: Any, conditions: Conditions) -> None:
         super().__init__()
         self.denoiser, self.conditions = denoiser, conditions
         self.dtype = denoiser.dtype  # asked before there are float32 adapters
+        self.most: Callable[[int], int] = _itself
 
     def forward(self, latents: torch.Tensor, timesteps: torch.Tensor, conditions: torch.Tensor) -> torch.Tensor:
         """
@@ -49,15 +61,19 @@ class DenoiserModule(torch.nn.Module):
         latents = latents.to(self.dtype).contiguous()
         timesteps = timesteps.expand(len(latents))
         groups = self.conditions.groups(conditions, latents.device, self.dtype)
-        if len(groups) == 1:
+        more = self.most(len(groups)) - len(groups)
+        if len(groups) == 1 and not more:
             _, call, template = groups[0]
             return template.unpack(call(self.denoiser, template.pack(latents), timesteps))
         parts = [
             template.unpack(call(self.denoiser, template.pack(latents[rows]), timesteps[rows]))
-            for rows, call, template in groups
+            for rows, call, template in [*groups, *groups[-1:] * more]
         ]
         order = torch.tensor([row for rows, *_ in groups for row in rows], device=latents.device)
-        return torch.cat(parts)[order.argsort()]
+        predicted = torch.cat(parts[: len(groups)])[order.argsort()]
+        for unused in parts[len(groups) :]:  # a part of the graph, as backward passes are counted, too
+            predicted = predicted + 0 * unused.sum()
+        return predicted
 
     # The names that `Trainer` knows.
 
@@ -77,6 +93,10 @@ class DenoiserModule(torch.nn.Module):
     @property
     def is_activation_checkpointing(self) -> bool:
         return self.denoiser.is_gradient_checkpointing
+
+
+def _itself(count: int) -> int:
+    return count
 
 
 def get_denoiser(pipe: DiffusionPipeline) -> Any:

@@ -31,6 +31,7 @@ from alignext.training.lora import ADAPTER, add_lora, jitter
 from alignext.training.lora_files import check_format
 from alignext.training.metrics import Sums
 from alignext.training.runs import check_run
+from alignext.training.sharding import shard
 
 
 logger = logging.get_logger(__name__)
@@ -43,7 +44,8 @@ class DiffusionTrainer(DiffusionFiles):
     and brings a collator; which columns there are, and whether there are pictures at all, is its own affair.
 
     Class attributes: `_config`, the class of the settings; `_module`, that of what `Trainer` gets; `_needs_reference`,
-    whether full training keeps a frozen copy; `_name`, `_tag_names` and `_paper`, as of TRL's trainers.
+    whether full training keeps a frozen copy; `_same_calls`, whether the denoiser is called equally often for all
+    rows, as FSDP needs it; `_name`, `_tag_names` and `_paper`, as of TRL's trainers.
 
     Args:
         model (`str` or `DiffusionPipeline`): A pipeline, or where to load one from.
@@ -58,6 +60,7 @@ class DiffusionTrainer(DiffusionFiles):
     _config: Any = DiffusionTrainingArguments
     _module: type[DenoiserModule] = DenoiserModule
     _needs_reference = True
+    _same_calls = False
     _tag_names: list[str]
     _name: str
     _paper: dict[str, str]
@@ -122,14 +125,10 @@ class DiffusionTrainer(DiffusionFiles):
         if init_noise and ref_model is None:
             jitter(denoiser, init_noise, args.seed)
         super().__init__(model=module, args=args, processing_class=None, **kwargs)
-        if self.is_fsdp_enabled or getattr(args.deepspeed_plugin, "zero_stage", 0) == 3:
-            raise NotImplementedError(
-                f"{type(self).__name__} does not shard parameters (FSDP, ZeRO-3): what is recorded, and the "
-                "reference, call the denoiser outside of the wrapper that gathers them. Use DDP."
-            )
         check_run(args, self.model)
         if self.ref_denoiser is not None:
             self.ref_denoiser.to(self.accelerator.device)
+        shard(self)
         self.sums = Sums(self.accelerator)
         self._levels: dict[Size, Levels] = {}
         self.ema = None if args.ema_decay is None else RunningMean(denoiser, args.ema_decay)

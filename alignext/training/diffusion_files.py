@@ -17,6 +17,7 @@ from alignext.training.diffusion_card import DiffusionCard
 from alignext.training.ema import RunningMean
 from alignext.training.lora import ADAPTER
 from alignext.training.lora_files import save_kohya
+from alignext.training.sharding import in_one_piece, without_prefix
 
 
 class DiffusionFiles(DiffusionCard, Trainer):
@@ -35,7 +36,7 @@ class DiffusionFiles(DiffusionCard, Trainer):
             return
         checkpoint = folder.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-")
         with nullcontext() if self.ema is None or checkpoint else self.ema.in_place():
-            self._save_weights(folder, whole=self.args.save_full_pipeline and not checkpoint)
+            self._save_weights(folder, self.args.save_full_pipeline and not checkpoint, state_dict)
         if self.ema is not None and checkpoint:
             self.ema.save(folder)
         with replacing(folder / TRAINING_ARGS_NAME) as part:
@@ -43,10 +44,12 @@ class DiffusionFiles(DiffusionCard, Trainer):
         if not checkpoint:
             hub._write(folder / "README.md", self._card(model_name=self._model_name()))
 
-    def _save_weights(self, folder: Path, whole: bool) -> None:
+    def _save_weights(self, folder: Path, whole: bool, state: dict[str, torch.Tensor] | None) -> None:
+        """`state` are the weights of all processes, where they share them."""
         name = self.denoiser_name
         if self.is_lora:
-            layers = get_peft_model_state_dict(self.denoiser, adapter_name=ADAPTER)
+            given = None if state is None else without_prefix(state)
+            layers = get_peft_model_state_dict(self.denoiser, given, adapter_name=ADAPTER)
             metadata = self.denoiser.peft_config[ADAPTER].to_dict()
             # The file of a second transformer is that of a first; it is loaded with `load_into_transformer_2`.
             part = name.removesuffix("_2")
@@ -59,12 +62,15 @@ class DiffusionFiles(DiffusionCard, Trainer):
             self.pipe.save_pretrained(folder)
         else:
             # As a whole: shards of an earlier, larger save would stay beside the new ones.
+            denoiser = self.denoiser if state is None else in_one_piece(self.denoiser, state)
             with replacing(folder / name) as part:
-                self.denoiser.save_pretrained(part)
+                denoiser.save_pretrained(part)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         folder, name = Path(resume_from_checkpoint), self.denoiser_name
-        if self.is_lora:
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        elif self.is_lora:
             if not (folder / "pytorch_lora_weights.safetensors").is_file():
                 raise ValueError(f"`resume_from_checkpoint` is {folder}, which has no LoRA of this trainer.")
             state = type(self.pipe).lora_state_dict(folder)
@@ -83,7 +89,7 @@ class DiffusionFiles(DiffusionCard, Trainer):
             self.ema.load(folder)
 
     def _load_best_model(self) -> None:
-        self._load_from_checkpoint(self.state.best_model_checkpoint)
+        self._load_from_checkpoint(self.state.best_model_checkpoint, self.model)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         self.create_model_card(model_name=self._model_name())

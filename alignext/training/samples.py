@@ -48,6 +48,10 @@ class SampleGridCallback(TrainerCallback):
         guidance_scale: float | None = None,
         seed: int = 0,
     ) -> None:
+        if trainer.is_fsdp_enabled:
+            raise NotImplementedError(
+                "SampleGridCallback draws in one process, and FSDP shares the weights over all of them. Leave it out."
+            )
         self.trainer, self.prompts, self.seed = trainer, list(prompts), seed
         self.pipe: DiffusionPipeline = trainer.pipe
         side = trainer.args.resolution

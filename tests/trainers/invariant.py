@@ -48,6 +48,13 @@ class Dictated(FDPGTrainer):
         return [[300 + 7 * step + 11 * row + k for k in range(3 + (step + row) % 4)] for row in rows]
 
 
+class LoraRow(DiffusionRow):
+    """Trains a LoRA."""
+
+    def start(self, folder: Path, **settings: Any) -> Trainer:
+        return super().start(folder, peft_config=self.lora, **settings)
+
+
 _GROUPS = {"num_generations": 2, "beta": 2.0, "max_completion_length": 16}
 _INVERT = {"num_inversion_steps": 4, "beta": 20.0}
 _INPO = {"num_renoise_steps": 0, "label_sharpness": None, "inversion_eta": 0.1, "num_train_steps_per_pair": 2}
@@ -75,6 +82,7 @@ ROWS: dict[str, Row | DiffusionRow] = {
         {"objective_sampling": "natural", "objective_reduction": "example_mean"},
     ),
     "diffusion-dpo": DiffusionRow(DiffusionDPOTrainer, DiffusionDPOConfig, {"beta": 20.0}),
+    "diffusion-dpo-lora": LoraRow(DiffusionDPOTrainer, DiffusionDPOConfig, {"beta": 20.0}),
     "diffusion-kto": DiffusionRow(
         DiffusionKTOTrainer, DiffusionKTOConfig, {"beta": 20.0}, dataset=picture_votes, learns="votes"
     ),
@@ -186,6 +194,7 @@ def main(folder: Path, names: list[str], ways: list[str]) -> None:
             found = outcome(trainer, lambda trained=trained: whole(weights(trained)))
             if "f" in way:
                 found["sharded"] = sum(isinstance(weight, DTensor) for weight in trained.parameters())
+                found["trained"] = [whole({"": w})[""] for w in trained.parameters() if w.requires_grad]
                 trainer.save_model(str(folder / name / f"{way}-saved"))
             torch.save(found, folder / name / f"{way}-{rank}.pt")
 

@@ -49,11 +49,18 @@ pytestmark = [pytest.mark.invariant, pytest.mark.slow]
 
 
 class Runs:
-    """All trainings of the selected tests, with three starts of processes: imports take as long as training."""
+    """All trainings of the selected tests, with few starts of processes: imports take as long as training."""
 
     def __init__(self, folder: Path, names: list[str], sharded: list[str]) -> None:
+        """`names` train in all ways but sharded, `sharded` in that and alone."""
         self.folder = folder
-        for launcher, rows, ways in (([], names, ALONE), (TWO, names, SHARED), (TWO, sharded, SHARDED)):
+        only = [name for name in sharded if name not in names]
+        for launcher, rows, ways in (
+            ([], names, ALONE),
+            ([], only, ALONE[:1]),
+            (TWO, names, SHARED),
+            (TWO, sharded, SHARDED),
+        ):
             if rows:
                 self.start(launcher, rows, ways)
 
@@ -75,9 +82,10 @@ class Runs:
 @pytest.fixture(scope="module")
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     ours = [item for item in request.session.items if item.path == request.path]
-    names = sorted({name for item in ours for name in item.callspec.params["name"].split()})
-    sharded = sorted({item.callspec.params["name"] for item in ours if "sharded" in item.name})
-    return Runs(tmp_path_factory.mktemp("runs"), names, sharded)
+    names = {False: set(), True: set()}
+    for item in ours:
+        names["sharded" in item.name].update(item.callspec.params["name"].split())
+    return Runs(tmp_path_factory.mktemp("runs"), sorted(names[False]), sorted(names[True]))
 
 
 def processes(ways: tuple[str, ...]) -> list[str]:
@@ -138,6 +146,22 @@ def test_sharded_weights_take_the_same_way(name: str, runs: Runs) -> None:
     assert all(agree(of_way) for of_way in found.values()), found
     saved = load_file(runs.folder / name / "2x1f-saved" / "model.safetensors")
     assert sum(weight.numel() for weight in saved.values()) >= len(ways["4x1"]["moved"])
+
+
+@pytest.mark.parametrize("name", ["diffusion-dpo", "diffusion-dpo-lora", "diffusion-kto"])
+def test_sharded_denoisers_take_the_same_way(name: str, runs: Runs) -> None:
+    """FSDP2 in two processes, on the CPU, of a UNet, as a whole and by a LoRA; what is saved has every weight."""
+    ways = runs.of(name)
+    assert ways["2x1f-0"]["sharded"] > 0
+    found = {way: differences(ways[way], ways["4x1"]) for way in processes(SHARDED)}
+    shown(name, found)
+    assert all(agree(of_way) for of_way in found.values()), found
+    file = "pytorch_lora_weights" if name.endswith("lora") else "unet/diffusion_pytorch_model"
+    saved = load_file(runs.folder / name / "2x1f-saved" / f"{file}.safetensors")
+    trained = ways["2x1f-0"]["trained"]
+    assert len(saved) == len(trained)
+    sums = [sum(weight.detach().double().sum().item() for weight in found) for found in (saved.values(), trained)]
+    assert sums[0] == pytest.approx(sums[1], abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["bco-running-mean"])

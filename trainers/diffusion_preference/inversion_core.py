@@ -30,6 +30,8 @@ logger = logging.get_logger(__name__)
 class InversionTrainer(KeptInversions):
     """Errors at points of the inversion of each picture, made as training goes or beforehand."""
 
+    _same_calls = False  # an inversion goes as far as the deepest point that was drawn
+
     def _check(self, pipe: DiffusionPipeline, args: Any, ref_model: Any) -> None:
         if getattr(pipe, "transformer_2", None) is not None:
             raise NotImplementedError(

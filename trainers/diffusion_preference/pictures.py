@@ -61,6 +61,7 @@ class PictureTrainer(DiffusionTrainer):
     """Pictures, prompts and random numbers of a batch. A subclass defines `compute_loss`."""
 
     _config: Any = PictureConfig
+    _same_calls = True
     _collator: Any = PairCollator
     _sides = 2  # pictures of a row
 
@@ -110,6 +111,7 @@ class PictureTrainer(DiffusionTrainer):
         if self._precomputes:
             self._map_datasets(self._precompute)
             self._release()
+        self.conditions.sealed = self.is_fsdp_enabled
 
     @property
     def _precomputes(self) -> bool:
