@@ -154,8 +154,8 @@ class Conditions:
                 raise ValueError(f"Nothing of size {tuple(size)} was captured yet.")
             if self.sealed:
                 raise ValueError(
-                    f"A sample is of size {tuple(size)}, and weights are sharded: samples must have the sizes that the "
-                    f"first rows have, {', '.join(str(tuple(known)) for known in self.templates)}."
+                    f"A sample is of size {tuple(size)}, and weights are sharded: samples must have the size that the "
+                    f"first row has, {', '.join(str(tuple(known)) for known in self.templates)}."
                 )
             self.templates[size] = self._recorded(sample, size)
         return self.templates[size]

@@ -38,7 +38,8 @@ def shard(trainer: Any) -> None:
         raise NotImplementedError(f"{name} shards parameters by FSDP2, received `fsdp_version` {fsdp.fsdp_version}.")
     if "FULL" not in str(fsdp.state_dict_type):
         raise ValueError(
-            f"`fsdp_state_dict_type` must be FULL_STATE_DICT, received {fsdp.state_dict_type}: pipelines load no shards."
+            f"`fsdp_state_dict_type` must be FULL_STATE_DICT, received {fsdp.state_dict_type}: pipelines do not load "
+            "shards."
         )
     for setting, taken in (("ema_decay", None), ("buckets", False), ("save_full_pipeline", False)):
         value = getattr(args, setting, taken)

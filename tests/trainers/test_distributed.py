@@ -3,17 +3,22 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.commands.config.config_args import ClusterConfig
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
 from transformers import Trainer
 
+from alignext.diffusion.sizes import Size
 from alignext.training.runs import check_run
+from alignext.training.samples import SampleGridCallback
 
 from .invariant import ROWS
 
@@ -27,7 +32,7 @@ KINDS = {
     "zero3": DistributedType.DEEPSPEED,
     "cpu2": DistributedType.MULTI_GPU,  # that of CPUs would start a single process
 }
-DIFFUSION = ["diffusion-dpo", "inversion-dpo", "smpo"]
+DIFFUSION = ["diffusion-dpo", "diffusion-kto", "inversion-dpo", "smpo"]
 
 
 def launched(name: str) -> tuple[SimpleNamespace, set[str]]:
@@ -78,23 +83,75 @@ def test_the_one_for_fsdp_makes_the_plugin_of_version_2(monkeypatch: pytest.Monk
     assert "FULL" in str(plugin.state_dict_type) and not plugin.cpu_ram_efficient_loading
 
 
-@pytest.mark.parametrize("name", DIFFUSION)
-@pytest.mark.parametrize("kind", ["FSDP", "ZeRO-3"])
-def test_diffusion_trainers_refuse_to_shard(
-    name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def sharding(monkeypatch: pytest.MonkeyPatch, kind: str, **plugin: Any) -> None:
+    """A trainer's accelerator says that it shards."""
     make = Trainer.create_accelerator_and_postprocess
+    given = SimpleNamespace(**{"fsdp_version": 2, "state_dict_type": "FULL_STATE_DICT"} | plugin)
 
     def sharded(trainer: Trainer) -> None:
         make(trainer)
         if kind == "FSDP":
             trainer.is_fsdp_enabled = True
+            monkeypatch.setattr(AcceleratorState, "fsdp_plugin", given, raising=False)
         else:
             trainer.args.deepspeed_plugin = SimpleNamespace(zero_stage=3)
 
     monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", sharded)
-    with pytest.raises(NotImplementedError, match=r"does not shard parameters \(FSDP, ZeRO-3\).*Use DDP"):
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [*((name, "ZeRO-3") for name in DIFFUSION), ("inversion-dpo", "FSDP"), ("smpo", "FSDP")]
+)
+def test_diffusion_trainers_refuse_to_shard(
+    name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sharding(monkeypatch, kind)
+    with pytest.raises(NotImplementedError, match=r"does not shard parameters (\(FSDP\)|by ZeRO-3).*Use DDP"):
         ROWS[name].start(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "plugin", "text"),
+    [
+        ({}, {"fsdp_version": 1}, r"shards parameters by FSDP2, received `fsdp_version` 1"),
+        (
+            {},
+            {"state_dict_type": "SHARDED_STATE_DICT"},
+            r"`fsdp_state_dict_type` must be FULL_STATE_DICT, received SH",
+        ),
+        ({"ema_decay": 0.9}, {}, r"`ema_decay` must be None where weights are sharded \(FSDP\), received 0\.9"),
+        ({"buckets": True}, {}, r"`buckets` must be False where weights are sharded \(FSDP\), received True"),
+        ({"save_full_pipeline": True}, {}, r"`save_full_pipeline` must be False where weights are sharded"),
+    ],
+)
+def test_what_shards_do_not_go_with(
+    settings: dict, plugin: dict, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sharding(monkeypatch, "FSDP", **plugin)
+    with pytest.raises((NotImplementedError, ValueError), match=text):
+        ROWS["diffusion-dpo"].start(tmp_path, **settings)
+
+
+def test_a_sharded_trainer_draws_no_samples_and_records_no_other_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = ROWS["diffusion-dpo-lora"].start(tmp_path)
+    trainer.is_fsdp_enabled = trainer.conditions.sealed = True
+    with pytest.raises(NotImplementedError, match=r"draws in one process, and FSDP shares"):
+        SampleGridCallback(trainer, ["a fox"])
+    with pytest.raises(ValueError, match=r"of size \(32, 16, None\), and weights are sharded.*\(16, 16, None\)"):
+        trainer.conditions(["a fox"], Size(32, 16, None))
+
+
+def test_a_process_with_fewer_groups_calls_the_denoiser_as_often(tmp_path: Path) -> None:
+    """What it says does not change by the calls that nobody reads."""
+    trainer = ROWS["diffusion-dpo-lora"].start(tmp_path)
+    numbers, x = trainer.conditions(["a fox", "an owl"]), torch.randn(2, 4, 8, 8)
+    calls: list[int] = []
+    trainer.denoiser.register_forward_pre_hook(lambda *_: calls.append(1))
+    once = trainer.model(x, torch.tensor([500.0, 100.0]), numbers)
+    trainer.model.most = lambda count: count + 2
+    assert torch.equal(trainer.model(x, torch.tensor([500.0, 100.0]), numbers), once) and len(calls) == 4
 
 
 def test_several_backward_passes_are_refused_under_deepspeed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
