@@ -31,8 +31,8 @@ def shard(trainer: Any) -> None:
         return
     if not trainer._same_calls:
         raise NotImplementedError(
-            f"{name} does not shard parameters (FSDP): how often it calls the denoiser depends on the rows, and "
-            "processes would wait for each other. Use DDP."
+            f"{name} does not shard parameters (FSDP): its processes may call the denoiser more or less often, and "
+            "would wait for each other. Use DDP."
         )
     if fsdp.fsdp_version != 2:
         raise NotImplementedError(f"{name} shards parameters by FSDP2, received `fsdp_version` {fsdp.fsdp_version}.")

@@ -85,8 +85,8 @@ for i, row in enumerate(rows):
 from datasets import Dataset
 data, settings = Dataset.from_list(rows), {
     "per_device_train_batch_size": 4 // processes, "per_device_eval_batch_size": 4 // processes, "max_steps": 3,
-    "learning_rate": 1e-3, "lr_scheduler_type": "constant", "adam_epsilon": 1e-4, "use_cpu": processes == 1, "beta": 20.0,
-    "activation_checkpointing": True, "save_strategy": "steps", "save_steps": 2,
+    "learning_rate": 1e-3, "lr_scheduler_type": "constant", "adam_epsilon": 1e-4, "beta": 20.0,
+    "use_cpu": processes == 1, "activation_checkpointing": True, "save_strategy": "steps", "save_steps": 2,
     "train_sampling_strategy": "sequential",
 }
 
