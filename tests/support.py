@@ -108,6 +108,24 @@ _LANGUAGE_MODELS = (
     ("Bloom", "Bloom"),
     ("Mamba", "Mamba"),
 )
+_SEARCHED = "tests/pipelines/latent_search/test_families.py"
+_RUNS = "test_runs_end_to_end_and_returns_what_it_scored"
+_REFUSES = "test_what_cannot_be_searched_is_refused_before_an_evaluation"
+SEARCHED = {
+    "FLUX.1 Kontext": "kontext",
+    "FLUX.2": "flux2",
+    "FLUX.2, editing": "flux2-editing",
+    "FLUX.2 klein": "flux2-klein",
+    "Qwen-Image": "qwen-image",
+    "Qwen-Image-Edit": "qwen-image-edit",
+    "Z-Image": "z-image",
+    "Sana": "sana",
+    "PixArt-Sigma": "pixart-sigma",
+    "Lumina 2": "lumina2",
+    "Chroma": "chroma",
+    "HunyuanDiT": "hunyuan-dit",
+    "CogView4": "cogview4",
+}
 PIPELINES = [
     Row("RIVAL", "Stable Diffusion 1, 2", contract("rival-sd")),
     Row("RIVAL", "Stable Diffusion XL", contract("rival-sdxl")),
@@ -150,6 +168,21 @@ PIPELINES = [
     Row("Latent search", "HunyuanVideo", search("hunyuan")),
     Row("Latent search", "LTX", search("ltx")),
     Row("Latent search", "text-to-video-SD", search("text-to-video-sd")),
+    *(
+        Row("Latent search", base, {"works": tested(f"{_SEARCHED}::{_RUNS}[{name}]")})
+        for base, name in SEARCHED.items()
+    ),
+    *(
+        Row(
+            "Latent search",
+            base,
+            {"works": refused(why, f"{_SEARCHED}::{_REFUSES}[{name}]")},
+        )
+        for base, name, why in (
+            ("FLUX.1 Fill", "fill", "starts from a picture"),
+            ("Qwen-Image-Edit-Plus", "qwen-image-edit-plus", "takes one sample at a time"),
+        )
+    ),
     Row(
         "Latent search",
         "Wan, modular",
@@ -337,16 +370,21 @@ def both(test: str) -> dict[str, Cell]:
     return {"trains": tested(f"{test}[full]"), "LoRA": tested(f"{test}[lora]")}
 
 
-def unsharded(method: str) -> dict[str, Cell]:
-    """What the diffusion trainers say to shards, whatever the pipeline."""
-    test = "tests/trainers/test_distributed.py::test_diffusion_trainers_refuse_to_shard"
-    return {
-        "FSDP": refused("use DDP", f"{test}[FSDP-{method.lower()}]"),
-        "DeepSpeed": Cell("ZeRO-3 refused: use DDP; else untested", (f"{test}[ZeRO-3-{method.lower()}]",)),
-    }
-
-
 _INVARIANTS = "tests/trainers/test_invariants.py"
+
+
+def denoiser_in_shards(method: str, *, same: bool = False) -> dict[str, Cell]:
+    """What the diffusion trainers do with shards, whatever the pipeline; `same`: the whole trajectory was compared."""
+    refuses = "tests/trainers/test_distributed.py::test_diffusion_trainers_refuse_to_shard"
+    fsdp = refused("use DDP", f"{refuses}[{method.lower()}-FSDP]")
+    if method in ("Diffusion-DPO", "Diffusion-KTO"):
+        test = f"{_INVARIANTS}::test_sharded_denoisers_take_the_same_way[{method.lower()}]"
+        every = "tests/trainers/diffusion_preference/test_launch.py::test_every_family_trains_in_shards"
+        fsdp = tested(test if same else every, word="tested: FSDP2")
+    return {
+        "FSDP": fsdp,
+        "DeepSpeed": Cell("ZeRO-3 refused: use DDP; else untested", (f"{refuses}[{method.lower()}-ZeRO-3]",)),
+    }
 
 
 def distributed(name: str, *launched: str) -> dict[str, Cell]:
@@ -450,16 +488,20 @@ TRAINERS = [
                 | distributed(
                     method.lower(), f"{_TRAINERS}/diffusion_preference/{_TWO}[{trainer.removesuffix('Trainer')}]"
                 )
-                | unsharded(method),
+                | denoiser_in_shards(method, same=True),
             ),
-            Row(method, "Stable Diffusion XL", trains(f"{trainer}-sdxl") | unsharded(method)),
-            Row(method, "Stable Diffusion 3", trains(f"{trainer}-sd3") | unsharded(method)),
-            Row(method, "FLUX.1", trains(f"{trainer}-flux") | unsharded(method)),
+            Row(method, "Stable Diffusion XL", trains(f"{trainer}-sdxl") | denoiser_in_shards(method)),
+            Row(method, "Stable Diffusion 3", trains(f"{trainer}-sd3") | denoiser_in_shards(method)),
+            Row(method, "FLUX.1", trains(f"{trainer}-flux") | denoiser_in_shards(method)),
         )
     ),
-    Row("Diffusion-KTO", "Stable Diffusion 1, 2", trains("DiffusionKTOTrainer") | unsharded("Diffusion-DPO")),
+    Row(
+        "Diffusion-KTO",
+        "Stable Diffusion 1, 2",
+        trains("DiffusionKTOTrainer") | denoiser_in_shards("Diffusion-KTO", same=True),
+    ),
     # settings of `SmPOTrainer`
-    Row("InPO", "Stable Diffusion 1, 2", trains("InPO") | distributed("inpo") | unsharded("SmPO")),
+    Row("InPO", "Stable Diffusion 1, 2", trains("InPO") | distributed("inpo") | denoiser_in_shards("SmPO")),
 ]
 
 # What a cell shows, so that a table fits a page; the page explains them.

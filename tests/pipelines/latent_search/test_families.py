@@ -9,6 +9,7 @@ from alignext.pipelines.latent_search import LatentSearch
 from alignext.search import RandomNoiseSearch, SearchConfig, ZeroOrderNoiseSearch
 from tests.diffusion import families
 
+from . import tiny_models
 from .test_search import Rows, configured, contrast, seeded
 
 
@@ -42,6 +43,7 @@ GUIDANCE = {
     },
     "cogview4": negative,
 }  # fmt: skip
+REFUSED = ("fill", "qwen-image-edit-plus")
 FAST = ("flux2", "flux2-klein", "z-image", "qwen-image", "sana", "pixart-sigma", "chroma")
 NAMES = pytest.mark.parametrize(
     "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in GUIDANCE]
@@ -133,7 +135,12 @@ def test_given_latents_are_in_the_layout_of_the_stock_call():
     assert torch.equal(one[0], per_beam[0]) and not torch.equal(one[0], run(pipe, call)[0])
 
 
-@pytest.mark.parametrize("name", ["fill", "qwen-image-edit-plus"])
+def test_every_family_that_trains_is_a_row_of_the_search():
+    """Those that take texts are in test_search.py."""
+    assert {*GUIDANCE, *REFUSED, *tiny_models.BUILDERS} == set(families.FAMILIES)
+
+
+@pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_searched_is_refused_before_an_evaluation(name):
     """Inpainting starts from a picture; Qwen-Image-Edit-Plus takes one sample at a time."""
     pipe = families.build(name)

@@ -17,11 +17,13 @@ from alignext.diffusion.recording import stock_class
 from alignext.diffusion.rows import ONE_AT_A_TIME
 
 from ...diffusion import families
+from ...pipelines.latent_search import test_families as searched
 from ...pipelines.latent_search import tiny_models
 from .test_families import NAMES, NO_LORA, REFUSED, SIZES, size_of
 
 
 PAGE = Path(__file__).parents[3] / "docs" / "diffusion_preference.md"
+ASIDE = {"wan-2.2": ", two experts", "flux2-editing": ", with a picture"}
 BEGIN, END = "<!-- families: generated -->", "<!-- end of families -->"
 
 
@@ -54,17 +56,22 @@ def edits(name: str) -> bool:
     return "image" in families.call(name, 1)
 
 
+def searches(name: str) -> str:
+    return "refused" if name in searched.REFUSED else "yes"
+
+
 def rows() -> list[list[str]]:
     out = []
     known = list(tiny_models.BUILDERS)  # from the oldest to today's
     for name in [*known, *(name for name in families.FAMILIES if name not in known)]:
         pipe = families.build(name)
-        cls = f"`{stock_class(pipe).__name__}`"
+        cls = f"`{stock_class(pipe).__name__}`{ASIDE.get(name, '')}"
         if name in REFUSED:
             out.append(
                 [
                     cls,
-                    *["-"] * 6,
+                    *["-"] * 7,
+                    searches(name),
                     "refused at the door: its call " + REFUSED[name].replace("does not only", "does more than"),
                 ]
             )
@@ -80,6 +87,8 @@ def rows() -> list[list[str]]:
                 "yes",
                 "yes" if edits(name) else ("optional" if knows else ""),
                 "yes" if size_of(name).frames else "",
+                "yes",
+                searches(name),
                 seen(name, pipe),
             ]
         )
@@ -87,8 +96,9 @@ def rows() -> list[list[str]]:
 
 
 def table() -> str:
+    """The whole, as it stands on the page."""
     head = ["pipeline", "trains", "Diffusion-DPO, -KTO", "Inversion-DPO, SmPO", "kept latents, prompts", "edits"]
-    head += ["video", "read off its stock call"]
+    head += ["video", "FSDP2", "search", "read off its stock call"]
     lines = [head, ["---"] * len(head), *rows()]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

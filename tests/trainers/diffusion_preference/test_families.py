@@ -239,3 +239,11 @@ def test_videos_of_a_pair_have_one_length(tmp_path: Path) -> None:
         trainer.data_collator(list(trainer.train_dataset))
     with pytest.raises(ValueError, match=r"The dataset has videos, and QwenImagePipeline draws pictures"):
         start("qwen-image", tmp_path, train_dataset=pairs("wan-2.1"))
+
+
+@pytest.mark.slow
+def test_the_table_on_the_page_says_what_is_tested() -> None:
+    """`python -m tests.trainers.diffusion_preference.family_table` writes it."""
+    from . import family_table
+
+    assert f"\n{family_table.table()}\n" in family_table.PAGE.read_text(encoding="utf-8")
