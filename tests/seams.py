@@ -337,6 +337,8 @@ PRESENT = [
     "diffusers.StableDiffusionPipeline.unet_name",
     "diffusers.FluxPipeline.transformer_name",
     "diffusers.StableDiffusion3Pipeline.transformer_name",
+    "diffusers.ModelMixin._no_split_modules",
+    "diffusers.ModelMixin._repeated_blocks",
     "diffusers.ModelMixin._supports_gradient_checkpointing",
     "peft.tuners.tuners_utils.BaseTunerLayer._active_adapter",
     "peft.tuners.tuners_utils.BaseTunerLayer.active_adapters",
