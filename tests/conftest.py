@@ -24,6 +24,6 @@ def seed() -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Trainers collect garbage after every run. What was imported stays anyway, and half of the time went into it."""
+    """Trainers collect garbage after every run. What was imported stays anyway, and took half of their time."""
     gc.collect()
     gc.freeze()

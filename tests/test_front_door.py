@@ -1,6 +1,7 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """What a newcomer types first: the snippets of the README and the docs, their commands, the examples, the demo."""
 
+import ast
 import math
 import re
 import runpy
@@ -60,13 +61,29 @@ def test_the_first_own_picture_is_three_commands_away():
     assert len((ROOT / "README.md").read_text().splitlines()) - len(METHODS) <= 113
 
 
+# The tutorials' are parts of a walk, see tests/fresh_clone.py.
+SNIPPETS = [page for page in PAGES if blocks(page, "python") and not page.name.startswith("start_")]
+# These draw or train for two seconds and more.
+LONG_PAGES = {
+    f"{name}.md"
+    for name in "rival alignedgen migration latent_search process_reward f_dpg mini qalign mah_dpo mini-lm".split()
+}
+
+
+@pytest.mark.parametrize("page", [page for page in SNIPPETS if page.name in LONG_PAGES], ids=lambda page: page.name)
+def test_snippets_import_what_there_is(page):
+    """Where the whole snippet is slow."""
+    for block in blocks(page, "python"):
+        tree = ast.parse(block)
+        tree.body = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+        exec(compile(tree, page.name, "exec"), {})
+
+
 # TRL reads and sets `gradient_checkpointing`, which transformers has renamed.
 @pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing(_\\w+)?` is deprecated:FutureWarning")
 @pytest.mark.parametrize(
     "page",
-    # the tutorials' are parts of a walk, see tests/fresh_clone.py
-    [page for page in PAGES if blocks(page, "python") and not page.name.startswith("start_")],
-    ids=lambda page: page.name,
+    [pytest.param(page, marks=[pytest.mark.slow] * (page.name in LONG_PAGES), id=page.name) for page in SNIPPETS],
 )
 def test_python_snippets_run(page, tmp_path, monkeypatch):
     """All ```python blocks of a page, one after the other, as someone who pastes them does."""
@@ -197,9 +214,11 @@ LONG = (
     "steering.py",
     "qalign.py",
     "svdecode.py",
+    "f_dpg.py",
+    "ches.py",
+    "gist.py",
 )
 SHORTER = {
-    "f_dpg.py": ["--steps", "1", "--samples", "16", "--word", "was"],
     "fade.py": ["--num-samples", "2", "--max-new-tokens", "6"],
 }
 

@@ -44,6 +44,7 @@ def test_embedded_model(tmp_path, capsys):
     assert not any("stock" in name for name in again)
 
 
+@pytest.mark.slow
 def test_a_series_is_continued_from_its_saved_style(tmp_path):
     style = tmp_path / "style.safetensors"
     assert call(tmp_path / "a", "--save-style", style, prompts=("a red fox", "an owl")) == 0

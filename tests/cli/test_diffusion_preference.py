@@ -43,7 +43,9 @@ def words(command: str, folder: Path, *more: str) -> list[str]:
     return [command, *data, *settings, *more]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command", [COMMANDS[0], *(pytest.param(command, marks=pytest.mark.slow) for command in COMMANDS[1:])]
+)
 def test_trains_a_lora_and_says_how_to_load_it(
     command: str, folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -57,6 +59,7 @@ def test_trains_a_lora_and_says_how_to_load_it(
     assert (config.r, config.lora_alpha) == (4, 4)
 
 
+@pytest.mark.slow
 def test_full_training_from_a_yaml_file_with_sheets(folder: Path, capsys: pytest.CaptureFixture) -> None:
     (folder / "run.yaml").write_text("beta: 500.0\nsample_prompts: [a red fox, a crown]\nsample_guidance: 1.0\n")
     assert cli.main(words("diffusion-dpo", folder, "--config", str(folder / "run.yaml"))) == 0

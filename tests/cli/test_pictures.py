@@ -42,6 +42,7 @@ def pixels(folder: Path, name: str = "00-00.png") -> bytes:
         return picture.tobytes()
 
 
+@pytest.mark.slow
 def test_a_lora_counts_by_its_scale(drawing: Path, lora: Path, tmp_path: Path) -> None:
     file = lora / "pytorch_lora_weights.safetensors"
     for name, more in {

@@ -54,6 +54,7 @@ def test_video_and_a_reward_of_ones_own(tmp_path, monkeypatch):
     assert 'src="00-00.gif"' in (tmp_path / "out" / "index.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_demo_shows_clips(monkeypatch):
     """With a random model in the place of mini-video, for speed."""
     pipe, call = build("latte")

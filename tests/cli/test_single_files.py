@@ -82,6 +82,7 @@ def drawn(folder: Path) -> torch.Tensor:
         return torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).int()
 
 
+@pytest.mark.slow
 def test_a_single_file_draws_what_its_folder_draws(
     single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -154,6 +154,7 @@ def test_a_new_adapter_is_warned_of(tokenizer, caplog: pytest.LogCaptureFixture,
     assert not said
 
 
+@pytest.mark.slow
 def test_candidates_are_streamed(tokenizer, monkeypatch: pytest.MonkeyPatch):
     """What is alive at once does not grow with their number."""
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")

@@ -167,6 +167,7 @@ def test_carried_cache_changes_no_token(tiny_model, tokenizer, monkeypatch, prom
     assert len({step.chosen for text in outputs[0].steps for step in text}) > 1
 
 
+@pytest.mark.slow
 def test_scores_of_the_model_with_carried_cache_are_those_without(story_model, tokenizer):
     """The logits behind every chosen token, recomputed from the ids alone."""
     output = guided_generate(
@@ -313,6 +314,7 @@ def test_limits(story_model, tokenizer, limits, reason, lengths):
     assert [step.num_tokens for step in output.steps[0]] == lengths
 
 
+@pytest.mark.slow
 def test_sentences_have_eight_tokens_at_least(story_model, tokenizer):
     output = guided_generate(
         story_model, tokenizer, PROMPTS, constant, num_candidates=3, max_new_tokens=60, generator=seeded()

@@ -69,6 +69,7 @@ def test_a_copy_is_at_distance_zero_and_directions_are_exchanged(name: str):
     assert one.forward.mean > 0 and one.reverse.mean > 0
 
 
+@pytest.mark.slow
 def test_only_latents_are_scored_and_nothing_stays(sd, monkeypatch):
     for name in ("encode", "decode"):
         monkeypatch.setattr(type(sd.vae), name, lambda *args, **kwargs: pytest.fail("went through the VAE"))
@@ -144,6 +145,7 @@ def test_classes_may_stand_for_prompts():
     assert fade_score(another(pipe), pipe, [3, 7], **FEW).total.mean == 0
 
 
+@pytest.mark.slow
 def test_a_guided_sampler_and_no_likelihood_are_said(sd):
     with pytest.warns(UserWarning, match=r"guidance_scale=3.0.*no divergence"):
         guided = fade_score(moved(sd), sd, PROMPTS, guidance_scale=3.0, **FEW)

@@ -63,6 +63,7 @@ def test_autoencoder_is_that_of_mini_sd(pipe):
     assert (path("flux") / name).read_bytes() == (path("sd") / name).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.effect
 @pytest.mark.parametrize(
     ("tokens", "number", "wanted"), [(16, 16, 14), pytest.param(512, 6, 4, marks=pytest.mark.slow)]

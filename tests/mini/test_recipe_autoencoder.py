@@ -59,6 +59,7 @@ def test_a_nudge_moves_whole_pixels_and_softens_nothing():
     assert len({found[0] for found in places}) > 6
 
 
+@pytest.mark.slow
 def test_both_halves_go_on_and_the_latents_stay_near(tmp_path, monkeypatch):
     """The pull keeps the latents nearer than the other losses alone would."""
     monkeypatch.setattr(render, "CACHE", tmp_path)

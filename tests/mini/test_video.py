@@ -87,6 +87,7 @@ def test_moved_drawings_stay_on_white_paper_and_captions_say_how():
     assert render.caption("owl", motion="shrinking") == "an owl, shrinking"
 
 
+@pytest.mark.slow
 @pytest.mark.effect
 @pytest.mark.parametrize(
     ("together", "number"), [(6, 6), *(pytest.param(n, 24, marks=pytest.mark.slow) for n in (1, 6))]

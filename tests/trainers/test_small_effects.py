@@ -76,6 +76,7 @@ def test_bco_learns_from_thumbs(tmp_path: Path) -> None:
     assert accuracy(trainer.model, SPEAKS, SILENT) >= 0.75
 
 
+@pytest.mark.slow
 def test_mah_dpo_learns_objectives_that_weights_choose_between(tmp_path: Path) -> None:
     data = [row | {"objective": "speaks"} for row in rows(NAMES, SPEAKS, OUTSIDE)]
     data += [row | {"objective": "outside"} for row in rows(NAMES, OUTSIDE, SPEAKS)]  # one is the other's opposite

@@ -63,6 +63,7 @@ def test_a_set_is_more_alike_in_style_texture_and_colour_and_subjects_stay(judge
     assert style > 0.03 and same > 0.03 and palette > 0.02 and texture > 0.02 and kept > -0.12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [2, pytest.param(6, marks=pytest.mark.slow)])
 def test_images_take_the_style_of_a_picture(judge, draw, number):
     """Glossy drawings of things the model never saw. Their palette comes along less surely: it is not asserted."""

@@ -38,11 +38,13 @@ def found():
     return search(2, 10, single=SearchConfig(num_beams=1, num_candidates=1), best=best, beam=SearchConfig(**WIDE))
 
 
+@pytest.mark.slow
 def test_search_and_best_of_n_beat_a_single_sample(found):
     single, best, beam = (found[name][0] for name in ("single", "best", "beam"))
     assert single < best and single < beam
 
 
+@pytest.mark.slow
 def test_it_takes_no_more_evaluations(found):
     assert found["beam"][1] == 3 + 9 * 6 <= found["best"][1] == 60
 

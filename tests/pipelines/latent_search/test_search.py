@@ -352,6 +352,7 @@ def test_a_tiny_decoder_for_scoring():
     assert calls == [3, 1, 3, 1, 2] and out.images.shape == (1, 3, 16, 16)
 
 
+@pytest.mark.slow
 def test_as_many_are_decoded_at_once_as_make_up_a_picture_of_a_megapixel(monkeypatch):
     """The default changes how often the decoder is called, and no bit of what comes out."""
 

@@ -78,6 +78,7 @@ def test_the_inversion_holds_the_picture(pipe, exemplars):
         assert error < 0.1 * inversion.latents[0].var(), p.caption
 
 
+@pytest.mark.slow
 def test_variations_have_the_palette_of_the_picture(exemplars, made):
     """Against stock, and against the method without its attention: half of what `benchmarks/rival.py` measures.
 
@@ -89,6 +90,7 @@ def test_variations_have_the_palette_of_the_picture(exemplars, made):
     assert rival > mean_palette(exemplars, made["no attention"]) + 0.05
 
 
+@pytest.mark.slow
 def test_variations_differ_from_each_other_and_from_the_picture(exemplars, made):
     for p, images in zip(exemplars, made["rival"], strict=True):
         assert len({image.tobytes() for image in (p.image, *images)}) == len(images) + 1

@@ -196,6 +196,7 @@ def test_a_list_of_generators_is_one_per_image(pipe, picture, init):
         torch.testing.assert_close(batch[i : i + 1], single, rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_several_images_equal_single_runs(pipe, picture):
     x_T = latents_for(pipe, 3)
     together = run(pipe, reference_image=picture, latents=x_T, num_images_per_prompt=3)
@@ -289,6 +290,7 @@ def test_inverting_the_mask_changes_the_rest(pipe, picture, mask):
     assert (a != b).any(1).all()
 
 
+@pytest.mark.slow
 def test_repainting_everything_is_a_variation(pipe, picture, mask):
     kwargs = dict(reference_image=picture, latents=latents_for(pipe))
     all_white = run(pipe, **kwargs, task="inpainting", mask_image=torch.ones_like(mask))
@@ -417,6 +419,7 @@ def test_other_attention_processors_give_the_same(pipe, picture, how):
 # ---------------------------------------------------------------------------------------------------- strengths (ours)
 
 
+@pytest.mark.slow
 def test_strengths_have_their_ends(pipe, picture):
     kwargs = dict(reference_image=picture, latents=latents_for(pipe))
     paper = run(pipe, **kwargs)

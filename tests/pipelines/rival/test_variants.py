@@ -74,6 +74,7 @@ def test_agrees_with_the_joint_batch(variant, picture, reference_prompt, setting
     torch.testing.assert_close(ours, expected, **CLOSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "wrong"),
     [
@@ -93,6 +94,7 @@ def test_the_joint_batch_tells_mistakes_apart(variant, wrong, picture):
 # ------------------------------------------------------------------------------------------------- Stable Diffusion XL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zeros", [True, False])
 def test_null_reference_is_the_unconditional_embedding_of_the_pipeline(zeros, picture, monkeypatch):
     pipe = build("xl")
@@ -129,6 +131,7 @@ def test_reference_rows_carry_their_own_size_and_pooled_embeddings(variant, pict
         assert torch.equal(reference["added_cond_kwargs"]["text_embeds"], pooled)
 
 
+@pytest.mark.slow
 def test_inversion_runs_with_pooled_embeddings_and_is_reused(picture, tmp_path):
     pipe = build("xl")
     x_T = latents_for(pipe)
@@ -143,6 +146,7 @@ def test_inversion_runs_with_pooled_embeddings_and_is_reused(picture, tmp_path):
     assert torch.equal(again.latents, inversion.latents)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", EACH)
 def test_several_references_equal_separate_runs(variant):
     """Two pictures, two prompts, two images each; with ControlNet, a control picture for each reference."""
@@ -189,6 +193,7 @@ def test_controlnet_runs_on_generated_rows_only(variant, guidance_scale, picture
             assert residual[: 3 * branches].any() and not residual[3 * branches :].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", EACH)
 def test_one_call_for_both_is_two_calls(variant, picture, monkeypatch):
     pipe, control = build(variant), control_of(variant)
@@ -198,6 +203,7 @@ def test_one_call_for_both_is_two_calls(variant, picture, monkeypatch):
     torch.testing.assert_close(run(pipe, **kwargs), together, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", CONTROL)
 def test_controlnet_at_scale_zero_is_rival_without_it(variant, picture):
     pipe = build(variant)
@@ -231,6 +237,7 @@ def test_several_controlnets(picture):
     torch.testing.assert_close(both, run(single, image=one, **kwargs), **CLOSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tensor", "array", "pil", "list"])
 def test_the_control_picture_sets_the_size_as_in_stock(kind, picture):
     pipe = build("sd-controlnet")
@@ -296,6 +303,7 @@ def test_presets(variant, task, explicit, picture):
 # ------------------------------------------------------------------------------------------------------------- editing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["", "a blue bird"])
 def test_editing_agrees_with_the_joint_batch(source, picture):
     """The edit prompt for the image, the null or the source prompt for the reference, from the inverted latent."""
@@ -314,6 +322,7 @@ def test_editing_agrees_with_the_joint_batch(source, picture):
     torch.testing.assert_close(ours, expected, **CLOSE)
 
 
+@pytest.mark.slow
 def test_an_edit_to_the_source_prompt_without_guidance_gives_the_picture_back(picture):
     """Same prompt, same latent, no guidance: the image walks back down the chain it came up, up to DDIM's error."""
     pipe = build("sd")
@@ -323,6 +332,7 @@ def test_an_edit_to_the_source_prompt_without_guidance_gives_the_picture_back(pi
     assert (back - picture_latent).abs().mean() < 0.5 * (other - picture_latent).abs().mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["sd", *EACH])
 def test_stochastic_steps(variant, picture):
     pipe = build(variant)

@@ -72,6 +72,7 @@ def start(folder: Path, pipe: StableDiffusionPipeline, **given: Any) -> Diffusio
     return DiffusionDPOTrainer(pipe, args=args, peft_config=LoraConfig(r=16, lora_alpha=16), **data)
 
 
+@pytest.mark.slow
 def test_held_out_pairs_are_told_apart(tmp_path: Path) -> None:
     """A few steps on some things: of others, too, the preferred style has the larger reward."""
     pairs, _ = drawn_pairs()

@@ -240,6 +240,7 @@ def test_dropped_prompts_are_empty_for_both_pictures_and_not_at_evaluation(tmp_p
     assert set(numbers.tolist()) == set(embedded.conditions([""]).tolist())
 
 
+@pytest.mark.slow
 def test_one_of_several_captions_is_drawn_for_each_pair_and_step(tmp_path: Path) -> None:
     dataset = pairs(8).map(lambda row: {"prompt": [f"{row['prompt']}, {i}" for i in range(3)]})
     trainer = DPO.start(tmp_path, dataset=dataset, prompt_dropout=0.0)

@@ -270,6 +270,7 @@ def test_scores_of_the_targets(tmp_path: Path) -> None:
     assert trainer.log_scores(two).tolist() == pytest.approx([6, nan, nan, -math.inf], nan_ok=True)
 
 
+@pytest.mark.slow
 def test_lambda_is_fitted_once_and_leaves_no_trace(tmp_path: Path) -> None:
     settings = {"target": "distributional", "target_moments": [0.8, None], "moment_samples": 64}
     trainer = row_of(short, binary, **settings).start(

@@ -209,6 +209,7 @@ def test_what_is_saved_scores_as_what_was_trained(tmp_path: Path, peft_config: L
     torch.testing.assert_close(ours, loaded, atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 def test_guides_decoding(tmp_path: Path) -> None:
     trainer = ROW.start(tmp_path, max_steps=1)
     trainer.train()
