@@ -457,6 +457,7 @@ print(json.dumps([torch.equal(back.x0, style.x0), back.scaling == style.scaling]
 """
 
 
+@pytest.mark.slow  # a process of its own; that of `tests/test_hub.py` is among the fast ones
 def test_style_is_pushed_and_loaded_back(tmp_path):
     with fake_hub() as hub:
         environment = {k: v for k, v in os.environ.items() if k not in ("HF_HUB_OFFLINE", "HF_TOKEN")}
