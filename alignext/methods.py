@@ -469,6 +469,27 @@ METHODS = (
         page="gist",
     ),
     Method(
+        name="D²-Align",
+        title="Taming Preference Mode Collapse via Directional Decoupling Alignment in Diffusion Reinforcement Learning",
+        arxiv="2512.24146",
+        citation=r"""
+@inproceedings{chen2026taming,
+    title     = {{Taming Preference Mode Collapse via Directional Decoupling Alignment in Diffusion Reinforcement
+                 Learning}},
+    author    = {Chen and others},
+    booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition},
+    year      = {2026},
+}
+""",
+        task="take a picture reward's own taste out of it, before a model trains on it",
+        classes=("DirectionalReward",),
+        parents=("any reward of two encoders",),
+        needs="prompts and a CLIP-like reward; seconds of fitting",
+        commands=("d2-align",),
+        demo=None,
+        page="d2_align",
+    ),
+    Method(
         name="FADE",
         title="Reference-Specific Unlearning Metrics Can Hide the Truth: A Reality Check",
         arxiv="2510.12981",

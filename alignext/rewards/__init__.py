@@ -9,8 +9,18 @@ gradients flow from the result to `images`. Any function of this form is a rewar
 
 from alignext.rewards.clip import AestheticReward, CLIPReward, PickScoreReward
 from alignext.rewards.composite import Calibration, WeightedReward, calibrate_weights
+from alignext.rewards.directional import DirectionalReward, RelativeReward
+from alignext.rewards.dual_encoder import DualEncoderReward
+from alignext.rewards.hps import HPSReward
 from alignext.rewards.judges import JudgeReward
-from alignext.rewards.pixels import brightness, compressibility, dynamics
+from alignext.rewards.pixels import (
+    CompressibilityReward,
+    PaletteReward,
+    brightness,
+    compressibility,
+    dynamics,
+    incompressibility,
+)
 from alignext.rewards.temporal import TemporalConsistency
 
 
@@ -18,12 +28,19 @@ __all__ = [
     "AestheticReward",
     "CLIPReward",
     "Calibration",
+    "CompressibilityReward",
+    "DirectionalReward",
+    "DualEncoderReward",
+    "HPSReward",
     "JudgeReward",
+    "PaletteReward",
     "PickScoreReward",
+    "RelativeReward",
     "TemporalConsistency",
     "WeightedReward",
     "brightness",
     "calibrate_weights",
     "compressibility",
     "dynamics",
+    "incompressibility",
 ]

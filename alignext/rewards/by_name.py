@@ -15,7 +15,10 @@ from alignext import rewards
 from alignext.signatures import nearest
 
 
-BUILT_IN = ("aesthetic", "brightness", "clip", "compressibility", "concept", "dynamics", "pickscore", "style")
+BUILT_IN = (
+    "aesthetic", "brightness", "clip", "compressibility", "concept", "dynamics", "hps", "incompressibility",
+    "pickscore", "style",
+)  # fmt: skip
 
 
 def reward_of(
@@ -34,7 +37,8 @@ def reward_of(
         text (`str`): One of `BUILT_IN`, or `file.py:function` or `module:function`.
         name (`str`, *optional*, defaults to `"--reward"`): The argument, for messages.
         prompts (`Sequence[str]`, *optional*): What will be drawn; a judge must know it.
-        clip (`str`, *optional*): Checkpoint for `clip`, `pickscore` and `aesthetic`; the paper's by default.
+        clip (`str`, *optional*): Checkpoint for `clip`, `pickscore` and `aesthetic`, the paper's by default; for `hps`
+            its file.
         head (`str` or `os.PathLike`, *optional*): Weights of the head of `aesthetic`.
         device (`str`, *optional*, defaults to `"cpu"`): Where a model runs.
 
@@ -53,8 +57,12 @@ def reward_of(
         return rewards.PickScoreReward(**model, device=device)
     if text == "aesthetic":
         if head is None:
-            raise ValueError(f"{name} aesthetic needs --head: the file with the weights of the linear head.")
+            raise ValueError(f"{name} aesthetic needs --head: the file with the weights of its head.")
         return rewards.AestheticReward(head, *model.values())
+    if text == "hps":
+        if clip is None:
+            raise ValueError(f"{name} hps needs --clip: the .pt file that its authors publish.")
+        return rewards.HPSReward(clip, device=device)
     if text in ("concept", "style"):
         judge = rewards.JudgeReward(text)
         for prompt in prompts:

@@ -16,7 +16,7 @@ class TemporalConsistency:
 
     Args:
         embed (`Callable`): Frames `(m, 3, H, W)` in [0, 1] to features `(m, d)`, for example
-            [`CLIPReward.embed_images`][alignext.rewards.CLIPReward] or a judge's features.
+            [`CLIPReward.encode_image`][alignext.rewards.CLIPReward] or a judge's features.
         differentiable (`bool`, *optional*, defaults to `True`): Whether `embed` is.
     """
 

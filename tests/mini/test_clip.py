@@ -39,8 +39,8 @@ def test_the_processor_of_its_folder_prepares_pictures_as_the_reward_does(clip):
     with torch.no_grad():
         out = clip.model(**inputs)
         images, texts = (
-            clip.embed_images(tensor([p.image for p in chosen])),
-            clip.embed_texts([p.caption for p in chosen]),
+            clip.encode_image(tensor([p.image for p in chosen])),
+            clip.encode_text([p.caption for p in chosen]),
         )
     torch.testing.assert_close(out.image_embeds, images, atol=1e-4, rtol=0)
     torch.testing.assert_close(out.text_embeds, texts, atol=1e-5, rtol=0)
@@ -59,14 +59,14 @@ def test_finds_the_captions_of_drawings_it_never_saw(clip):
     chosen = pictures("unseen_drawing")
     assert {(p.concept, p.style) for p in chosen} <= {(render.word(name), style) for name, style in unseen_by_clip()}
     captions = [render.caption(concept, style) for concept in CONCEPTS for style in render.STYLES]
-    found = clip.embed_images(tensor([p.image for p in chosen]))
-    best = (found @ clip.embed_texts(captions).T).topk(5).indices
+    found = clip.encode_image(tensor([p.image for p in chosen]))
+    best = (found @ clip.encode_text(captions).T).topk(5).indices
     right = [p.caption in np.array(captions)[row] for p, row in zip(chosen, best, strict=True)]
     assert sum(right) / len(right) > 0.25
     for split, least in (("unseen_drawing", 0.1), ("unseen_style", 0.25)):
         chosen = pictures(split)
-        found = clip.embed_images(tensor([p.image for p in chosen]))
-        named = (found @ clip.embed_texts([render.caption(c) for c in CONCEPTS]).T).argmax(1)
+        found = clip.encode_image(tensor([p.image for p in chosen]))
+        named = (found @ clip.encode_text([render.caption(c) for c in CONCEPTS]).T).argmax(1)
         right = [CONCEPTS[i] == p.concept for p, i in zip(chosen, named.tolist(), strict=True)]
         assert sum(right) / len(right) > least, split
 

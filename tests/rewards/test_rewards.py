@@ -54,7 +54,7 @@ def all_of(clip):
         "clip": clip,
         "pickscore": PickScoreReward(clip.model, clip.tokenizer),
         "aesthetic": AestheticReward(torch.nn.Linear(8, 1), clip),
-        "consistency": TemporalConsistency(clip.embed_images),
+        "consistency": TemporalConsistency(clip.encode_image),
         "weighted": WeightedReward({"a": brightness, "b": clip}),
     }
 
@@ -125,7 +125,7 @@ def test_clip_loads_by_name(clip, tmp_path):
 def test_aesthetic_head_loads_from_a_file(clip, tmp_path, suffix):
     head, path = torch.nn.Linear(8, 1), tmp_path / f"head.{suffix}"
     (save_file if suffix == "safetensors" else torch.save)(head.state_dict(), path)
-    expected = head(clip.embed_images(IMAGES))[:, 0] / 10
+    expected = head(clip.encode_image(IMAGES))[:, 0] / 10
     torch.testing.assert_close(AestheticReward(path, clip)(IMAGES), expected)
     torch.save({"layers.0.weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=r"found \['layers.0.weight'\]"):

@@ -140,9 +140,9 @@ def measure_clip(judges: tuple[Judge, Judge], model: str | Path | None = None) -
     clip = CLIPReward(model or path("clip"))
     concepts = [render.word(name) for name in sorted(render.TRAINED)]
     captions = [render.caption(concept, style) for concept in concepts for style in render.STYLES]
-    texts = clip.embed_texts(captions)
+    texts = clip.encode_text(captions)
     by_cell = texts.unflatten(0, (len(concepts), len(render.STYLES)))
-    plain = clip.embed_texts([render.caption(concept) for concept in concepts])
+    plain = clip.encode_text([render.caption(concept) for concept in concepts])
     styles = torch.nn.functional.normalize(by_cell.mean(0), dim=1)  # of a style, whatever is drawn
     held_out = {(render.word(name), style) for name, style in unseen_by_clip()}
     images, rows = render.load("train", "unseen_drawing", "unseen_style")
@@ -161,7 +161,7 @@ def measure_clip(judges: tuple[Judge, Judge], model: str | Path | None = None) -
     for title, places in sets.items():
         chosen = [rows[i] for i in places]
         x = torch.from_numpy(images[places]).permute(0, 3, 1, 2).float() / 255
-        found = clip.embed_images(x)
+        found = clip.encode_image(x)
         concept = torch.tensor([concepts.index(row["concept"]) for row in chosen])
         cells = [f"{(found @ plain.T).argmax(1).eq(concept).float().mean():.2f}", "-"]
         own = [f"{accuracy(judges[0], x, [row['concept'] for row in chosen])[0]:.2f}", "-"]
