@@ -26,7 +26,16 @@ if TYPE_CHECKING:
     from alignext.decoding.qalign import QAlign
     from alignext.decoding.svdecode import SVDecodeLogitsProcessor
     from alignext.decoding.transfer_q import TransferQ, TransferQOutput
-    from alignext.evaluation import FADECallback, FadeScore, fade_score
+    from alignext.evaluation import (
+        DiversityEvaluator,
+        DiversityReport,
+        FADECallback,
+        FadeScore,
+        RewardHackingCallback,
+        RewardVsScale,
+        fade_score,
+        reward_vs_scale,
+    )
     from alignext.heads.auto import AutoModelForCausalLMWithObjectiveHeads
     from alignext.pipelines.alignedgen import (
         AlignedAttention,
@@ -69,7 +78,7 @@ if TYPE_CHECKING:
         RIVALXLControlNetPipeline,
         RIVALXLPipeline,
     )
-    from alignext.rewards import WeightedReward, calibrate_weights
+    from alignext.rewards import DirectionalReward, WeightedReward, calibrate_weights
     from alignext.rewards.process import ProcessReward
     from alignext.rewards.sequence import SequenceReward
     from alignext.search import SearchConfig, SearchScheduler
@@ -109,7 +118,10 @@ _NAMES = {
     "alignext.decoding.qalign": "QAlign",
     "alignext.decoding.svdecode": "SVDecodeLogitsProcessor",
     "alignext.decoding.transfer_q": "TransferQ TransferQOutput",
-    "alignext.evaluation": "FADECallback FadeScore fade_score",
+    "alignext.evaluation": """
+        DiversityEvaluator DiversityReport FADECallback FadeScore RewardHackingCallback RewardVsScale
+        fade_score reward_vs_scale
+    """,
     "alignext.heads.auto": "AutoModelForCausalLMWithObjectiveHeads",
     "alignext.pipelines.alignedgen": """
         AlignedAttention AlignedGenBlocks AlignedGenFlux2KleinPipeline AlignedGenFlux2Pipeline
@@ -127,7 +139,7 @@ _NAMES = {
     "alignext.pipelines.rival": """
         RIVALBlocks RIVALControlNetPipeline RIVALInversion RIVALPipeline RIVALXLControlNetPipeline RIVALXLPipeline
     """,
-    "alignext.rewards": "WeightedReward calibrate_weights",
+    "alignext.rewards": "DirectionalReward WeightedReward calibrate_weights",
     "alignext.rewards.process": "ProcessReward",
     "alignext.rewards.sequence": "SequenceReward",
     "alignext.search": "SearchConfig SearchScheduler",

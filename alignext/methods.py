@@ -470,7 +470,8 @@ METHODS = (
     ),
     Method(
         name="D²-Align",
-        title="Taming Preference Mode Collapse via Directional Decoupling Alignment in Diffusion Reinforcement Learning",
+        title="Taming Preference Mode Collapse via Directional Decoupling Alignment in Diffusion Reinforcement "
+        "Learning",
         arxiv="2512.24146",
         citation=r"""
 @inproceedings{chen2026taming,

@@ -88,6 +88,7 @@ _ALIGN = "tests/pipelines/elbo_align/test_elbo_align.py"
 _OTHERS = "test_other_pipelines_are_refused_by_name"
 _UNSEEN = "tests/diffusion/test_attention.py::test_what_cannot_be_seen_is_refused"
 _FADE = "tests/evaluation/test_fade_pictures.py"
+_LED = "tests/rewards/test_directional.py"
 _TWO = "test_flows_have_no_path_and_two_experts_no_distance"
 _ALIGNED = "tests/pipelines/alignedgen"
 _SEARCH = "tests/pipelines/latent_search/test_search.py"
@@ -305,6 +306,11 @@ PIPELINES = [
         )
     ),
     Row("ELBO-T2IAlign", "other denoisers", {"works": refused("attention is not understood", f"{_ALIGN}::{_OTHERS}")}),
+    Row(
+        "D²-Align",
+        "Stable Diffusion 1, 2",
+        {"works": tested(f"{_LED}::test_a_fit_leaves_the_generator_alone_and_keeps_the_margin")},
+    ),
     Row(
         "FADE",
         "causal language models",

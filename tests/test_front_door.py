@@ -220,6 +220,7 @@ LONG = (
 )
 SHORTER = {
     "fade.py": ["--num-samples", "2", "--max-new-tokens", "6"],
+    "d2_align.py": ["--steps", "2", "--inference-steps", "2"],
 }
 
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from alignext import __version__
 from alignext.cli import (
     alignedgen,
+    d2_align,
     data,
     demo,
     env,
@@ -32,7 +33,7 @@ from alignext.cli import (
 from alignext.cli.arguments import Parser
 
 
-COMMANDS = (demo, methods, env, rival, alignedgen, search, training, steer, data, generate, fade, segment)
+COMMANDS = (demo, methods, env, rival, alignedgen, search, training, steer, data, generate, d2_align, fade, segment)
 
 
 def make_parser() -> Parser:

@@ -33,7 +33,8 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--reward",
         required=True,
-        help="aesthetic, brightness, clip, compressibility, concept, dynamics, pickscore or style, or "
+        help="aesthetic, brightness, clip, compressibility, concept, dynamics, hps, incompressibility, pickscore or "
+        "style, or "
         "FILE.py:FUNCTION or MODULE:FUNCTION, yours, `reward(images, prompts)`. "
         "concept and style are judges of the embedded model's captions; clip, pickscore and aesthetic load a CLIP "
         "checkpoint",

@@ -39,7 +39,7 @@ class DiversityReport:
 
     def minus(self, base: "DiversityReport", seed: int = 0) -> dict[str, tuple[float, float, float]]:
         """
-        The difference to a base model's report: mean and the ends of a 95 % interval, prompts compared with themselves.
+        The difference to a base model's report, prompt by prompt: mean and the ends of a 95 % interval.
 
         Args:
             base ([`DiversityReport`]): Of the same prompts and number of pictures.

@@ -2,9 +2,9 @@
 r"""
 D²-Align: a direction in the text space of a reward that takes its own taste out of it.
 
-"Taming Preference Mode Collapse via Directional Decoupling Alignment in Diffusion Reinforcement Learning", Chen et al.,
-arXiv 2512.24146. Equations are not numbered here. A reward compares unit vectors of a picture and of its prompt; with
-`e` of the prompt, the direction `b` and the guidance scale `w`:
+"Taming Preference Mode Collapse via Directional Decoupling Alignment in Diffusion Reinforcement Learning", Chen et
+al., arXiv 2512.24146. Equations are not numbered here. A reward compares unit vectors of a picture and of its prompt;
+with `e` of the prompt, the direction `b` and the guidance scale `w`:
 
     e+ = normalize(e + b),   e- = normalize(e - b),   e~ = e- + w (e+ - e-),   R = scale <e_image, e~>
 
@@ -111,8 +111,9 @@ def fit_direction(
     seed: int = 0,
 ) -> DirectionFit:
     """
-    Stage 1: `b` from 0 by Adam on `-R` of embeddings that were computed once. After every step `b` is cut to `max_norm`;
-    the fit goes back to the last check and ends when the margin falls below `keep_margin` times the plain one.
+    Stage 1: `b` from 0 by Adam on `-R` of embeddings that were computed once. After every step `b` is cut to
+    `max_norm`; when the margin falls below `keep_margin` times the plain one, the fit goes back to the last check and
+    ends.
 
     Args:
         e_image (`torch.Tensor` of shape `(n, d)`): Unit vectors of pictures of the frozen generator.
@@ -160,14 +161,13 @@ def fit_direction(
     floor = -float("inf") if keep_margin is None else keep_margin * log[0]["margin"]
     if keep_margin is not None and log[0]["margin"] <= 0:
         raise ValueError(
-            f"The base reward does not tell the prompts apart: its margin between a picture's own prompt and others is "
-            f"{log[0]['margin']:.4g}. Take prompts that differ, another reward, or `keep_margin=None`."
+            "The base reward does not tell the prompts apart: its margin between a picture's own prompt and others "
+            f"is {log[0]['margin']:.4g}. Take prompts that differ, another reward, or `keep_margin=None`."
         )
     kept, chosen, stopped = b.detach().clone(), log[0], False
     for step in range(1, num_steps + 1):
         rows = torch.randint(len(e_image), (batch_size,), generator=generator).to(index.device)
-        own, place = torch.unique(index[rows], return_inverse=True)
-        loss = -(e_image[rows] * guided_text(texts[own], b, w)[place]).sum(-1).mean()
+        loss = -(e_image[rows] * guided_text(texts[index[rows]], b, w)).sum(-1).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -90,12 +90,12 @@ def perceptual_hash(images: torch.Tensor) -> torch.Tensor:
         `torch.Tensor` of shape `(..., 64)`, bool.
     """
     luma = (images.double() * images.new_tensor([0.299, 0.587, 0.114]).double().view(3, 1, 1)).sum(-3)
-    small = F.interpolate(luma.flatten(0, -3)[:, None], size=(32, 32), mode="bilinear", antialias=True)[:, 0]
+    small = F.interpolate(luma.reshape(-1, 1, *luma.shape[-2:]), size=(32, 32), mode="bilinear", antialias=True)[:, 0]
     k, x = torch.arange(8, dtype=torch.float64), torch.arange(32, dtype=torch.float64)
     basis = torch.cos(math.pi * (x + 0.5) * k[:, None] / 32).to(small.device)
     # Rounded: where the picture is flat, what is left of the sums must not decide.
     low = (basis @ small @ basis.T).flatten(1).mul(1e6).round()
-    return (low > low[:, 1:].median(1, keepdim=True).values).unflatten(0, images.shape[:-3])
+    return (low > low[:, 1:].median(1, keepdim=True).values).view(*images.shape[:-3], 64)
 
 
 def duplicate_rate(hashes: torch.Tensor, max_bits: int = 4) -> torch.Tensor:

@@ -1,5 +1,5 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""Rewards of two encoders whose text is led elsewhere: by a fitted direction (D²-Align), by a pair of words (SRPO)."""
+"""Rewards whose text embedding is led elsewhere: by a fitted direction (D²-Align), by a pair of words (SRPO)."""
 
 import os
 from collections.abc import Sequence
@@ -128,7 +128,7 @@ class DirectionalReward(FileHubMixin, _LedReward):
             pipeline (`DiffusionPipeline`): The frozen generator; may be `None` with `images`.
             prompts (`Sequence[str]`): 1000 to 2000 of those it will be trained with, two different ones at least.
             num_steps (`int`, *optional*, defaults to 2000): At most so many steps; they take seconds.
-            max_norm (`float`, *optional*, defaults to 0.3): Largest norm of the direction; `None` for the bare formula.
+            max_norm (`float`, *optional*, defaults to 0.3): Largest norm of the direction; `None` is the bare formula.
             keep_margin (`float`, *optional*, defaults to 0.8): Share of the margin between own and other prompts that
                 stays; `None` never ends early.
             learning_rate (`float`, *optional*, defaults to 1e-3): Of Adam.
@@ -248,7 +248,7 @@ def _rebuilt(base: dict[str, str | None]) -> Any:
     """The reward that a file names: one of ours, of a model on the Hub."""
     if base["class"] not in ("CLIPReward", "PickScoreReward") or base["model"] is None:
         raise ValueError(
-            f"`base_reward` must be given: the direction was fitted to a {base['class']} whose model is not on the Hub."
+            f"`base_reward` must be given: it was fitted to a {base['class']} whose model is not on the Hub."
         )
     return getattr(import_module("alignext.rewards.clip"), base["class"])(base["model"])
 

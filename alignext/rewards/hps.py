@@ -14,8 +14,8 @@ from alignext.rewards.dual_encoder import DualEncoderReward, fitted, normalised,
 
 class HPSReward(DualEncoderReward):
     """
-    Human Preference Score v2 (arXiv 2306.09341): cosine of picture and prompt in a CLIP model that was trained on which
-    picture people prefer. Differentiable. Needs open_clip: `pip install "alignext[hps]"`.
+    Human Preference Score v2 (arXiv 2306.09341): cosine of picture and prompt in a CLIP model that was trained on
+    which picture people prefer. Differentiable. Needs open_clip: `pip install "alignext[hps]"`.
 
     Args:
         checkpoint (`str` or `Path`): The file that its authors publish, such as `HPS_v2.1_compressed.pt`; read without

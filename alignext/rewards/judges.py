@@ -29,8 +29,8 @@ class JudgeReward:
         self.name, self.judge, self.wanted, self.probability = name, Judge(name), wanted, probability
         if wanted is not None and wanted not in self.judge.labels:
             raise ValueError(
-                f"`wanted` must be one of the {name} judge's labels, {', '.join(self.judge.labels[:5])}, ..., received "
-                f"{wanted!r}."
+                f"`wanted` must be one of the {name} judge's labels, such as {', '.join(self.judge.labels[:5])}, "
+                f"received {wanted!r}."
             )
 
     def label(self, prompt: str) -> str:

@@ -3,6 +3,7 @@
 
 import itertools
 import math
+import sys
 
 import pytest
 import torch
@@ -13,13 +14,20 @@ from alignext import rewards
 from alignext.rewards import (
     AestheticReward,
     CLIPReward,
+    CompressibilityReward,
+    DirectionalReward,
+    HPSReward,
+    JudgeReward,
+    PaletteReward,
     PickScoreReward,
+    RelativeReward,
     TemporalConsistency,
     WeightedReward,
     brightness,
     calibrate_weights,
     compressibility,
     dynamics,
+    incompressibility,
 )
 
 from ..pipelines import tiny
@@ -50,16 +58,24 @@ def all_of(clip):
     return {
         "brightness": brightness,
         "compressibility": compressibility,
+        "incompressibility": incompressibility,
+        "palette": PaletteReward([(1, 0, 0), (0.2, 0.3, 0.9)]),
         "dynamics": dynamics,
         "clip": clip,
         "pickscore": PickScoreReward(clip.model, clip.tokenizer),
         "aesthetic": AestheticReward(torch.nn.Linear(8, 1), clip),
+        "directional": DirectionalReward(clip, direction=torch.ones(8) / 10),
+        "relative": RelativeReward(clip, "a", "the"),
+        "style probability": JudgeReward("style", "flat", probability=True),
         "consistency": TemporalConsistency(clip.encode_image),
         "weighted": WeightedReward({"a": brightness, "b": clip}),
     }
 
 
-NAMES = ("brightness", "compressibility", "dynamics", "clip", "pickscore", "aesthetic", "consistency", "weighted")
+NAMES = (
+    "brightness", "compressibility", "incompressibility", "palette", "dynamics", "clip", "pickscore", "aesthetic",
+    "directional", "relative", "style probability", "consistency", "weighted",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -96,6 +112,44 @@ def test_toys_by_hand():
     assert dynamics(blinking).item() == 1
 
 
+def test_compression_by_hand():
+    noise = torch.rand(2, 3, 16, 16)
+    assert torch.equal(incompressibility(noise), -compressibility(noise))
+    assert (CompressibilityReward(quality=10)(noise) > compressibility(noise)).all()
+    with pytest.raises(ValueError, match=r"`quality` must be in 1..100, received 0"):
+        CompressibilityReward(quality=0)
+
+
+def test_palette_by_hand():
+    """On ink alone: a red drawing on white is near red, at the distance of the two colours from blue."""
+    drawing = torch.ones(1, 3, 16, 16)
+    drawing[:, 1:, 4:12, 4:12] = 0
+    reds, blues = PaletteReward([(1, 0, 0)]), PaletteReward([(0, 0, 1)])
+    assert reds(drawing).item() == pytest.approx(-0.01 / 0.26, abs=1e-3)
+    assert blues(drawing).item() == pytest.approx(-(0.25 * 2**0.5 + 0.01) / 0.26, abs=1e-3)
+    both = PaletteReward([(0, 0, 1), (1, 0, 0)])
+    torch.testing.assert_close(both(drawing), reds(drawing))
+    assert reds(torch.ones(1, 3, 16, 16)).item() == pytest.approx(-1)  # an empty sheet is not the best picture
+    x = torch.rand(1, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(both, x)
+    with pytest.raises(ValueError, match=r"`colors` must be RGB in \[0, 1\]"):
+        PaletteReward([(255, 0, 0)])
+
+
+def test_a_judge_may_want_one_thing_whatever_the_prompt():
+    plain, fixed = JudgeReward("style"), JudgeReward("style", "flat", probability=True)
+    torch.testing.assert_close(fixed(IMAGES), plain(IMAGES, "a fox, flat style").exp())
+    torch.testing.assert_close(fixed(IMAGES, TEXTS), fixed(IMAGES))
+    with pytest.raises(ValueError, match=r"`wanted` must be one of the style judge's labels, .*received 'baroque'"):
+        JudgeReward("style", "baroque")
+
+
+def test_hps_says_what_it_lacks(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    with pytest.raises(ImportError, match=r"pip install \"alignext\[hps\]\""):
+        HPSReward(tmp_path / "HPS_v2.1_compressed.pt")
+
+
 def test_consistency_by_hand():
     """Features e1, e1, e2, -e1: with the one before 1, 0, 0; with the first 1, 0, 0 (-1 counts as 0)."""
     features = torch.tensor([[1.0, 0], [1, 0], [0, 1], [-1, 0]])
@@ -127,6 +181,15 @@ def test_aesthetic_head_loads_from_a_file(clip, tmp_path, suffix):
     (save_file if suffix == "safetensors" else torch.save)(head.state_dict(), path)
     expected = head(clip.encode_image(IMAGES))[:, 0] / 10
     torch.testing.assert_close(AestheticReward(path, clip)(IMAGES), expected)
+    # The head of several layers, with dropout between them that has no weights.
+    layers = torch.nn.Sequential(
+        torch.nn.Linear(8, 6), torch.nn.Dropout(0.2), torch.nn.Linear(6, 4), torch.nn.Linear(4, 1)
+    )
+    layers.eval()
+    torch.save({f"layers.{name}": value for name, value in layers.state_dict().items()}, tmp_path / "deep.pth")
+    found = AestheticReward(tmp_path / "deep.pth", clip)
+    assert not found.head.training and len(found.head) == 3
+    torch.testing.assert_close(found(IMAGES), layers(clip.encode_image(IMAGES))[:, 0] / 10)
     torch.save({"layers.0.weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=r"found \['layers.0.weight'\]"):
         AestheticReward(tmp_path / "other.pth", clip)
