@@ -40,7 +40,7 @@ from common import ASSETS, RESULTS, about, interval, parser, table, write
 
 
 NAME = "diffusion-reward-effect"
-BUDGET = 3200  # denoiser evaluations of a run
+BUDGET = 2400  # denoiser evaluations of a run
 PROMPTS, IMAGES = 8, 4  # that are measured
 LOOKS = 3  # along a run
 STYLE = "glossy"
@@ -61,8 +61,8 @@ class Run(NamedTuple):
 
 
 _ALIGN = {"per_device_train_batch_size": 8, "learning_rate": 3e-3}
-_POLICY = {"per_device_train_batch_size": 4, "num_images_per_prompt": 4, "learning_rate": 3e-3}
-_K1, _K8, _KL = _ALIGN | {"backprop_steps": 1}, _ALIGN | {"backprop_steps": 8}, {"kl_coef": 1.0}
+_POLICY = {"per_device_train_batch_size": 4, "num_images_per_prompt": 4, "num_train_steps": 4, "learning_rate": 3e-3}
+_K1, _K8, _KL = _ALIGN | {"backprop_steps": 1}, _ALIGN | {"backprop_steps": 8}, {"kl_coef": 5.0}
 RUNS = {
     "style-k1": Run("style", "AlignProp", _K1),
     "style-k8": Run("style", "AlignProp", _K8),
@@ -281,9 +281,9 @@ def save(document: dict) -> None:
     text = (
         f"Each cell: before, and the change with its 95 % interval (bootstrap over seeds and {PROMPTS} prompts of "
         f"{IMAGES} pictures). Every run has {document['budget']} denoiser evaluations. Held out: mini-CLIP's "
-        "agreement with the prompt (for the style: with the prompt in that style), for the rewards by CLIP the concept "
-        "judge's probability. Subject: the share in which the concept judge sees what was asked for. Diversity: by that "
-        f"judge's features.\n\n{report(document)}{at_equal_reward(document)}"
+        "agreement with the prompt (for the style: with the prompt in that style), for the rewards by CLIP the "
+        "concept judge's probability. Subject: the share in which the concept judge sees what was asked for. "
+        f"Diversity: by that judge's features.\n\n{report(document)}{at_equal_reward(document)}"
     )
     made = {key: value for key, value in document.items() if isinstance(value, str | int)}
     write(NAME, "Training on rewards: effect", made, document, text)

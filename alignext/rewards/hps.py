@@ -3,6 +3,7 @@
 
 import os
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ class HPSReward(DualEncoderReward):
         dtype: torch.dtype | None = None,
     ) -> None:
         try:
-            import open_clip
+            open_clip: Any = import_module("open_clip")
         except ImportError as error:
             raise ImportError('HPSReward needs open_clip: pip install "alignext[hps]".') from error
         if not os.path.isfile(checkpoint):
