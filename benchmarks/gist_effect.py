@@ -1,13 +1,13 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """Whether GIST finds the useful rows of a mixed pool, against LESS, plain cosines and chance, on the story model.
 
-    python benchmarks/gist_effect.py            # three seeds, a minute each on one CPU core
+    python benchmarks/gist_effect.py            # three seeds, three minutes each on one CPU core
     python benchmarks/gist_effect.py --report   # the tables from all seeds run so far
 
 The pool holds the model's own endings: a tenth with dialogue, which is the target, the rest without, and a quarter of
-these with their words shuffled. An adapter is warmed up on random rows; the target is known by up to eight other
-endings with dialogue. Precision: the share of dialogue among the best twentieth. Then a new adapter is trained on that
-twentieth, and its loss on held-out dialogue compared. Writes `results/gist-effect.json` and `.md`.
+these with their words shuffled. An adapter is warmed up on a random twentieth; the target is known by up to sixteen
+other endings with dialogue. Precision: the share of dialogue among the best twentieth. Then a new adapter is trained
+on that twentieth, and its loss on held-out dialogue compared. Writes `results/gist-effect.json` and `.md`.
 """
 
 import json
@@ -35,10 +35,10 @@ METHODS = ("gist", "gist, full", "less", "cosine", "random")
 
 
 @torch.no_grad()
-def endings(model: Any, tokenizer: Any, names: str, seed: int, tokens: int) -> list[dict[str, str]]:
-    """The model's own, two for each beginning."""
+def endings(model: Any, tokenizer: Any, names: str, seed: int, tokens: int, copies: int) -> list[dict[str, str]]:
+    """The model's own, several for each beginning."""
     torch.manual_seed(seed)
-    prompts = 2 * stories.beginnings(names)
+    prompts = copies * stories.beginnings(names)
     batch = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     out = model.generate(**inputs, do_sample=True, top_k=0, max_new_tokens=tokens, min_new_tokens=4)
@@ -88,11 +88,11 @@ def loss(model: Any, tokenizer: Any, rows: list[dict[str, str]]) -> float:
 def run_seed(seed: int, tokens: int, steps: int, size: int) -> dict[str, Any]:
     base, tokenizer = AutoModelForCausalLM.from_pretrained(MODEL).eval(), AutoTokenizer.from_pretrained(MODEL)
     draw = random.Random(seed)
-    own = endings(base, tokenizer, "Tom Lily Ben Mia Sam Anna", 100 + seed, tokens)
-    others = endings(base, tokenizer, "Amy Bob Jane Leo Zoe Kim", 200 + seed, tokens)
+    own = endings(base, tokenizer, "Tom Lily Ben Mia Sam Anna", 100 + seed, tokens, 1 + size // 30)
+    others = endings(base, tokenizer, "Amy Bob Jane Leo Zoe Kim", 200 + seed, tokens, 4)
     dialogue, plain = [row for row in own if talks(row)], [row for row in own if not talks(row)]
     known = [row for row in others if talks(row)]
-    known, held_out = known[: len(known) // 2][:8], known[len(known) // 2 :][:8]
+    known, held_out = known[: len(known) // 2][:16], known[len(known) // 2 :][:16]
     pool = dialogue[: size // 10] + plain[: size - size // 10]
     for row in pool[size // 10 : size // 10 + size // 4]:
         words = row["completion"].split()
@@ -103,7 +103,7 @@ def run_seed(seed: int, tokens: int, steps: int, size: int) -> dict[str, Any]:
     row: dict[str, Any] = {"seed": seed, "pool": len(pool), "useful": sum(map(talks, pool)), "kept": keep, "found": {}}
     row["before"] = loss(base, tokenizer, held_out)
     with tempfile.TemporaryDirectory() as folder:
-        warm = train(tokenizer, data.select(range(12)), seed, steps, folder, save=True)
+        warm = train(tokenizer, data.select(range(size // 20)), seed, steps, folder, save=True)
         scored: Any = None
         for method in METHODS:
             if method == "random":
@@ -151,9 +151,9 @@ def report(found: dict[str, Any]) -> None:
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    options.add_argument("--steps", type=int, default=5, help="of each training")
+    options.add_argument("--steps", type=int, default=15, help="of each training")
     options.add_argument("--tokens", type=int, default=20, help="of an ending")
-    options.add_argument("--size", type=int, default=60, help="of the pool")
+    options.add_argument("--size", type=int, default=400, help="of the pool")
     options.add_argument("--report", action="store_true")
     args = options.parse_args()
     file = Path(RESULTS, f"{NAME}.json")
