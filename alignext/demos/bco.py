@@ -11,7 +11,7 @@ from alignext import BCOConfig, BCOTrainer, fade_score, mini
 from alignext.demos.charts import Chart
 from alignext.demos.gallery import Section, Table, print_table
 from alignext.demos.stories import SPEECH, beginnings, curve, quieten, settings, speaks, tell
-from alignext.demos.verdicts import shares, verdict
+from alignext.demos.verdicts import moved, shares, verdict
 
 
 _NEW = ("Amy", "Bob", "Jane", "Leo")
@@ -66,16 +66,17 @@ def demo(*, seed: int, steps: int | None) -> list[Section]:
     )
     print_table(measures)
     base = AutoModelForCausalLM.from_pretrained(mini.path("lm"))
-    moved = fade_score(
+    moved_by = fade_score(
         model, base, new[:4], tokenizer, num_samples=4, max_new_tokens=24, seed=seed, batch_size=16, progress=False
     )
     distance = Table(
         ["direction", "nats a story", "standard error"],
         [
-            ["what the base tells and the trained model does not", *moved.forward[:2]],
-            ["what the trained model tells and the base does not", *moved.reverse[:2]],
+            ["what the base tells and the trained model does not", *moved_by.forward[:2]],
+            ["what the trained model tells and the base does not", *moved_by.reverse[:2]],
         ],
         caption="FADE: how far the training has moved the model, over 16 beginnings of 24 tokens from each.",
+        verdict=moved("What the trained model tells and the base does not", moved_by.reverse[:2], "16 stories"),
     )
     print_table(distance)
     rewards = {name: curve(trainer, f"rewards/{name}") for name in ("chosen", "rejected")}

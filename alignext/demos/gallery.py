@@ -176,7 +176,9 @@ def write_gallery(folder: str | Path, sections: Sequence[Section], *, title: str
 
 
 def print_table(table: Table) -> None:
-    """Print what was measured, in columns, numbers to the right."""
+    """Print what was measured, in columns, numbers to the right, and what it shows. Numbers alone say nothing."""
+    if not table.verdict:
+        raise ValueError("`table.verdict` must say what was measured, received none.")
     lines = [[_text(cell) for cell in row] for row in (table.header, *table.rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     numeric = table.numeric
@@ -184,7 +186,7 @@ def print_table(table: Table) -> None:
     for line in lines:
         cells = zip(line, widths, numeric, strict=True)
         print("  ".join(cell.rjust(width) if number else cell.ljust(width) for cell, width, number in cells).rstrip())
-    print(f"\n{table.verdict}\n" if table.verdict else "", flush=True)
+    print(f"\n{table.verdict}\n", flush=True)
 
 
 def _encode(figure: Figure) -> bytes:

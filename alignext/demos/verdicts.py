@@ -34,6 +34,20 @@ def shares(hits: Sequence[bool], others: Sequence[bool]) -> tuple[float, float]:
     return sum(hits) / len(hits) - sum(others) / len(others), sqrt(variance)
 
 
+def moved(what: str, found: tuple[float, float], of: str) -> str:
+    """
+    How far from nothing a mean is, in terms of its error.
+
+    Args:
+        what (`str`): What was measured, a distance.
+        found (`tuple[float, float]`): Its mean and standard error.
+        of (`str`): What the error is over.
+    """
+    mean, error = found
+    told = "more than" if mean > 2 * error else "no more than"
+    return f"{what} is {mean:.3f}, {told} twice its standard error of {error:.3f} over {of}."
+
+
 def verdict(what: str, name: str, other: str, found: tuple[float, float], of: str) -> str:
     """
     Who is ahead, if the difference is more than twice its error.

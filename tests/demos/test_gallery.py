@@ -144,8 +144,8 @@ def test_a_picture_leads_to_its_file_and_a_video_is_a_gif(tmp_path):
 
 
 def test_a_table_is_printed_in_columns(capsys):
-    print_table(Table(["made by", "score"], [["a long name", 0.12345], ["b", 10]]))
-    assert capsys.readouterr().out == "\nmade by      score\na long name  0.123\nb               10\n\n"
+    print_table(Table(["made by", "score"], [["a long name", 0.12345], ["b", 10]], verdict="Level."))
+    assert capsys.readouterr().out == "\nmade by      score\na long name  0.123\nb               10\n\nLevel.\n\n"
 
 
 def test_columns_of_numbers_are_marked(tmp_path):

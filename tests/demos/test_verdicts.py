@@ -5,9 +5,9 @@ import math
 
 import pytest
 
-from alignext.demos.gallery import Section, Table, write_gallery
+from alignext.demos.gallery import Section, Table, print_table, write_gallery
 from alignext.demos.stories import SPEECH
-from alignext.demos.verdicts import paired, shares, verdict
+from alignext.demos.verdicts import moved, paired, shares, verdict
 
 
 def test_differences_that_belong_together():
@@ -38,6 +38,21 @@ def test_differences_of_shares():
 )
 def test_who_is_ahead(found, said):
     assert verdict("speech", "after", "before", found, "4 stories").startswith(said)
+
+
+def test_how_far_something_has_moved():
+    assert (
+        moved("It", (0.5, 0.1), "4 stories")
+        == "It is 0.500, more than twice its standard error of 0.100 over 4 stories."
+    )
+    assert "It is 0.200, no more than twice its" in moved("It", (0.2, 0.1), "4 stories")
+
+
+def test_what_was_measured_is_not_printed_without_a_verdict(capsys):
+    with pytest.raises(ValueError, match=r"`table\.verdict` must say what was measured"):
+        print_table(Table(("a",), [[1.0]]))
+    print_table(Table(("a",), [[1.0]], verdict="Level."))
+    assert capsys.readouterr().out.split() == ["a", "1.000", "Level."]
 
 
 def test_words_are_marked_and_nothing_else_is_trusted(tmp_path):

@@ -61,7 +61,7 @@ def learns(trainer: DiffusionDPOTrainer) -> None:
 
 @OPTIMIZERS
 def test_small_optimizer_states(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch._dynamo.config, "disable", True)  # torchao compiles a step for each shape
+    monkeypatch.setattr(torch, "compile", lambda step, **_: step)  # torchao compiles one for each shape of a weight
     trainer = start(DiffusionPipeline.from_pretrained(mini.path("sd")), tmp_path, lora=False, optim=name)
     learns(trainer)
     states = {
