@@ -1,0 +1,263 @@
+# Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+"""One page of everything that was measured, read from the result files: `docs/measured.md`.
+
+    python benchmarks/measured.py   # writes the page
+
+A row names a result file, a table in it, a line of that table and a column. Nothing is typed in by hand: a file that
+was made again changes the page, and a line that is gone is an error.
+"""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from alignext.methods import METHODS
+
+
+ROOT = Path(__file__).parents[1]
+RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "measured.md"
+
+
+class Row(NamedTuple):
+    """
+    A line of the page. In `effect`, `cost` and `memory`, `{file#1: line > column}` stands for a cell of a result's
+    table 1, from 0; `#0` may be left out. `line` is how its line begins, cells parted by `|`.
+    """
+
+    page: str
+    what: str
+    command: str
+    effect: str = ""
+    cost: str = ""
+    memory: str = ""
+
+
+CELL = re.compile(r"\{([\w-]+)(?:#(\d))?: (.+?) > (.+?)\}")
+ROWS = (
+    Row(
+        "rival",
+        "palette of the picture, minus text-to-image",
+        "rival.py",
+        effect="{rival-effect#1: text-to-image > same palette}",
+        cost="{rival-cost: 1|ours, null reference prompt > of stock} of stock at 1 image, {rival-cost: "
+        "8|ours, null reference prompt > of stock} at 8",
+    ),
+    Row(
+        "rival",
+        "what the prompt names, minus img2img at 0.4",
+        "rival.py",
+        effect="{rival-effect#1: img2img 0.4 > is the concept}",
+    ),
+    Row(
+        "alignedgen",
+        "texture of a set, prompts that name the style, minus stock",
+        "alignedgen_effect.py",
+        effect="{alignedgen-named#1: stock > texture}",
+        cost="{alignedgen-time: aligned, 4 images at once > of stock} of stock",
+        memory="{alignedgen-memory: aligned, 4 images at once > extra MiB} MiB more at FLUX.1's size",
+    ),
+    Row(
+        "alignedgen",
+        "the same, style features",
+        "alignedgen_effect.py",
+        effect="{alignedgen-named#1: stock > style features}",
+    ),
+    Row(
+        "latent_search",
+        "style in 10 steps, beam minus best of 8 at as many evaluations",
+        "latent_search.py",
+        effect="{latent-search-effect-style#1: beam 4 x 2 > style (searched)}",
+        cost="{latent-search-cost: 1|alignext > of the loop} of a plain loop",
+    ),
+    Row(
+        "latent_search",
+        "motion of clips, beam minus best of 8",
+        "latent_search_video.py",
+        effect="{latent-search-effect-video-motion#1: beam 4 x 2 > motion (searched)}",
+    ),
+    Row(
+        "diffusion_preference",
+        "preferred style, Diffusion-DPO (change)",
+        "diffusion_preference_effect.py",
+        effect="{diffusion-preference-effect: diffusion-dpo > preferred style}",
+        cost="{diffusion-preference-cost: Diffusion-DPO > ratio} of one loop written for the purpose",
+    ),
+    Row(
+        "diffusion_preference",
+        "the same, Inversion-DPO with recovered targets",
+        "diffusion_preference_effect.py",
+        effect="{diffusion-preference-effect: inversion-dpo, recovered > preferred style}",
+        cost="{diffusion-preference-cost: Inversion-DPO, kept inversions > ratio} with kept inversions",
+    ),
+    Row(
+        "diffusion_preference",
+        "the same, SmPO",
+        "diffusion_preference_effect.py",
+        effect="{diffusion-preference-effect: smpo > preferred style}",
+        cost="{diffusion-preference-cost: SmPO, 10 steps, one round of re-noising > ratio}",
+    ),
+    Row(
+        "diffusion_preference",
+        "preferred style in 20 updates: votes, Diffusion-KTO (change)",
+        "diffusion_votes_effect.py",
+        effect="{diffusion-votes-effect: sd-kto > after}",
+    ),
+    Row(
+        "diffusion_preference",
+        "as many ratings as pairs, Diffusion-DPO (change)",
+        "diffusion_votes_effect.py",
+        effect="{diffusion-votes-effect: sd-dpo > after}",
+    ),
+    Row(
+        "bco",
+        "stories that speak",
+        "bco.py",
+        effect="{bco-effect: BCO > speaks} for BCO, {bco-effect: KTO > speaks} for KTO, one seed",
+        cost="{bco-cost: BCOTrainer > seconds_ratio} of KTO without its KL term",
+        memory="{bco-cost: BCOTrainer > peak_mib_ratio}",
+    ),
+    Row(
+        "f_dpg",
+        "a rare word, `js`, 2 seeds",
+        "f_dpg_effect.py",
+        effect="{f-dpg-effect: binary|js > satisfaction}",
+        cost="{f-dpg-cost: FDPGTrainer, js > seconds_ratio} of RLOO",
+    ),
+    Row(
+        "mah_dpo",
+        "stories that speak at its weight 1",
+        "mah_dpo_effect.py",
+        effect="{mah-dpo-effect#1: speaks=1 > speaks} (base {mah-dpo-effect#1: base > speaks})",
+        cost="{mah-dpo-cost: MAHDPOTrainer, 3 full heads > ratio} of a step of DPO",
+    ),
+    Row(
+        "process_reward",
+        "pleasant stories, guided decoding minus plain",
+        "guided_decoding.py",
+        effect="{guided-decoding-effect: guided, 5 candidates a sentence > gain}",
+        cost="{guided-decoding-cost: 1|guided_generate > time ratio} of a plain loop",
+    ),
+    Row(
+        "process_reward",
+        "the same, best of 5 whole stories",
+        "guided_decoding.py",
+        effect="{guided-decoding-effect: best of 5 whole stories > gain}",
+    ),
+    Row(
+        "qalign",
+        "reward at about 300 tokens a story",
+        "decoding_effect.py",
+        effect="{decoding-effect: QAlign|16 > reward} (best of 8: {decoding-effect: best of n|8 > reward})",
+        cost="{decoding-cost-lm: a Metropolis step : a sample by generate > ratio} of a plain sample a step",
+    ),
+    Row(
+        "transfer_q",
+        "reward at about 280 tokens a story",
+        "decoding_effect.py",
+        effect="{decoding-effect: Transfer Q*|3 > reward} (best of 8: {decoding-effect: best of n|8 > reward})",
+        cost="{decoding-cost-lm: a token of Transfer Q* : one of generate > ratio} of a plain token",
+    ),
+    Row(
+        "svdecode",
+        "exact match over the warm start",
+        "svdecode_effect.py",
+        effect="{svdecode-effect: kl_gradient, alpha 0.1 > gain}",
+        cost="{decoding-cost-lm: a token of SVDecode : one of generate > ratio} of a plain token",
+    ),
+    Row(
+        "steering",
+        "dialogue in stories, StMP as strong as coherence allows",
+        "steering_effect.py",
+        cost="tokens per second {steering: 8|StMP, open > ratio to plain} of plain",
+    ),
+    Row(
+        "ches",
+        "rank correlation with the change of chosen answers",
+        "ches_effect.py",
+        effect="{ches-effect#1: `ln_ches` > rank correlation with the change (negative: it tells the fall)}",
+    ),
+    Row(
+        "fade",
+        "distance of texts",
+        "fade.py",
+        effect="{fade: texts, rao_blackwell > total} (plain Monte Carlo {fade: texts, mc > total})",
+    ),
+    Row(
+        "elbo_align",
+        "overlap of segments, mini-Flux, minus not calibrated",
+        "elbo_align.py",
+        effect="{elbo-align: flux|calibrated by the loss > gain}",
+        memory="{elbo-align-memory: SD 1.5 > kept afterwards, MiB} MiB more than a plain pass at SD 1.5's size",
+    ),
+)
+
+
+def tables(text: str) -> list[list[list[str]]]:
+    """All Markdown tables of a text: lines of cells, the head first."""
+    found: list[list[list[str]]] = []
+    inside = False
+    for line in text.splitlines():
+        if not line.startswith("|"):
+            inside = False
+            continue
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        if not inside:
+            found.append([])
+        if not all(set(cell) <= set("-: ") for cell in cells) or not any(cells):
+            found[-1].append(cells)
+        inside = True
+    return found
+
+
+def cell(file: str, table: int, line: str, column: str) -> str:
+    """
+    A cell of a result file.
+
+    Raises:
+        LookupError: It has no such table, line or column.
+    """
+    found = tables((RESULTS / f"{file}.md").read_text(encoding="utf-8"))
+    if table >= len(found):
+        raise LookupError(f"{file}.md has {len(found)} tables, none numbered {table}.")
+    head, *lines = found[table]
+    wanted = line.split("|")
+    match = [cells for cells in lines if cells[: len(wanted)] == wanted]
+    if len(match) != 1 or column not in head:
+        raise LookupError(f"{file}.md, table {table}, has {len(match)} lines {line!r}, and columns {head}.")
+    return match[0][head.index(column)]
+
+
+def filled(text: str) -> str:
+    """A text with its cells."""
+    return CELL.sub(lambda found: cell(found[1], int(found[2] or 0), found[3], found[4]), text)
+
+
+HEAD = """# What was measured
+
+On the [embedded models](mini.md), which are small, on a CPU. Intervals are 95 % intervals, `±` half of one; what they
+are over, the number of seeds, and all that is not shown here stand in the result files in `benchmarks/results`. Of a
+change, the value afterwards is given, and in brackets the interval of the change: one that holds 0 is none that could
+be told. `python benchmarks/COMMAND` makes a row again, `python benchmarks/measured.py` this page.
+
+| method | what | effect | cost, as a ratio | memory | command |
+|---|---|---|---|---|---|
+"""
+
+
+def page() -> str:
+    """The page's text."""
+    names: dict[str, list[str]] = {}
+    for method in METHODS:
+        names.setdefault(method.page, []).append(method.name)
+    links = {to: f"[{known[0]}{' and kin' if len(known) > 2 else ''}]({to}.md)" for to, known in names.items()}
+    lines = [
+        f"| {links[row.page]} | {row.what} | {filled(row.effect)} | {filled(row.cost)} | {filled(row.memory)} | "
+        f"`{row.command}` |"
+        for row in ROWS
+    ]
+    rest = [link for to, link in links.items() if to not in {row.page for row in ROWS}]
+    return HEAD + "\n".join(lines) + (f"\n\nWithout a row: {', '.join(rest)}.\n" if rest else "\n")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
