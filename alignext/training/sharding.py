@@ -59,12 +59,12 @@ def _most(count: int, accelerator: Any) -> int:
     return int(accelerator.gather(torch.tensor([count], device=accelerator.device)).max())
 
 
-def in_one_piece(denoiser: torch.nn.Module, state: dict[str, torch.Tensor]) -> Any:
+def in_one_piece(denoiser: Any, state: dict[str, torch.Tensor]) -> Any:
     """
     A denoiser like a sharded one, with weights that were gathered from all processes.
 
     Args:
-        denoiser (`torch.nn.Module`): A model of diffusers.
+        denoiser (`ModelMixin`): A model of diffusers.
         state (`dict[str, torch.Tensor]`): Of the [`~alignext.diffusion.denoiser.DenoiserModule`] around it.
     """
     with init_empty_weights():
