@@ -3,6 +3,7 @@
 
 import functools
 from logging import Logger
+from typing import Any
 
 from diffusers.utils import logging
 
@@ -22,3 +23,17 @@ def pipeline_logger(name: str) -> Logger:
 def warn_once(logger: Logger, text: str) -> None:
     """A warning that is said once in a process."""
     logger.warning(text)
+
+
+def log_beside(trainer: Any, control: Any, values: dict[str, float]) -> None:
+    """
+    Log from within a callback. A trainer that logs takes its own log of the step for done, which would be missing.
+
+    Args:
+        trainer (`Trainer`): Whose log is written.
+        control (`TrainerControl`): As the callback was given it.
+        values (`dict[str, float]`): What to log.
+    """
+    due = control.should_log
+    trainer.log(values)
+    control.should_log = due

@@ -8,6 +8,7 @@ import torch
 from transformers import TrainerCallback
 
 from alignext.data.core import numbers
+from alignext.logs import log_beside
 
 
 class CHESCallback(TrainerCallback):
@@ -61,7 +62,8 @@ class CHESCallback(TrainerCallback):
         changes = [
             float((self._logps(group) - start).mean()) for group, start in zip(self.groups, self._start, strict=True)
         ]
-        self.trainer.log({f"ches/chosen_change_{q}": change for q, change in enumerate(changes, start=1)})
+        found = {f"ches/chosen_change_{q}": change for q, change in enumerate(changes, start=1)}
+        log_beside(self.trainer, control, found)
 
     @torch.no_grad()
     def _logps(self, rows: list[int]) -> torch.Tensor:

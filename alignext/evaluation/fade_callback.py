@@ -7,6 +7,7 @@ from typing import Any
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from alignext.evaluation.fade import Fade
+from alignext.logs import log_beside
 from alignext.methods import method
 
 
@@ -50,14 +51,14 @@ class FADECallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         if state.global_step % self.every == 0:
-            self._log(state)
+            self._log(state, control)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        self._log(state)
+        self._log(state, control)
 
-    def _log(self, state: TrainerState) -> None:
+    def _log(self, state: TrainerState, control: TrainerControl) -> None:
         if state.global_step == self._last:
             return
         self._last = state.global_step
@@ -66,4 +67,4 @@ class FADECallback(TrainerCallback):
             model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         with self.trainer.accelerator.autocast():
             found = self._fade(model)
-        self.trainer.log({"fade/forward": found.forward.mean, "fade/reverse": found.reverse.mean})
+        log_beside(self.trainer, control, {"fade/forward": found.forward.mean, "fade/reverse": found.reverse.mean})

@@ -9,7 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from alignext.evaluation.diversity import DiversityEvaluator
 from alignext.evaluation.reward_watch import Watch, plot
-from alignext.logs import pipeline_logger
+from alignext.logs import log_beside, pipeline_logger
 
 
 logger = pipeline_logger(__name__)
@@ -88,26 +88,26 @@ class RewardHackingCallback(TrainerCallback):
             for row in state.log_history
             if any(name.startswith(PREFIX) for name in row)
         ]
-        self._look(state)
+        self._look(state, control)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         if state.global_step % self.every == 0:
-            self._look(state)
+            self._look(state, control)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        self._look(state)
+        self._look(state, control)
 
-    def _look(self, state: TrainerState) -> None:
+    def _look(self, state: TrainerState, control: TrainerControl) -> None:
         if any(row["step"] == state.global_step for row in self.curves):
             return
         # Every process draws: a sharded model needs all of them. Only the first one's log is kept.
         found = self.watch(self.trainer.sample)
         self.curves.append({"step": state.global_step, **found})
-        self.trainer.log({PREFIX + name: value for name, value in found.items()})
+        log_beside(self.trainer, control, {PREFIX + name: value for name, value in found.items()})
         before, now = self.curves[0][self.metric], found[self.metric]
         if not self._warned and now < (1 - self.warn_share) * before:
             self._warned = True

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from diffusers import StableDiffusionPipeline
 from peft import LoraConfig
-from transformers import TrainerState
+from transformers import TrainerControl, TrainerState
 
+from alignext import AlignPropConfig, AlignPropTrainer
 from alignext.diffusion.drawing import draw
 from alignext.evaluation import DiversityEvaluator, RewardHackingCallback, reward_hacking, reward_vs_scale
 from alignext.functional.diversity import pairwise_distance
@@ -121,12 +123,12 @@ class Trained:
         self.state.log_history.append({**values, "step": self.state.global_step})
 
     def run(self, callback: RewardHackingCallback, steps: int) -> None:
-        callback.on_train_begin(None, self.state, None)
+        callback.on_train_begin(None, self.state, TrainerControl())
         for _ in range(steps):
             self.state.global_step += 1
             self.progress = self.state.global_step / 10
-            callback.on_step_end(None, self.state, None)
-        callback.on_train_end(None, self.state, None)
+            callback.on_step_end(None, self.state, TrainerControl())
+        callback.on_train_end(None, self.state, TrainerControl())
 
 
 def watched(trainer: Any, **settings: Any) -> RewardHackingCallback:
@@ -163,10 +165,10 @@ def test_a_training_that_is_resumed_goes_on_with_its_curve():
     expected = watched(whole)
     whole.run(expected, 6)
     first, second = Trained(), Trained()
-    watched(first).on_train_begin(None, first.state, None)
+    watched(first).on_train_begin(None, first.state, TrainerControl())
     first.state.global_step = 2
     first.progress = 0.2
-    watched(first).on_step_end(None, first.state, None)
+    watched(first).on_step_end(None, first.state, TrainerControl())
     callback = watched(second)
     second.state, second.progress = first.state, 0.2
     second.log({"loss": 1.0})
@@ -187,6 +189,50 @@ def test_the_sweep_of_a_trainer_and_what_to_choose(tmp_path):
     assert len(str(found).splitlines()) == 4 and "scale" in str(found)
     found.plot(tmp_path / "scales.svg")
     assert "<svg" in (tmp_path / "scales.svg").read_text()
+
+
+def trained(folder: Any, steps: int, callback: bool, resume: bool = False) -> Any:
+    """A trainer on rewards after some steps."""
+    args = AlignPropConfig(
+        output_dir=str(folder), max_steps=steps, num_inference_steps=2, backprop_steps=1, save_steps=1, seed=3,
+        resolution=32, per_device_train_batch_size=1, logging_steps=1, report_to="none", use_cpu=True,
+        disable_tqdm=True, activation_checkpointing=False,
+    )  # fmt: skip
+    trainer = AlignPropTrainer(
+        StableDiffusionPipeline(**tiny.sd_components()),
+        reward_funcs=brightness,
+        args=args,
+        train_dataset=Dataset.from_dict({"prompt": ["a fox", "a dog"]}),
+        peft_config=LoraConfig(r=2, target_modules=["to_q", "to_v"]),
+    )
+    if callback:
+        trainer.add_callback(RewardHackingCallback(trainer, ["a fox", "a dog"], brightness, every=1, num_images=2))
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def curve_of(trainer: Any) -> list[dict[str, float]]:
+    (callback,) = [c for c in trainer.callback_handler.callbacks if isinstance(c, RewardHackingCallback)]
+    return callback.curves
+
+
+def test_a_trainer_is_watched_without_noticing_and_goes_on_where_it_was(tmp_path):
+    plain, watched = trained(tmp_path / "plain", 2, False), trained(tmp_path / "watched", 2, True)
+    pairs = zip(plain.model.named_parameters(), watched.model.named_parameters(), strict=True)
+    assert all(name == other and torch.equal(p, q) for (name, p), (other, q) in pairs)
+    curve = curve_of(watched)
+    assert [row["step"] for row in curve] == [0, 1, 2]
+    logged = [row for row in watched.state.log_history if "hacking/tonal" in row]
+    assert [row["step"] for row in logged] == [0, 1, 2]
+    assert [row["hacking/reward"] for row in logged] == [row["reward"] for row in curve]
+    rewards = {row["step"]: row["reward"] for row in plain.state.log_history if "reward" in row}
+    assert rewards == {row["step"]: row["reward"] for row in watched.state.log_history if "reward" in row}
+    found = reward_vs_scale(watched, ["a fox", "a dog"], brightness, scales=(0, 1), num_images=2)
+    assert [row["reward"] for row in found.rows] == pytest.approx([curve[0]["reward"], curve[2]["reward"]])
+    # Stopped after a step, and resumed: its beginning is not measured again.
+    half = trained(tmp_path / "half", 1, True)
+    on = trained(tmp_path / "half", 2, True, resume=True)
+    assert curve_of(half) == curve[:2] and curve_of(on) == curve
 
 
 # ------------------------------------------------------------------------------------------------------ of a pipeline

@@ -231,6 +231,10 @@ def test_a_training_is_watched_and_does_not_notice(tokenizer, tmp_path):
     logged = [(row["step"], row["fade/forward"], row["fade/reverse"]) for row in history if "fade/forward" in row]
     assert [step for step, *_ in logged] == [2, 4]
     assert 0 < logged[0][1] < logged[1][1] and 0 < logged[0][2] < logged[1][2]
-    assert torch.equal(train(tokenizer, tmp_path / "b", watched=False)[1], weights)
+    plain, same = train(tokenizer, tmp_path / "b", watched=False)
+    assert torch.equal(same, weights)
+    # The trainer's own log of a step is there, too.
+    losses, of_plain = ([(row["step"], row["loss"]) for row in rows if "loss" in row] for rows in (history, plain))
+    assert losses == of_plain and len(losses) == 4
     with pytest.raises(ValueError, match="`every` must be 1 or more"):
         FADECallback(None, "base", PROMPTS, every=0)  # type: ignore[arg-type]
