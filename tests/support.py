@@ -506,6 +506,12 @@ TRAINERS = [
         "Stable Diffusion 1, 2",
         trains("DiffusionKTOTrainer") | denoiser_in_shards("Diffusion-KTO", same=True),
     ),
+    Row(
+        "AlignProp",
+        "Stable Diffusion 1, 2",
+        trains("AlignPropTrainer") | distributed("alignprop") | denoiser_in_shards("AlignProp"),
+    ),
+    Row("DDPO", "Stable Diffusion 1, 2", trains("DDPOTrainer") | distributed("ddpo") | denoiser_in_shards("DDPO")),
     # settings of `SmPOTrainer`
     Row("InPO", "Stable Diffusion 1, 2", trains("InPO") | distributed("inpo") | denoiser_in_shards("SmPO")),
 ]

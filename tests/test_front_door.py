@@ -208,6 +208,7 @@ EXAMPLES = pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.
 # Those that let the language model write their data, or draw many pictures, take half a minute: these run as they are.
 LONG = (
     "bco.py",
+    "ddpo.py",
     "mah_dpo.py",
     "process_reward.py",
     "diffusion_preference.py",

@@ -76,9 +76,9 @@ def _check_encoding(path: Path) -> None:
                 ) from error
 
 
-def prompt_rows(script: Any, mixture: "DatasetMixtureConfig") -> "dict[str, Dataset]":
+def prompt_rows(script: Any, mixture: "DatasetMixtureConfig", *, at_least: int = 1) -> "dict[str, Dataset]":
     """
-    The dataset of `--prompt`.
+    The dataset of `--prompt`, its prompts repeated until there are `at_least` so many rows.
 
     Raises:
         ValueError: There is another dataset, too.
@@ -87,7 +87,8 @@ def prompt_rows(script: Any, mixture: "DatasetMixtureConfig") -> "dict[str, Data
 
     if script.dataset_name or mixture.datasets:
         raise ValueError("Both --prompt and a dataset are given. Pass one of them.")
-    rows = Dataset.from_list([{"prompt": script.prompt}])
+    prompts = [script.prompt] if isinstance(script.prompt, str) else list(script.prompt)
+    rows = Dataset.from_list([{"prompt": prompt} for prompt in prompts] * -(-at_least // len(prompts)))
     return {script.dataset_train_split: rows, script.dataset_test_split: rows}
 
 

@@ -62,7 +62,12 @@ class Training:
     @property
     def draws(self) -> bool:
         """Whether it trains a pipeline."""
-        return method(self.method).page == "diffusion_preference"
+        return self.rewarded or method(self.method).page == "diffusion_preference"
+
+    @property
+    def rewarded(self) -> bool:
+        """Whether it trains a pipeline on rewards."""
+        return method(self.method).page in ("alignprop", "ddpo")
 
 
 TRAININGS = {
@@ -72,6 +77,17 @@ TRAININGS = {
         Training("Diffusion-KTO", _VOTES, "--dataset_name votes.jsonl --output_dir trained --use_peft"),
         Training("Inversion-DPO", _PAIRS, "--dataset_name pairs.jsonl --output_dir trained --use_peft"),
         Training("SmPO", _PAIRS, "--dataset_name pairs.jsonl --output_dir trained --use_peft"),
+        Training(
+            "AlignProp",
+            "Rewards need a gradient: clip, pickscore, aesthetic, brightness, concept, style, or a function of yours. "
+            f"--dataset_name is {_FILE} with a column prompt; {_MODEL}",
+            "--prompt 'a red fox' 'a crown' --reward_funcs rewards.py:warm --output_dir trained --use_peft",
+        ),
+        Training(
+            "DDPO",
+            f"Rewards may be any function. --dataset_name is {_FILE} with a column prompt; {_MODEL}",
+            "--prompt 'a red fox' 'a crown' --reward_funcs compressibility --output_dir trained --use_peft",
+        ),
         Training(
             "BCO",
             f"--dataset_name is {_FILE} with columns prompt, completion, label; {_MODEL}",
@@ -153,16 +169,15 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--num_processes must be at least 1, received {script.num_processes}.")
     if script.num_processes > 1 and "LOCAL_RANK" not in os.environ:
         return launch(args, script.num_processes, config)
-    rewards = {}
-    if args.command == "f-dpg":
-        if not script.reward_funcs:
-            raise ValueError("There is no reward. Pass --reward_funcs, such as rewards.py:dragon.")
-        rewards = {"reward_funcs": [reward(name) for name in script.reward_funcs]}
+    takes_rewards = training.rewarded or args.command == "f-dpg"
+    if takes_rewards and not script.reward_funcs:
+        raise ValueError("There is no reward. Pass --reward_funcs, such as rewards.py:dragon.")
+    rewards = {"reward_funcs": [reward(name) for name in script.reward_funcs]} if args.command == "f-dpg" else {}
     check_trackers(config)
-    if training.draws:
+    if training.draws and not training.rewarded:
         data = load_pairs(script, mixture)
-    elif args.command == "f-dpg" and script.prompt is not None:
-        data = prompt_rows(script, mixture)
+    elif takes_rewards and script.prompt is not None:
+        data = prompt_rows(script, mixture, at_least=rows_of_update(config) if training.rewarded else 1)
     else:
         data = load_rows(script, mixture, example=training.example.split()[1])
     data = splits(data, script, config, mixture)
@@ -170,10 +185,12 @@ def run(args: argparse.Namespace) -> None:
         print("Training on the CPU.", flush=True)
     import alignext
 
+    if training.rewarded:
+        rewards = {"reward_funcs": options.picture_rewards(script, data["train_dataset"], config)}
     trainer_class = getattr(alignext, training.trainer)
     if training.draws:
         trainer = trainer_class(
-            options.load_pipeline(model), args=config, peft_config=options.lora_config(model), **data
+            options.load_pipeline(model), args=config, peft_config=options.lora_config(model), **rewards, **data
         )
         if model.sample_prompts:
             sheets = alignext.SampleGridCallback(trainer, model.sample_prompts, guidance_scale=model.sample_guidance)
@@ -210,6 +227,11 @@ def launch(args: argparse.Namespace, count: int, config: Any) -> None:
     answer = subprocess.run([sys.executable, *words, "-m", "alignext", args.command, *args.words])
     if answer.returncode:
         raise SystemExit(answer.returncode)
+
+
+def rows_of_update(config: Any) -> int:
+    """Rows of a dataset that an update takes, of all processes."""
+    return config.train_batch_size * config.gradient_accumulation_steps * config.world_size
 
 
 def loading(training: Training, trainer: Any, model: Any) -> str:

@@ -51,6 +51,20 @@ _REWARDS = field(
 )
 
 
+_PICTURE_PROMPTS = field(default=None, metadata={"help": "Prompts, in place of a dataset."})
+_PICTURE_REWARDS = field(
+    default=None,
+    metadata={
+        "help": "One or more of: aesthetic, brightness, clip, compressibility, concept, dynamics, pickscore, style, "
+        "or `file.py:function` or `package.module:function`, a function of pictures and prompts."
+    },
+)
+_REWARD_MODEL = field(
+    default=None, metadata={"help": "Checkpoint for clip, pickscore and aesthetic; the paper's by default."}
+)
+_REWARD_HEAD = field(default=None, metadata={"help": "Weights of the head of aesthetic."})
+
+
 # The arguments that matter first, in the order of the help.
 _FIRST = (
     "dataset_name output_dir model_name_or_path use_peft learning_rate num_train_epochs reward_funcs prompt".split()
@@ -76,6 +90,9 @@ def make_parser(name: str, trainer: str, text: str, example: str, *, draws: bool
     own: list = [("num_processes", int, _PROCESSES)]
     if name == "f-dpg":
         own += [("prompt", str | None, _PROMPT), ("reward_funcs", list[str] | None, _REWARDS)]
+    elif name in ("alignprop", "ddpo"):
+        own += [("prompt", list[str] | None, _PICTURE_PROMPTS), ("reward_funcs", list[str] | None, _PICTURE_REWARDS)]
+        own += [("reward_model", str | None, _REWARD_MODEL), ("reward_head", str | None, _REWARD_HEAD)]
     script = make_dataclass("CommandArguments", own, bases=(ScriptArguments,))
     config = getattr(alignext, trainer.replace("Trainer", "Config"))
     parser = TrlParser(
@@ -181,6 +198,27 @@ def load_pipeline(args: PipelineArguments) -> Any:
         variant=args.variant,
         dtype=getattr(torch, args.dtype or "float32"),
     )
+
+
+def picture_rewards(script: Any, dataset: Any, config: Any) -> list[Any]:
+    """The rewards that `--reward_funcs` names. A judge has to know the prompts."""
+    from datasets import Dataset
+
+    from alignext.rewards.by_name import reward_of
+
+    prompts = list(dict.fromkeys(dataset["prompt"])) if isinstance(dataset, Dataset) else ()
+    device = str(config.device)
+    return [
+        reward_of(
+            text,
+            name="--reward_funcs",
+            prompts=prompts,
+            clip=script.reward_model,
+            head=script.reward_head,
+            device=device,
+        )
+        for text in script.reward_funcs
+    ]
 
 
 def lora_config(args: PipelineArguments) -> Any:

@@ -61,10 +61,11 @@ def normalised(
     Returns:
         `tuple`: The normalised values, and which of them count, both of shape `(P * group,)`.
     """
-    groups = values.view(-1, group)
+    groups = values.double().view(-1, group)  # rewards often differ in their last digits only
     std = groups.std(1, correction=0, keepdim=True)
     taken = std >= min_std
-    return ((groups - groups.mean(1, keepdim=True)) / (std + eps) * taken).flatten(), taken.expand_as(groups).flatten()
+    found = (groups - groups.mean(1, keepdim=True)) / (std + eps) * taken
+    return found.flatten().to(values.dtype), taken.expand_as(groups).flatten()
 
 
 def policy_loss(

@@ -72,6 +72,11 @@ def latent_pairs(count: int = 8, width: int = 16, channels: int = 4, pooled: int
     return Dataset.from_list(rows)
 
 
+def rewarded_prompts(count: int = 8) -> Dataset:
+    """Rows of `prompt`."""
+    return Dataset.from_list([{"prompt": f"fox {i}"} for i in range(count)])
+
+
 @dataclass(frozen=True, eq=False)
 class DiffusionRow(AnyRow):
     """A trainer of diffusion pipelines, on a tiny random one.
@@ -82,6 +87,7 @@ class DiffusionRow(AnyRow):
         settings (`dict`, *optional*): Config fields that differ from the defaults.
         pipe (`Callable[[], DiffusionPipeline]`, *optional*): Makes the pipeline, by default Stable Diffusion's.
         dataset (`Callable[[], Dataset]`, *optional*): Makes its data, by default pairs.
+        arguments (`dict`, *optional*): Constructor arguments beyond model, config, data and adapter.
     """
 
     trainer: type[Trainer]
@@ -89,6 +95,7 @@ class DiffusionRow(AnyRow):
     settings: dict[str, Any] = field(default_factory=dict)
     pipe: Callable[[], DiffusionPipeline] = sd
     dataset: Callable[[], Dataset] = pairs
+    arguments: dict[str, Any] = field(default_factory=dict)
 
     lora = LoraConfig(r=2, lora_alpha=4)
     close, rate = 2e-3, 1e-2
@@ -134,11 +141,12 @@ class DiffusionRow(AnyRow):
             train_dataset=self.data() if dataset is None else dataset,
             eval_dataset=eval_dataset,
             peft_config=peft_config,
-            **(arguments or {}),
+            **self.arguments | (arguments or {}),
         )
 
     def bare(self, **arguments: Any) -> Trainer:
-        return self.trainer(model=self.pipe(), train_dataset=self.data(), peft_config=self.lora, **arguments)
+        given = {"train_dataset": self.data(), "peft_config": self.lora} | self.arguments | arguments
+        return self.trainer(model=self.pipe(), **given)
 
     def origins(self, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         self.pipe().save_pretrained(folder / "pipe")
@@ -171,6 +179,16 @@ class DiffusionRow(AnyRow):
 
     def check_card(self, card: ModelCard) -> None:
         assert (card.data.library_name, card.data.pipeline_tag) == ("diffusers", "text-to-image")
+
+
+@dataclass(frozen=True, eq=False)
+class RewardRow(DiffusionRow):
+    """A trainer on rewards: prompts are its data, and nothing of them is drawn at random."""
+
+    dataset: Callable[[], Dataset] = rewarded_prompts
+    learns: str = field(default="prompts", kw_only=True)
+
+    draws: ClassVar[dict[str, Any]] = {}
 
 
 def weights(trainer: Trainer) -> dict[str, torch.Tensor]:

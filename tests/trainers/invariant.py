@@ -31,12 +31,14 @@ from alignext.trainers.diffusion_preference import (
     SmPOConfig,
     SmPOTrainer,
 )
+from alignext.trainers.diffusion_reward import AlignPropConfig, AlignPropTrainer, DDPOConfig, DDPOTrainer
 from alignext.trainers.f_dpg import FDPGConfig, FDPGTrainer
 from alignext.trainers.mah_dpo import MAHDPOConfig, MAHDPOTrainer
 from alignext.trainers.process_reward import ProcessRewardConfig, ProcessRewardTrainer
 
 from .contract import MINI_LM, Row, count_vowels, curve, preference_by_objective, prompts, solutions, unpaired, weights
-from .diffusion import DiffusionRow, picture_votes
+from .diffusion import DiffusionRow, RewardRow, picture_votes
+from .diffusion_reward.tiny import left_is_dark, near_grey
 
 
 class Dictated(FDPGTrainer):
@@ -66,6 +68,8 @@ _FREE = Row(
     _GROUPS | {"num_generations": 4},
     {"reward_funcs": count_vowels},
 )
+_BACKPROP = {"num_inference_steps": 3, "backprop_steps": "uniform:1:3"}
+_POLICY = {"num_inference_steps": 3, "num_images_per_prompt": 2}
 ROWS: dict[str, Row | DiffusionRow] = {
     "bco": Row(BCOTrainer, BCOConfig, unpaired),
     "bco-running-mean": Row(BCOTrainer, BCOConfig, unpaired, {"reward_shift": "running_mean"}),
@@ -91,6 +95,11 @@ ROWS: dict[str, Row | DiffusionRow] = {
         InversionDPOTrainer, InversionDPOConfig, _INVERT | {"target": "trajectory", "num_train_steps_per_pair": None}
     ),
     "smpo": DiffusionRow(SmPOTrainer, SmPOConfig, _INVERT),
+    "alignprop": RewardRow(AlignPropTrainer, AlignPropConfig, _BACKPROP, arguments={"reward_funcs": near_grey}),
+    "ddpo": RewardRow(DDPOTrainer, DDPOConfig, _POLICY, arguments={"reward_funcs": left_is_dark}),
+    "ddpo-again": RewardRow(
+        DDPOTrainer, DDPOConfig, _POLICY | {"num_iterations": 2}, arguments={"reward_funcs": left_is_dark}
+    ),
     "inpo": DiffusionRow(SmPOTrainer, SmPOConfig, _INVERT | _INPO),
 }
 STEPS = 20

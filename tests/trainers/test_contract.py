@@ -30,6 +30,7 @@ from alignext.trainers.diffusion_preference import (
     SmPOConfig,
     SmPOTrainer,
 )
+from alignext.trainers.diffusion_reward import AlignPropConfig, AlignPropTrainer, DDPOConfig, DDPOTrainer
 from alignext.trainers.f_dpg import FDPGConfig, FDPGTrainer
 from alignext.trainers.mah_dpo import MAHDPOConfig, MAHDPOTrainer
 from alignext.trainers.process_reward import ProcessRewardConfig, ProcessRewardTrainer
@@ -50,14 +51,17 @@ from .contract import (
     unpaired,
     weights,
 )
-from .diffusion import DiffusionRow, picture_votes
+from .diffusion import DiffusionRow, RewardRow, picture_votes
 from .diffusion_preference.tiny import PIPELINES
+from .diffusion_reward.tiny import left_is_dark, near_grey
 from .steering import SteeringRow
 
 
 SAMPLED = {"num_generations": 2, "max_completion_length": 16}
 INVERTED = {"num_inversion_steps": 2, "beta": 20.0}
 ONE_POINT = {"num_renoise_steps": 0, "label_sharpness": None, "inversion_eta": 0.1, "num_train_steps_per_pair": 2}
+BACKPROP = {"num_inference_steps": 3, "backprop_steps": "uniform:1:3"}
+POLICY = {"num_inference_steps": 3, "num_images_per_prompt": 2}
 ALL_STEPS = {"target": "trajectory", "num_train_steps_per_pair": None}
 
 
@@ -127,6 +131,26 @@ ROWS: list[AnyRow] = [
     *diffusion_rows(SmPOTrainer, SmPOConfig, INVERTED, slow=True),
     DiffusionRow(SmPOTrainer, SmPOConfig, INVERTED | ONE_POINT, name="InPO", slow=True),
     DiffusionRow(InversionDPOTrainer, InversionDPOConfig, INVERTED | ALL_STEPS, name="all steps", slow=True),
+    RewardRow(AlignPropTrainer, AlignPropConfig, BACKPROP, arguments={"reward_funcs": near_grey}),
+    RewardRow(
+        AlignPropTrainer,
+        AlignPropConfig,
+        {"num_inference_steps": 3, "reward_gradient": "direct_align", "kl_coef": 0.1},
+        PIPELINES["flux"],
+        arguments={"reward_funcs": near_grey},
+        name="Direct-Align-flux",
+        slow=True,
+    ),
+    RewardRow(DDPOTrainer, DDPOConfig, POLICY, arguments={"reward_funcs": left_is_dark}),
+    RewardRow(
+        DDPOTrainer,
+        DDPOConfig,
+        POLICY | {"num_iterations": 3, "kl_coef": 0.1, "num_train_steps": 2},
+        PIPELINES["flux"],
+        arguments={"reward_funcs": left_is_dark},
+        name="PPO-flux",
+        slow=True,
+    ),
 ]
 
 

@@ -32,7 +32,8 @@ KINDS = {
     "zero3": DistributedType.DEEPSPEED,
     "cpu2": DistributedType.MULTI_GPU,  # that of CPUs would start a single process
 }
-DIFFUSION = ["diffusion-dpo", "diffusion-kto", "inversion-dpo", "smpo"]
+DIFFUSION = ["diffusion-dpo", "diffusion-kto", "inversion-dpo", "smpo", "alignprop", "ddpo"]
+SHARDED = ("diffusion-dpo", "diffusion-kto")
 
 
 def launched(name: str) -> tuple[SimpleNamespace, set[str]]:
@@ -100,7 +101,8 @@ def sharding(monkeypatch: pytest.MonkeyPatch, kind: str, **plugin: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [*((name, "ZeRO-3") for name in DIFFUSION), ("inversion-dpo", "FSDP"), ("smpo", "FSDP")]
+    ("name", "kind"),
+    [*((name, "ZeRO-3") for name in DIFFUSION), *((name, "FSDP") for name in DIFFUSION if name not in SHARDED)],
 )
 def test_diffusion_trainers_refuse_to_shard(
     name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -43,6 +43,9 @@ EVERYWHERE = [
     "inversion-dpo-all-steps",
     "smpo",
     "inpo",
+    "alignprop",
+    "ddpo",
+    "ddpo-again",
 ]
 
 pytestmark = [pytest.mark.invariant, pytest.mark.slow]
