@@ -37,7 +37,15 @@ def of_stock(pipe, prompts: list[str], seeds: list[int], T: int = STEPS) -> torc
 
 def test_without_a_learning_rate_pictures_stay_the_stock_ones(tmp_path: Path) -> None:
     stock = of_stock(PIPELINES["sd"](), ["a", "an owl"], [3, 4])
-    made = trainer(tmp_path, learning_rate=0.0, weight_decay=0.0, per_device_eval_batch_size=1, peft_config=LORA)
+    made = trainer(
+        tmp_path,
+        learning_rate=0.0,
+        backprop_steps=1,
+        max_steps=2,
+        weight_decay=0.0,
+        per_device_eval_batch_size=1,
+        peft_config=LORA,
+    )
     assert torch.equal(made.sample(["a", "an owl"], [3, 4]), stock)  # a fresh LoRA is the base model
     state = torch.get_rng_state()
     made.train()
@@ -69,17 +77,11 @@ def test_scale_mixes_the_lora(tmp_path: Path) -> None:
 
 
 def test_the_reward_rises(tmp_path: Path) -> None:
-    made = trainer(
-        tmp_path,
-        reward_funcs=brightness,
-        backprop_steps=2,
-        max_steps=12,
-        per_device_train_batch_size=8,
-        learning_rate=2e-3,
-    )
+    settings = {"backprop_steps": 1, "num_inference_steps": 2, "max_steps": 8, "learning_rate": 3e-3}
+    made = trainer(tmp_path, reward_funcs=brightness, per_device_train_batch_size=8, **settings)
     made.train()
     rewards = [log["reward"] for log in made.state.log_history if "reward" in log]
-    assert all(b > a for a, b in zip(rewards, rewards[3:], strict=False)) and rewards[-1] > rewards[0] + 0.02
+    assert all(b > a for a, b in zip(rewards, rewards[2:], strict=False)) and rewards[-1] > rewards[0] + 0.01
 
 
 def test_rewards_see_pictures_in_range_with_their_columns(tmp_path: Path) -> None:
@@ -111,7 +113,7 @@ def test_rewards_see_pictures_in_range_with_their_columns(tmp_path: Path) -> Non
 
 def test_saturated_pixels_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pipe = PIPELINES["sd"]()
-    pipe.vae.config.scaling_factor = 1e-4  # pictures of black and white
+    pipe.vae.decoder.conv_out.weight.data *= 1000  # pictures of black and white
     made = trainer(tmp_path, pipe=pipe)
     with caplog.at_level(logging.WARNING):
         made.training_loss(made.model, first_batch(made))
@@ -149,7 +151,7 @@ def test_the_divergence_is_that_from_the_base_model(lora: bool, tmp_path: Path) 
 # Direct-Align
 
 
-@pytest.mark.parametrize("family", ["sd", "flux"])
+@pytest.mark.parametrize("family", [pytest.param("sd", marks=pytest.mark.slow), "flux"])
 def test_direct_align_takes_one_call_with_a_gradient(family: str, tmp_path: Path) -> None:
     made = trainer(tmp_path, pipe=family, reward_gradient="direct_align", step_checkpointing=False)
     calls = []
@@ -164,7 +166,9 @@ def test_direct_align_takes_one_call_with_a_gradient(family: str, tmp_path: Path
 
 
 def test_direct_align_of_a_flow_by_hand(tmp_path: Path) -> None:
-    made = trainer(tmp_path, pipe="flux", reward_gradient="direct_align", direct_align_levels=[0.6, 0.6])
+    made = trainer(
+        tmp_path, pipe="flux", num_inference_steps=4, reward_gradient="direct_align", direct_align_levels=[0.6, 0.6]
+    )
     batch = first_batch(made)
     rolled = made.rollout(batch.prompts, batch.generators("start"))
     sigmas = rolled.scheduler.sigmas.tolist()  # 0.6 of the schedule lies between the levels 2.4 steps from its end
@@ -224,7 +228,7 @@ def trainer_at(made, step: int) -> float:
 
 
 def test_a_function_of_prompts_is_a_stream(tmp_path: Path) -> None:
-    made = trainer(tmp_path, train_dataset=lambda: ("a fox", {"weight": 2.0}), max_steps=2)
+    made = trainer(tmp_path, train_dataset=lambda: ("a fox", {"weight": 2.0}), max_steps=2, backprop_steps=1)
     assert first_batch_of_stream(made) == ["a fox", "a fox"]
     made.train()
     assert len(curve(made)) == 2
@@ -234,6 +238,7 @@ def first_batch_of_stream(made) -> list[str]:
     return next(iter(made.get_train_dataloader()))["prompts"]
 
 
+@pytest.mark.slow
 def test_a_safety_checker_is_not_run(tmp_path: Path) -> None:
     pipe = PIPELINES["sd"]()
 
@@ -245,6 +250,7 @@ def test_a_safety_checker_is_not_run(tmp_path: Path) -> None:
     assert gradient(trainer(tmp_path, pipe=pipe)).norm() > 0
 
 
+@pytest.mark.slow
 def test_other_weights_than_float32(tmp_path: Path) -> None:
     """A pipeline in bfloat16: the LoRA is float32, all weights are where they are trained, and the VAE if it must."""
     for lora in (LORA, None):

@@ -65,7 +65,7 @@ constant.differentiable = True  # ty: ignore[unresolved-attribute]
 @pytest.mark.parametrize(
     ("kind", "settings", "said"),
     [
-        ("alignprop", {"backprop_steps": 5}, "`backprop_steps` must be at most `num_inference_steps`, 4, received 5"),
+        ("alignprop", {"backprop_steps": 5}, "`backprop_steps` must be at most `num_inference_steps`, 3, received 5"),
         ("alignprop", {"reward_funcs": compressibility}, "must be differentiable, and `compressibility`.*DDPOTrainer"),
         ("alignprop", {"reward_funcs": []}, "`reward_funcs` must have a reward"),
         ("alignprop", {"reward_funcs": "clip"}, "must be callable"),
@@ -75,7 +75,7 @@ constant.differentiable = True  # ty: ignore[unresolved-attribute]
         ("alignprop", {"pipe": distilled, "guidance_scale": 3.0}, "`guidance_scale` is 3.0, .* distilled"),
         ("ddpo", {"eta": 0.0}, "`eta` must be positive, received 0.0: without noise"),
         ("ddpo", {"pipe": "flux", "noise_level": 0.0}, "`noise_level` must be positive, received 0.0"),
-        ("ddpo", {"num_train_steps": 5}, "`num_train_steps` must be at most the 4 steps there are, received 5"),
+        ("ddpo", {"num_train_steps": 5}, "`num_train_steps` must be at most the 3 steps there are, received 5"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )

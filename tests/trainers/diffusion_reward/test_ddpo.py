@@ -20,6 +20,7 @@ from .tiny import first_batch, gradient, left_is_dark, trainer
 
 
 LORA = LoraConfig(r=2, lora_alpha=2)
+FAST = {("sd", torch.bfloat16), ("flux", torch.float32)}
 
 
 def off(made) -> float:
@@ -29,8 +30,11 @@ def off(made) -> float:
 
 @pytest.mark.parametrize(
     ("family", "dtype"),
-    [("sd", torch.float32), ("sd", torch.bfloat16), ("flux", torch.float32), ("flux", torch.bfloat16)]
-    + [pytest.param(f, d, marks=pytest.mark.slow) for f in ("sdxl", "sd3") for d in (torch.float32, torch.bfloat16)],
+    [
+        pytest.param(f, d, marks=[pytest.mark.slow] * ((f, d) not in FAST))
+        for f in PIPELINES
+        for d in (torch.float32, torch.bfloat16)
+    ],
     ids=str,
 )
 def test_the_ratio_is_one_before_the_first_update(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
@@ -44,6 +48,7 @@ def test_the_ratio_is_one_before_the_first_update(family: str, dtype: torch.dtyp
     assert off(made) == 0
 
 
+@pytest.mark.slow
 def test_under_autocast_the_ratio_is_one_as_well(tmp_path: Path) -> None:
     made = trainer(tmp_path, "ddpo", bf16=True, max_steps=1, peft_config=LORA)
     made.train()
@@ -105,12 +110,14 @@ def test_the_gradient_is_that_of_the_log_probabilities(tmp_path: Path) -> None:
         terms.append(trajectory.advantages * gaussian_log_prob(trajectory.states[i + 1], mean, policy.deviation(i)))
     (-torch.stack(terms).mean()).backward()
     theirs = torch.cat([p.grad.flatten() for p in made.denoiser.parameters()])
-    assert trajectory.advantages.abs().tolist() == pytest.approx([1.0, 1.0], abs=1e-3)
+    assert trajectory.advantages.abs().tolist() == pytest.approx([1.0, 1.0], abs=0.02)
     assert theirs.norm() > 1e-3
     assert (ours - theirs).norm() < 1e-4 * theirs.norm()
 
 
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "lora", [pytest.param(False, id="full", marks=pytest.mark.slow), pytest.param(True, id="lora")]
+)
 def test_the_divergence_is_exact(lora: bool, tmp_path: Path) -> None:
     made = trainer(tmp_path, "ddpo", kl_coef=2.0, peft_config=LORA if lora else None)
     batch = first_batch(made)
@@ -133,6 +140,7 @@ def test_the_divergence_is_exact(lora: bool, tmp_path: Path) -> None:
     assert noted == pytest.approx(torch.stack(known).mean().item(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_divergence_in_the_reward(tmp_path: Path) -> None:
     made = trainer(tmp_path, "ddpo", peft_config=LORA, kl_coef=5.0, kl_in_reward=True)
     plain = trainer(tmp_path, "ddpo", peft_config=LORA)
@@ -193,7 +201,7 @@ def test_a_run_stopped_between_them_goes_on(tmp_path: Path) -> None:
 def test_steps_that_are_trained_change_from_update_to_update(tmp_path: Path) -> None:
     made = trainer(tmp_path, "ddpo", num_train_steps=2, num_inference_steps=6)
     chosen = []
-    for made.state.global_step in range(8):
+    for made.state.global_step in range(20):
         steps = made._drawn_steps(list(range(6)))
         assert len(set(steps)) == 2 and steps == sorted(steps)
         chosen += steps
@@ -206,6 +214,7 @@ def test_steps_that_are_trained_change_from_update_to_update(tmp_path: Path) -> 
     assert calls == [False] * 6 + [True] * 2
 
 
+@pytest.mark.slow
 def test_settings_of_carve3d(tmp_path: Path) -> None:
     config = DDPOConfig.carve3d(output_dir=str(tmp_path), use_cpu=True, num_images_per_prompt=3)
     assert (config.num_images_per_prompt, config.num_inference_steps, config.kl_coef) == (3, 100, 0.2)

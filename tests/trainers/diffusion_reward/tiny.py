@@ -13,7 +13,7 @@ from ..diffusion import rewarded_prompts
 from ..diffusion_preference.tiny import PIPELINES, SIZE
 
 
-STEPS = 4
+STEPS = 3
 
 
 def near_grey(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
