@@ -109,6 +109,25 @@ ROWS = (
         effect="{diffusion-votes-effect: sd-dpo > after}",
     ),
     Row(
+        "diffusion_preference",
+        "the same on mini-Flux, which draws most in that style before",
+        "diffusion_votes_effect.py",
+        effect="{diffusion-votes-effect: flux-dpo > after}",
+    ),
+    Row(
+        "diffusion_preference",
+        "motion of mini-video, from 19.5, Diffusion-DPO (change)",
+        "diffusion_votes_effect.py",
+        effect="{diffusion-votes-effect: video-dpo > after}",
+    ),
+    Row(
+        "diffusion_preference",
+        "an update of Diffusion-DPO against one of a plain LoRA, mini-Flux",
+        "diffusion_families.py",
+        cost="{diffusion-families-cost: mini-flux > ratio}",
+        memory="{diffusion-families-cost: mini-flux > Diffusion-DPO, MiB} MiB beside the weights",
+    ),
+    Row(
         "bco",
         "stories that speak",
         "bco.py",

@@ -127,7 +127,7 @@ def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
         {"prompt": "One day", "completion": f" Tom {did} it.", "label": did != "lost"} for did in ("found", "lost")
     ]
     (tmp_path / "thumbs.jsonl").write_text("\n".join(map(json.dumps, rows * 4)))
-    words = "--dataset_name thumbs.jsonl --max_steps 2 --logging_steps 1 --report_to none --seed 3".split()
+    words = "--dataset_name thumbs.jsonl --max_steps 2 --save_steps 2 --logging_steps 1 --report_to none".split()
     for name, size, more in (("one", "4", []), ("two", "2", ["--num_processes", "2"])):
         command = [sys.executable, "-m", "alignext", "bco", *words, "--per_device_train_batch_size", size]
         answer = subprocess.run(
@@ -136,10 +136,12 @@ def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
         assert answer.returncode == 0, answer.stderr
         assert answer.stdout.count("Saved. Load it with:") == 1
     one, two = (
-        [row["loss"] for row in json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"][:2]]
+        json.loads((tmp_path / name / "checkpoint-2" / "trainer_state.json").read_text())["log_history"]
         for name in ("one", "two")
     )
-    assert one == pytest.approx(two, rel=1e-3)
+    for name in ("loss", "grad_norm"):
+        assert [row[name] for row in two] == pytest.approx([row[name] for row in one], rel=1e-3)
+        assert len(one) == 2
 
 
 def test_processes_are_started_as_accelerate_starts_them(
