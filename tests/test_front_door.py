@@ -66,7 +66,10 @@ SNIPPETS = [page for page in PAGES if blocks(page, "python") and not page.name.s
 # These draw or train for two seconds and more.
 LONG_PAGES = {
     f"{name}.md"
-    for name in "rival alignedgen migration latent_search process_reward f_dpg mini qalign mah_dpo mini-lm".split()
+    for name in (
+        "rival alignedgen migration ddpo alignprop d2_align latent_search process_reward f_dpg mini qalign mah_dpo "
+        "mini-lm"
+    ).split()
 }
 
 
