@@ -8,7 +8,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import diffusers
 from huggingface_hub import ModelCard
 
 import alignext
@@ -102,6 +101,8 @@ class BlocksHubMixin:
 
 def blocks_files(blocks: Any) -> dict[str, str]:
     """The code of a repository of blocks, by path."""
+    import diffusers  # decoding methods read this module's format, and need none of it
+
     around, name = blocks.around, public_name(type(blocks))
     stock = type(around)
     known = getattr(diffusers, stock.__name__, None) is stock and bool(stock.block_classes)
@@ -167,6 +168,44 @@ lists all.
     return _card(blocks, text, ["modular-diffusers", "custom-block"], base)
 
 
+def write_blocks(blocks: Any, folder: str | os.PathLike, repo_id: str, base: str | None = None) -> None:
+    """
+    Write a repository of blocks for a base model.
+
+    Args:
+        blocks ([`MethodBlocks`]): Around a stock preset.
+        folder (`str` or `os.PathLike`): Where to.
+        repo_id (`str`): Under which name it will be loaded, for the card.
+        base (`str`, *optional*): A folder or Hub id of the base model. With it the folder gets a
+            `modular_model_index.json`, and `ModularPipeline.from_pretrained` knows where the components are.
+    """
+    if not Path(folder, "README.md").exists():
+        write_files(folder, {}, blocks_card(blocks, repo_id, base))
+    blocks.save_pretrained(folder)
+    if base is not None:
+        blocks.init_pipeline(base).save_pretrained(os.fspath(folder), overwrite_modular_index=False)
+
+
+def decoding_card(cls: Any, repo_id: str, base: str | None = None) -> ModelCard:
+    """The card of a decoding method at `repo_id`."""
+    text = f"""
+A decoding method for any causal language model of transformers. This repository holds no weights, and the code is the
+package's: `pip install alignext`.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{base or "BASE_MODEL"}")
+tokenizer = AutoTokenizer.from_pretrained("{base or "BASE_MODEL"}")
+inputs = tokenizer(["Once"], return_tensors="pt")
+model.generate(**inputs, custom_generate="{repo_id}", trust_remote_code=True, do_sample=True)
+```
+
+The settings are in `custom_generate/generate.py`; any of them may be given to `generate`, too.
+"""
+    return _card(cls, text, ["custom_generate"], base, library_name="transformers")
+
+
 def pipeline_card(cls: Any, repo_id: str, base: str | None = None) -> ModelCard:
     """The card of a custom pipeline at `repo_id`, for a base model."""
     stock = next(c.__name__ for c in cls.__mro__ if c.__module__.startswith("diffusers."))
@@ -187,9 +226,10 @@ Arguments beside those of `{stock}`: {", ".join(f"`{name}`" for name in own)}. `
     return _card(cls, text, ["custom-pipeline"], base)
 
 
-def _card(method: Any, text: str, tags: list[str], base: str | None) -> ModelCard:
+def _card(method: Any, text: str, tags: list[str], base: str | None, library_name: str = "diffusers") -> ModelCard:
+    name = getattr(method, "_name", None) or method.__name__
     known = {"base_model": base} if base and not Path(base).exists() else {}
+    own = getattr(method, "_tag_names", ["alignext", name.lower()])
     return model_card(
-        method._name, text, tags=[*method._tag_names, *tags], paper=method._paper, library_name="diffusers",
-        license="apache-2.0", **known,
-    )  # fmt: skip
+        name, text, tags=[*own, *tags], paper=method._paper, library_name=library_name, license="apache-2.0", **known
+    )

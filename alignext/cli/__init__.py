@@ -22,6 +22,7 @@ from alignext.cli import (
     errors,
     fade,
     generate,
+    hub,
     methods,
     pictures,
     rival,
@@ -33,7 +34,22 @@ from alignext.cli import (
 from alignext.cli.arguments import Parser
 
 
-COMMANDS = (demo, methods, env, rival, alignedgen, search, training, steer, data, generate, d2_align, fade, segment)
+COMMANDS = (
+    demo,
+    methods,
+    env,
+    rival,
+    alignedgen,
+    search,
+    training,
+    steer,
+    data,
+    generate,
+    d2_align,
+    fade,
+    segment,
+    hub,
+)
 
 
 def make_parser() -> Parser:

@@ -9,7 +9,9 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationMixin, LogitsProcessorList
 
+import alignext
 from alignext.files import replacing
+from alignext.hub_code import FORMAT
 
 
 # Name of the class -> its module, which is imported when it decodes.
@@ -27,8 +29,10 @@ Any of the settings may be given to `generate`, too, and `tokenizer`; that of th
 from math import inf, nan  # noqa: F401, as settings may say them
 
 from alignext.decoding.hub import generate_with
+from alignext.hub_code import check_format
 
 
+check_format({format}, "{version}")
 SETTINGS = {settings}
 
 
@@ -54,7 +58,9 @@ def custom_generate_files(name: str, settings: dict[str, Any]) -> dict[str, str]
                 f"`{key}` must be a name that can be loaded, such as the id of a reward model, or a number or text to "
                 f"be saved, received a {type(value).__name__}."
             )
-    text = _SCRIPT.format(name=name, settings=pprint.pformat(settings, sort_dicts=False))
+    text = _SCRIPT.format(
+        name=name, settings=pprint.pformat(settings, sort_dicts=False), format=FORMAT, version=alignext.__version__
+    )
     return {"custom_generate/generate.py": text, "custom_generate/requirements.txt": "alignext\n"}
 
 
