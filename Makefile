@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Two processes of one thread each: two cores are then used for four fifths of their worth. WORKERS=0 runs in one process.
 WORKERS ?= 2
-CODE := alignext pipelines trainers tests $(wildcard examples benchmarks)
+CODE := alignext pipelines trainers tests $(wildcard examples benchmarks integrations)
 
 .PHONY: help demo test slow compat style check docs links bench mini constraints clean
 .DELETE_ON_ERROR:

@@ -127,6 +127,9 @@ SEARCHED = {
     "HunyuanDiT": "hunyuan-dit",
     "CogView4": "cogview4",
 }
+_BLOCKS = "tests/pipelines/test_blocks.py"
+_ONLY_MODULAR = "test_families_without_a_stock_class_are_searched"
+
 PIPELINES = [
     Row("RIVAL", "Stable Diffusion 1, 2", contract("rival-sd")),
     Row("RIVAL", "Stable Diffusion XL", contract("rival-sdxl")),
@@ -137,6 +140,21 @@ PIPELINES = [
     Row("AlignedGen", "FLUX.2", contract("alignedgen-flux2")),
     Row("AlignedGen", "FLUX.2 klein", contract("alignedgen-flux2-klein")),
     Row("AlignedGen", "Qwen-Image", contract("alignedgen-qwen")),
+    *(
+        Row(method, base, {"works": tested(f"{_BLOCKS}::test_the_images_are_those_of_the_class[{row}]")})
+        for method, base, row in (
+            ("RIVAL", "Stable Diffusion XL, modular", "rival-sdxl-guided"),
+            ("AlignedGen", "FLUX.1, modular", "alignedgen-flux"),
+            ("AlignedGen", "FLUX.2, modular", "alignedgen-flux2"),
+            ("AlignedGen", "Qwen-Image, modular", "alignedgen-qwen"),
+            ("Latent search", "FLUX.1, modular", "search-flux"),
+            ("Latent search", "Stable Diffusion XL, modular", "search-sdxl"),
+        )
+    ),
+    *(
+        Row("Latent search", base, {"works": tested(f"{_BLOCKS}::{_ONLY_MODULAR}[{row}]")})
+        for base, row in (("Anima, modular", "anima"), ("FLUX.3, modular", "flux3"))
+    ),
     Row("AlignedGen", "FLUX.1 img2img", {"works": tested(f"{_ALIGNED}/test_pipeline.py::test_img2img")}),
     Row(
         "AlignedGen",
@@ -189,7 +207,8 @@ PIPELINES = [
         "Wan, modular",
         {
             "works": tested(
-                "tests/pipelines/latent_search/test_modular.py::test_the_whole_search_runs_and_guidance_stays_on"
+                "tests/pipelines/latent_search/test_modular.py::test_the_whole_search_runs_and_guidance_stays_on",
+                f"{_BLOCKS}::test_the_images_are_those_of_the_class[search-wan]",
             )
         },
     ),

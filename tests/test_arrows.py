@@ -107,6 +107,13 @@ def test_pipelines_and_trainers_never_import_each_other(folder, other):
     assert offenders(files(folder), lambda name: under(name, f"alignext.{other}", other)) == []
 
 
+def test_nothing_imports_the_integrations():
+    """They are users of the library, and not part of the package."""
+    others = [path for top in ("alignext", "pipelines", "trainers", "examples", "benchmarks") for path in files(top)]
+    assert offenders(others, lambda name: under(name, "integrations", "alignext.integrations")) == []
+    assert files("integrations")
+
+
 @pytest.mark.parametrize("folder", ["pipelines", "trainers"])
 def test_imports_are_by_the_installed_name(folder):
     assert offenders(files(folder), lambda name: under(name, "pipelines", "trainers")) == []

@@ -167,7 +167,7 @@ def test_code_of_before_there_were_formats_still_loads(sd, tmp_path):
         ("qalign", r"qalign needs --reward MODEL, received none"),
         ("qalign --reward x --set betta=1", r"--set betta=1 must be NAME=VALUE with one of .*beta, "),
         ("svdecode", r"svdecode needs --set strength=VALUE"),
-        ("alignedgen --model nowhere", r"--model nowhere is no folder"),
+        ("alignedgen --model nowhere", r"--model nowhere: there is no such folder"),
         ("rival --set beta=1", r"--set belongs to --kind custom_generate"),
     ],
 )

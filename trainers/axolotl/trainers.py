@@ -16,11 +16,10 @@ Config = TypeVar("Config")
 class AxolotlBCOTrainer(BCOTrainer):
     """[`BCOTrainer`] for `alignext_trainer: bco`."""
 
-    def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
-        given = kwargs.pop("args")
+    def __init__(self, model: Any, *, args: Any, **kwargs: Any) -> None:
         # Of axolotl's KTO settings these two are KTO's.
-        settings = settings_of(BCOConfig, given, without=("loss_type", "train_sampling_strategy"))
-        super().__init__(model, *args, args=settings, **kwargs)
+        settings = settings_of(BCOConfig, args, without=("loss_type", "train_sampling_strategy"))
+        super().__init__(model, args=settings, **kwargs)
 
 
 class AxolotlProcessRewardTrainer(ProcessRewardTrainer):
