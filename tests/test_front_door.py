@@ -210,6 +210,7 @@ EXAMPLES = pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.
 
 # Those that let the language model write their data, or draw many pictures, take half a minute: these run as they are.
 LONG = (
+    "d2_align.py",
     "bco.py",
     "ddpo.py",
     "mah_dpo.py",
@@ -224,7 +225,6 @@ LONG = (
 )
 SHORTER = {
     "fade.py": ["--num-samples", "2", "--max-new-tokens", "6"],
-    "d2_align.py": ["--steps", "2", "--inference-steps", "2"],
 }
 
 
