@@ -194,6 +194,16 @@ ROWS = (
         "rank correlation with the change of chosen answers",
         "ches_effect.py",
         effect="{ches-effect#1: `ln_ches` > rank correlation with the change (negative: it tells the fall)}",
+        cost="{data-scores: CHES > ratio} of a step of DPO on the same rows",
+    ),
+    Row(
+        "gist",
+        "useful rows among the chosen twentieth",
+        "gist_effect.py",
+        effect="{gist-effect: gist > dialogue among the chosen}, divided by the whole gradient "
+        "{gist-effect: gist, full > dialogue among the chosen} (random "
+        "{gist-effect: random > dialogue among the chosen})",
+        cost="{data-scores#1: GIST > ratio} of a training step on the same rows",
     ),
     Row(
         "fade",
