@@ -5,8 +5,9 @@
     python benchmarks/diffusion_reward.py --part memory      # counted, SD 1.5 and SDXL on the meta device
     python benchmarks/diffusion_reward.py --part cost --device cuda --model-shape sdxl --dtype bfloat16 --steps 50
 
-Rows of the denoiser are counted as they pass, those with a graph apart; a recomputation counts as one more. The shapes
-`sd15` and `sdxl` are U-Nets of those architectures with random weights. Writes `results/diffusion-reward-*`. What the
+Rows of the denoiser are counted as the loop makes them, those with a graph apart; their recomputation in the backward
+pass and the calls of the base model come on top. The shapes `sd15` and `sdxl` are U-Nets of those architectures with
+random weights. Writes `results/diffusion-reward-*`. What the
 methods do to pictures is in `diffusion_reward_effect.py`.
 """
 

@@ -55,8 +55,8 @@ _PICTURE_PROMPTS = field(default=None, metadata={"help": "Prompts, in place of a
 _PICTURE_REWARDS = field(
     default=None,
     metadata={
-        "help": "One or more of: aesthetic, brightness, clip, compressibility, concept, dynamics, pickscore, style, "
-        "or `file.py:function` or `package.module:function`, a function of pictures and prompts."
+        "help": "One or more of: aesthetic, brightness, clip, compressibility, concept, dynamics, hps, "
+        "incompressibility, pickscore, style, or `file.py:function` or `package.module:function`."
     },
 )
 _REWARD_MODEL = field(

@@ -53,7 +53,7 @@ def test_ddpo_from_prompts(tmp_path: Path, capsys: pytest.CaptureFixture) -> Non
     [
         ("ddpo", [], "There is no reward. Pass --reward_funcs"),
         ("ddpo", ["--reward_funcs", "clipp"], "--reward_funcs must be one of aesthetic"),
-        ("alignprop", ["--reward_funcs", "compressibility"], "`compressibility` (pixels.py, line"),
+        ("alignprop", ["--reward_funcs", "compressibility"], "`CompressibilityReward` does not say that it is"),
         ("alignprop", ["--reward_funcs", "brightness", "--backprop_steps", "3"], "must be at most"),
         ("ddpo", ["--reward_funcs", "style"], "The style judge knows captions"),
     ],
