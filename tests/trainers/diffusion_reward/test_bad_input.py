@@ -66,7 +66,11 @@ constant.differentiable = True  # ty: ignore[unresolved-attribute]
     ("kind", "settings", "said"),
     [
         ("alignprop", {"backprop_steps": 5}, "`backprop_steps` must be at most `num_inference_steps`, 3, received 5"),
-        ("alignprop", {"reward_funcs": compressibility}, "must be differentiable, and `CompressibilityReward`.*DDPOTrainer"),
+        (
+            "alignprop",
+            {"reward_funcs": compressibility},
+            "must be differentiable, and `CompressibilityReward`.*DDPOTrainer",
+        ),
         ("alignprop", {"reward_funcs": []}, "`reward_funcs` must have a reward"),
         ("alignprop", {"reward_funcs": "clip"}, "must be callable"),
         ("alignprop", {"reward_weights": [1.0, 2.0]}, "`reward_weights` must be as many .* 1, received 2"),
