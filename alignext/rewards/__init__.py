@@ -13,6 +13,7 @@ from alignext.rewards.directional import DirectionalReward, RelativeReward
 from alignext.rewards.dual_encoder import DualEncoderReward
 from alignext.rewards.hps import HPSReward
 from alignext.rewards.judges import JudgeReward
+from alignext.rewards.multi_view import MultiViewConsistency, VisualHull
 from alignext.rewards.pixels import (
     CompressibilityReward,
     PaletteReward,
@@ -33,10 +34,12 @@ __all__ = [
     "DualEncoderReward",
     "HPSReward",
     "JudgeReward",
+    "MultiViewConsistency",
     "PaletteReward",
     "PickScoreReward",
     "RelativeReward",
     "TemporalConsistency",
+    "VisualHull",
     "WeightedReward",
     "brightness",
     "calibrate_weights",
