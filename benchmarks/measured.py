@@ -185,9 +185,18 @@ ROWS = (
     ),
     Row(
         "steering",
-        "dialogue in stories, StMP as strong as coherence allows",
+        "stories with dialogue, StMP at 2",
         "steering_effect.py",
+        effect="{steering-effect#3: StMP|2 > stories with the trait} (plain "
+        "{steering-effect#2: plain > stories with the trait})",
         cost="tokens per second {steering: 8|StMP, open > ratio to plain} of plain",
+    ),
+    Row(
+        "cdas",
+        "stories with dialogue that was asked for, steered against it",
+        "steering_effect.py",
+        effect="{steering-effect#2: asked for, Concept DAS against it > stories with the trait} (asked for "
+        "{steering-effect#2: asked for > stories with the trait})",
     ),
     Row(
         "ches",

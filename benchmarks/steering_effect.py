@@ -221,14 +221,20 @@ def report(found: dict[str, Any]) -> None:
             name = "asked for, Concept DAS against it"
             cells = (spread(of(rows, trait, name, alpha, n)) for n in ("trait", "nll", "distinct"))
             lines.append([name, f"{alpha:g}", *cells])
+        every = [
+            [method, f"{a:g}", *(spread(of(rows, trait, method, a, n)) for n in ("trait", "nll"))]
+            for method, alphas in STRENGTHS.items()
+            for a in alphas
+        ]
         cosines = spread(of(rows, trait, "plain", 0.0, "cosine"))
         header = ["method", "strength", "stories with the trait", "NLL of a token", "distinct pairs of words"]
-        text += f"## {trait}\n\n{table(header, lines)}\nCosine of Concept DAS's and SwFC's direction: {cosines}.\n\n"
+        text += f"## {trait}\n\n{table(header, lines)}\nAll strengths:\n\n{table([header[0], *header[1:4]], every)}\n"
+        text += f"Cosine of Concept DAS's and SwFC's direction: {cosines}.\n\n"
     text += (
         f"Means of {len(seeds)} seeds with 95 % intervals (Student's t), 48 stories each. Of each method, the "
         "strength with the most of the trait among those whose NLL is at most 1.1 times and whose distinct pairs are "
         "at least 0.9 times those of the model as it is; chosen on the same stories, which favours methods with more "
-        "strengths alike. All strengths are in the JSON file and in the picture.\n"
+        "strengths alike. All strengths are in the picture, too.\n"
     )
     draw(rows)
     settings = found["settings"]
