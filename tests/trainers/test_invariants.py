@@ -39,6 +39,7 @@ EVERYWHERE = [
     "mah-dpo",
     "mah-dpo-example-mean",
     "diffusion-dpo",
+    "diffusion-kto",
     "inversion-dpo",
     "inversion-dpo-all-steps",
     "smpo",
