@@ -523,9 +523,7 @@ TRAINERS = [
     Row(
         "Diffusion-KTO",
         "Stable Diffusion 1, 2",
-        trains("DiffusionKTOTrainer")
-        | distributed("diffusion-kto")
-        | denoiser_in_shards("Diffusion-KTO", same=True),
+        trains("DiffusionKTOTrainer") | distributed("diffusion-kto") | denoiser_in_shards("Diffusion-KTO", same=True),
     ),
     Row(
         "AlignProp",
