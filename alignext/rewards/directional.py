@@ -74,8 +74,8 @@ class DirectionalReward(FileHubMixin, _LedReward):
     _method: ClassVar[str] = "alignext.rewards.directional:DirectionalReward"
     _kind: ClassVar[str] = "Directional reward"
     _use: ClassVar[str] = (
-        "A direction in the text space of a reward of pictures, for alignext: what `AlignPropTrainer` trains on it "
-        "drifts less towards the reward's own taste."
+        "A direction in the text space of a reward of pictures, for alignext. It takes the reward's own taste out, "
+        "before a model trains on it: `AlignPropTrainer(pipe, reward_funcs=found, ...)`."
     )
     _tag_names: ClassVar[list[str]] = ["alignext", "d2-align"]
     _paper: ClassVar[dict[str, str]] = method("D²-Align").paper
