@@ -59,7 +59,7 @@ class PolicyScheduler(SchedulerShell):
     Attributes:
         states (`list[torch.Tensor]`): T + 1 times the latents of all samples, float32.
         means (`list[torch.Tensor]`): Of the T steps.
-        schedule (`dict`): What `set_timesteps` was told.
+        schedule (`dict`): What `set_timesteps` was told, in numbers and lists.
     """
 
     def __init__(
@@ -80,8 +80,9 @@ class PolicyScheduler(SchedulerShell):
     def set_timesteps(self, num_inference_steps=None, device=None, sigmas=None, timesteps=None, mu=None) -> None:
         given = {"num_inference_steps": num_inference_steps, "sigmas": sigmas, "timesteps": timesteps, "mu": mu}
         known = inspect.signature(self.base.set_timesteps).parameters
-        self.schedule = {name: value for name, value in given.items() if value is not None and name in known}
-        self.base.set_timesteps(**self.schedule, **({"device": device} if "device" in known else {}))
+        told = {name: value for name, value in given.items() if value is not None and name in known}
+        self.schedule = {name: getattr(value, "tolist", lambda v=value: v)() for name, value in told.items()}
+        self.base.set_timesteps(**told, **({"device": device} if "device" in known else {}))
         self.timesteps, self.num_inference_steps = self.base.timesteps, len(self.base.timesteps)
         if self.flow:
             self.sigmas = self.base.sigmas

@@ -55,6 +55,6 @@ class Kept:
     def load(self, file: Path, device: torch.device) -> None:
         """From a checkpoint; where it has none, the samples are drawn anew."""
         if file.is_file():
-            held = torch.load(file, map_location=device, weights_only=False)  # schedules may hold arrays
+            held = torch.load(file, map_location=device, weights_only=True)
             self.update = held["update"]
             self.of_rows = {rows: Trajectory(**values) for rows, values in held["of_rows"].items()}
