@@ -6,9 +6,10 @@
 import inspect
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from huggingface_hub import ModelCard
+from huggingface_hub import CommitInfo, ModelCard, create_repo, file_exists, upload_folder
 
 import alignext
 from alignext.files import replacing
@@ -83,20 +84,61 @@ class BlocksHubMixin:
     _paper: dict[str, str]
     _requirements = {"alignext": f">={alignext.__version__}"}
 
-    def save_pretrained(self: Any, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
+    def save_pretrained(self: Any, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> Any:
         """
         Args:
             save_directory (`str` or `os.PathLike`): A folder, which is made if need be.
-            push_to_hub (`bool`, *optional*, defaults to `False`): As the stock method.
-            kwargs: Of the stock method.
+            push_to_hub (`bool`, *optional*, defaults to `False`): Push it, too, and return the commit.
+            kwargs: `repo_id`, by default the folder's name, `commit_message`, `private`, `token` and `create_pr`.
 
         Raises:
             ValueError: If the blocks are not those of a stock preset, which code could name.
         """
-        repo_id = kwargs.get("repo_id", os.fspath(save_directory))
-        write_files(save_directory, blocks_files(self), blocks_card(self, repo_id))
+        folder = Path(save_directory)
+        repo_id = kwargs.pop("repo_id", folder.resolve().name if push_to_hub else os.fspath(save_directory))
+        write_files(folder, blocks_files(self), blocks_card(self, repo_id))
         self.register_to_config(auto_map={"ModularPipelineBlocks": "block.Blocks"}, requirements=self._requirements)
-        self.save_config(os.fspath(save_directory), push_to_hub=push_to_hub, **kwargs)
+        self.save_config(os.fspath(folder))
+        if push_to_hub:
+            kwargs.setdefault("commit_message", f"Upload {type(self).__name__}")
+            return push_folder(folder, repo_id, **kwargs)
+
+    def push_to_hub(self: Any, repo_id: str, **kwargs) -> CommitInfo:
+        """What [`~BlocksHubMixin.save_pretrained`] writes and takes, without a folder to keep."""
+        with TemporaryDirectory() as folder:
+            return self.save_pretrained(folder, push_to_hub=True, repo_id=repo_id, **kwargs)
+
+
+def push_folder(
+    folder: str | os.PathLike,
+    repo_id: str,
+    *,
+    commit_message: str | None = None,
+    private: bool | None = None,
+    token: str | None = None,
+    create_pr: bool = False,
+) -> CommitInfo:
+    """
+    Push a folder to a model repository, which is made if need be. A card that is there stays.
+
+    Args:
+        folder (`str` or `os.PathLike`): What to push.
+        repo_id (`str`): Such as `"someone/flux-in-one-style"`.
+        commit_message (`str`, *optional*): Of the commit.
+        private (`bool`, *optional*): Of a new repository.
+        token (`str`, *optional*): Of the Hub.
+        create_pr (`bool`, *optional*, defaults to `False`): As a pull request.
+    """
+    repo_id = create_repo(repo_id, exist_ok=True, private=private, token=token).repo_id
+    keep_card = file_exists(repo_id, "README.md", token=token)
+    return upload_folder(
+        repo_id=repo_id,
+        folder_path=Path(folder),
+        commit_message=commit_message,
+        token=token,
+        create_pr=create_pr,
+        ignore_patterns=["README.md"] if keep_card else None,
+    )
 
 
 def blocks_files(blocks: Any) -> dict[str, str]:

@@ -211,6 +211,16 @@ print(json.dumps([type(ours).__name__, list(images.shape), list(varied.shape), t
 """
 
 
+PUSH = """
+from diffusers import WanBlocks
+from alignext import LatentSearchBlocks
+
+for name in ("pushed", "kept"):
+    LatentSearchBlocks(WanBlocks()).push_to_hub(f"someone/{name}", commit_message="search")
+"""
+BLOCKS = {"block.py", "modular_config.json", "README.md"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("place", ["folder", "hub"])
 def test_the_three_kinds_load_in_a_fresh_process_with_stock_calls(place, flux, sd, tmp_path):
@@ -250,6 +260,13 @@ def test_the_three_kinds_load_in_a_fresh_process_with_stock_calls(place, flux, s
             done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
             assert done.returncode == 0, done.stderr
             repositories.append(f"someone/{name}" if push else str(tmp_path / name))
+        if place == "hub":
+            hub.repos["someone/kept"] = {"README.md": b"theirs"}
+            done = subprocess.run([sys.executable, "-c", PUSH], env=environment, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            assert set(hub.repos["someone/pushed"]) - {".gitattributes"} == BLOCKS
+            assert b'from_pretrained("someone/pushed", trust' in hub.repos["someone/pushed"]["README.md"]
+            assert hub.repos["someone/kept"]["README.md"] == b"theirs" and "block.py" in hub.repos["someone/kept"]
         command = [sys.executable, "-c", STOCK, str(flux), str(sd), str(lm), *repositories]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -72,11 +72,10 @@ def run(args: argparse.Namespace) -> None:
     build = {"blocks": _blocks, "pipeline": _pipeline, "custom_generate": _custom_generate}[kind]
     print(build(args, args.push or str(args.out.resolve())))
     if args.push:
-        from huggingface_hub import create_repo, upload_folder
+        from alignext.hub_code import push_folder
 
-        repo_id = create_repo(args.push, exist_ok=True).repo_id
-        upload_folder(repo_id=repo_id, folder_path=args.out, commit_message=f"{args.method} of alignext")
-        print(f"pushed to {repo_id}")
+        push_folder(args.out, args.push, commit_message=f"{args.method} of alignext")
+        print(f"pushed to {args.push}")
 
 
 def _blocks(args: argparse.Namespace, repo_id: str) -> str:

@@ -85,7 +85,8 @@ class MethodBlocks(BlocksHubMixin, SequentialPipelineBlocks):
         pipe = run.as_pipeline(self._class_for(self.model_name))
         own = {param.name: state.get(param.name) for param in self._own_inputs()}
         _, *more = pipe(**run.given(pipe), **own, return_dict=False)
-        found = run.finished() | dict(zip(self.own_outputs, more, strict=False))
+        found = run.finished() | {name: state.get(name) for name in self.own_outputs}
+        found |= dict(zip(self.own_outputs, more, strict=False))
         for output in self.intermediate_outputs:
             if output.name in found:
                 state.set(output.name, found[output.name], output.kwargs_type)
@@ -140,10 +141,11 @@ class _Run:
         given = {name: value for name, value in state.values.items() if value is not None}
         flat = [*SequentialPipelineBlocks.get_execution_blocks(method, **given).sub_blocks.values()]
         loops = [i for i, block in enumerate(flat) if isinstance(block, LoopSequentialPipelineBlocks)]
-        if len(loops) != 1:
+        taken = {param.name for loop in loops for param in flat[loop].inputs}
+        if len(loops) != 1 or "timesteps" not in taken or "audio_latents" in taken:
             raise NotImplementedError(
-                f"A method goes around blocks with one denoising loop, received {len(loops)} loops in "
-                f"{type(method.around).__name__}."
+                f"{type(method).__name__} goes around blocks with one loop over `timesteps` of pictures or videos "
+                f"alone, which those of the model {method.model_name!r} are not."
             )
         self.before, self.loop, self.after = flat[: loops[0]], flat[loops[0]], flat[loops[0] + 1 :]
         named = [output.name for block in reversed(self.after) for output in block.intermediate_outputs]

@@ -11,15 +11,17 @@ from diffusers import Flux3AutoBlocks, FluxAutoBlocks
 from diffusers.modular_pipelines import (
     EchoBlocks,
     LoopSequentialPipelineBlocks,
+    MiniMaxH3Blocks,
     ModularPipelineBlocks,
     PipelineState,
+    WanAnimate2Blocks,
     WanBlocks,
 )
 
 import alignext
 from alignext import AlignedGenBlocks, LatentSearchBlocks, RIVALBlocks, SearchConfig
 from tests.diffusion.families import picture
-from tests.pipelines import presets, tiny
+from tests.pipelines import presets
 
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:diffusers")
@@ -120,6 +122,7 @@ def test_only_what_is_declared_is_written_and_nothing_is_left(row):
     kept = {name: copy.copy(value) for name, value in given.items()}
     blocks(pipe, state)
     assert set(state.values) <= set(given) | set(blocks.intermediate_output_names)
+    assert set(blocks.own_outputs) <= set(state.values)
     for name in set(given) - set(blocks.intermediate_output_names):
         assert state.values[name] is given[name]
         if isinstance(kept[name], list):
@@ -260,10 +263,12 @@ def test_what_does_not_fit_is_refused():
         AlignedGenBlocks(Flux3AutoBlocks())
     with pytest.raises(NotImplementedError, match=r"goes around those of stable-diffusion-xl\."):
         RIVALBlocks(FluxAutoBlocks())
-    assert EchoBlocks().model_name == "echo"
+    for refused in (EchoBlocks, MiniMaxH3Blocks, WanAnimate2Blocks):
+        searched = LatentSearchBlocks(refused()).init_pipeline()
+        with pytest.raises(NotImplementedError, match=r"goes around blocks with one loop over `timesteps` of pict"):
+            searched(prompt="a fox", reward_fn=brightness)
     pipe, call = build("search-flux")
     with pytest.raises(ValueError, match=r"`search_config` was given without `reward_fn`"):
         pipe(**call | {"reward_fn": None})
     with pytest.raises(NotImplementedError, match="`strength` starts from a picture"):
         pipe(**call, image=picture())
-    assert tiny.SIZE == 16
