@@ -42,6 +42,7 @@ class MethodBlocks(BlocksHubMixin, SequentialPipelineBlocks):
     own: ClassVar[tuple[type, Any]]
     own_outputs: ClassVar[dict[str, str]] = {}
     around: SequentialPipelineBlocks | None = None
+    _model: str | None = None
 
     def __init__(self, blocks: SequentialPipelineBlocks | None = None) -> None:
         super().__init__()
@@ -49,6 +50,7 @@ class MethodBlocks(BlocksHubMixin, SequentialPipelineBlocks):
             blocks = self.stock()
         if blocks is not None:
             self._class_for(blocks.model_name)
+            self._model = blocks.model_name
             self.around = copy.deepcopy(blocks)
             self.sub_blocks, self._workflow_map = self.around.sub_blocks, self.around._workflow_map
 
@@ -56,7 +58,7 @@ class MethodBlocks(BlocksHubMixin, SequentialPipelineBlocks):
 
     @property
     def model_name(self) -> str | None:
-        return None if self.around is None else self.around.model_name
+        return self._model
 
     @property
     def description(self) -> str:
@@ -77,7 +79,9 @@ class MethodBlocks(BlocksHubMixin, SequentialPipelineBlocks):
 
     def get_execution_blocks(self, **inputs: Any) -> "MethodBlocks":
         """The method around the blocks that would run."""
-        return type(self)(super().get_execution_blocks(**inputs))
+        found = type(self)(super().get_execution_blocks(**inputs))
+        found._model = self._model  # the first block of a preset may be another model's
+        return found
 
     @torch.no_grad()
     def __call__(self, pipeline: Any, state: PipelineState) -> tuple[Any, PipelineState]:
@@ -134,9 +138,8 @@ class _Run:
     def __init__(self, method: MethodBlocks, modular: Any, state: PipelineState) -> None:
         self.modular, self.state = modular, state
         # Without a picture to start from there is nothing that `strength`, which has a default, says.
-        unused = (
-            {None} if any(state.get(name) is not None for name in ("image", "image_latents")) else {None, "strength"}
-        )
+        pictures = [name for name in ("image", "image_latents") if state.get(name) is not None]
+        unused = {None} if pictures else {None, "strength"}
         self.inputs = [param for param in SequentialPipelineBlocks._get_inputs(method) if param.name not in unused]
         given = {name: value for name, value in state.values.items() if value is not None}
         flat = [*SequentialPipelineBlocks.get_execution_blocks(method, **given).sub_blocks.values()]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import Flux3AutoBlocks, FluxAutoBlocks
+from diffusers import Flux3AutoBlocks, FluxAutoBlocks, FluxKontextAutoBlocks
 from diffusers.modular_pipelines import (
     EchoBlocks,
     LoopSequentialPipelineBlocks,
@@ -216,6 +216,8 @@ def test_a_workflow_keeps_the_method():
     blocks = AlignedGenBlocks(FluxAutoBlocks()).get_workflow("text2image")
     assert isinstance(blocks, AlignedGenBlocks) and "style_lambda" in blocks.input_names
     assert "image" not in blocks.input_names
+    kontext = AlignedGenBlocks(FluxKontextAutoBlocks())
+    assert kontext.get_workflow(kontext.available_workflows[0]).model_name == "flux-kontext"
     call = presets.call("flux")
     pipe = presets.pipeline(blocks, presets.components("flux"))
     whole = presets.pipeline(AlignedGenBlocks(FluxAutoBlocks()), presets.components("flux"))
