@@ -62,7 +62,6 @@ class Rollout:
                 f"that of {type(pipe).__name__} does not, or hides its loop."
             )
         self.pipe, self.stock = pipe, stock
-        self.known = inspect.signature(stock).parameters
         self.call = {"output_type": "latent", "return_dict": False} | call
         self._decode: Callable[[torch.Tensor], torch.Tensor] | None = None
 
@@ -80,6 +79,7 @@ class Rollout:
         backprop_steps: int = 0,
         scheduler: Any = None,
         latents: torch.Tensor | None = None,
+        **changes: Any,
     ) -> Rolled:
         """
         From noise to clean latents.
@@ -90,11 +90,12 @@ class Rollout:
             backprop_steps (`int`, *optional*, defaults to 0): So many of the last steps keep their graph.
             scheduler (*optional*): In the place of the pipeline's; one with its values by default.
             latents (`torch.Tensor`, *optional*): Unit noise to start from, in the loop's layout.
+            **changes: Other values of arguments of the call.
         """
         twin = copy.copy(self.pipe)
         twin._progress_bar_config = {**getattr(self.pipe, "_progress_bar_config", {}), "disable": True}
         twin.scheduler = scheduler = rebuild_scheduler(self.pipe.scheduler) if scheduler is None else scheduler
-        call = self._arguments(prompts) | {"generator": generators}
+        call = self._arguments(prompts) | {"generator": generators} | changes
         steps = call.get("num_inference_steps")
         all_steps = bool(backprop_steps) and isinstance(steps, int) and backprop_steps >= steps
         if backprop_steps and not all_steps:
@@ -122,13 +123,16 @@ class Rollout:
         """
         forced = ForcedScheduler(self.pipe.scheduler, timesteps, states)
         generators = [torch.Generator().manual_seed(0) for _ in prompts]
-        steps = timesteps.numel() if torch.is_grad_enabled() else 0
-        call = self.call
-        try:  # the loop's own number of steps is that of the states, which is how it knows that all keep their graph
-            self.call = call | {"num_inference_steps": timesteps.numel()}
-            self(prompts, generators, backprop_steps=steps, scheduler=forced, latents=states[0])
-        finally:
-            self.call = call
+        steps = len(forced.states)
+        backprop = steps if torch.is_grad_enabled() else 0
+        self(
+            prompts,
+            generators,
+            backprop_steps=backprop,
+            scheduler=forced,
+            latents=states[0],
+            num_inference_steps=steps,
+        )
         return forced.predictions
 
     def decode(self, latents: torch.Tensor, prompt: str, batch_size: int, *, recompute: bool = True) -> torch.Tensor:

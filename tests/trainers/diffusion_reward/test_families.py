@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from alignext.diffusion.levels import prediction_type
-from alignext.diffusion.recording import stock_class
+from alignext.diffusion.recording import stock_class, without_guidance
 from alignext.trainers.diffusion_reward.rollout import Rollout, around_denoisers
 from alignext.trainers.diffusion_reward.steps import PolicyScheduler
 from tests.diffusion import families
@@ -17,6 +17,9 @@ from .tiny import Saved
 
 
 STEPS, ROWS = 2, 2
+# Those that edit need a picture for each prompt, which is no data of these trainers.
+EDITING = ("kontext", "fill", "flux2-editing", "qwen-image-edit", "qwen-image-edit-plus")
+TEXT_ONLY = [name for name in families.FAMILIES if name not in EDITING]
 
 
 class Given(Rollout):
@@ -25,12 +28,13 @@ class Given(Rollout):
     def __init__(self, name: str, pipe: Any) -> None:
         self.name = name
         known = inspect.signature(stock_class(pipe).__call__).parameters
-        super().__init__(pipe, **{k: v for k, v in {"num_inference_steps": STEPS}.items() if k in known})
+        # There is nothing to encode an empty prompt with; texts have their guidance in other tests.
+        super().__init__(pipe, num_inference_steps=STEPS, **without_guidance(pipe, known))
 
     def _arguments(self, prompts: Any) -> dict[str, Any]:
         given = families.call(self.name, len(prompts))
         given.pop("generator")
-        return given | self.call
+        return self.call | given
 
 
 def generators() -> list[torch.Generator]:
@@ -48,7 +52,7 @@ def has_callback(name: str) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", families.FAMILIES)
+@pytest.mark.parametrize("name", TEXT_ONLY)
 def test_gradients_pictures_and_policies(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if not has_callback(name):
         with pytest.raises(ValueError, match="`model` must be a pipeline whose call takes `callback_on_step_end`"):
