@@ -55,6 +55,20 @@ def test_under_autocast_the_ratio_is_one_as_well(tmp_path: Path) -> None:
     assert made.state.log_history[0]["ratio_off"] == 0
 
 
+@pytest.mark.parametrize("family", [pytest.param("sd", marks=pytest.mark.slow), "flux"])
+def test_the_reward_rises_also_with_the_pipeline_s_own_sampler(family: str, tmp_path: Path) -> None:
+    def darkness(images, prompts):
+        return [-float(image.mean()) for image in images]
+
+    settings = {"max_steps": 12, "per_device_train_batch_size": 4, "num_images_per_prompt": 8, "learning_rate": 2e-3}
+    made = trainer(tmp_path, "ddpo", pipe=family, reward_funcs=darkness, per_device_eval_batch_size=24, **settings)
+    words, seeds = [f"fox {i % 8}" for i in range(24)], range(24)
+    before = made.sample(words, seeds).mean((1, 2, 3))
+    made.train()
+    rise = before - made.sample(words, seeds).mean((1, 2, 3))
+    assert rise.mean() > 0.003 and (rise > 0).float().mean() > 0.9
+
+
 @pytest.mark.parametrize("kind", ["ddim", "pndm", "euler"])
 def test_steps_of_a_diffusion_model_are_those_of_ddim(kind: str) -> None:
     """Whatever scheduler the pipeline has."""
