@@ -223,7 +223,7 @@ METHODS = (
         parents=("transformers.Trainer",),
         needs="prompts and a differentiable reward",
         commands=("alignprop",),
-        demo=None,
+        demo="alignprop",
         page="alignprop",
     ),
     Method(
