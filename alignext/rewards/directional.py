@@ -188,13 +188,17 @@ class DirectionalReward(FileHubMixin, _LedReward):
         Raises:
             ValueError: There is no direction yet.
         """
+        self._check_fitted()
         Path(folder).mkdir(parents=True, exist_ok=True)
         self.save(Path(folder, self._file_name))
 
-    def save(self, path: str | os.PathLike) -> None:
-        """The one file of [`save_pretrained`]."""
+    def _check_fitted(self) -> None:
         if self.direction is None:
             raise ValueError("There is no `direction` to save yet: call `fit` first.")
+
+    def save(self, path: str | os.PathLike) -> None:
+        """The one file of [`save_pretrained`]."""
+        self._check_fitted()
         super().save(path)
 
     @classmethod

@@ -27,7 +27,7 @@ COMMANDS = list(training.TRAININGS)
 def test_a_bare_command_asks_for_what_is_missing(name: str, capsys: pytest.CaptureFixture) -> None:
     """Not for bf16 on a machine without a GPU."""
     assert cli.main([name]) == 2
-    missing = "Pass --reward_funcs" if name == "f-dpg" else "Pass --dataset_name"
+    missing = "Pass --reward_funcs" if name in ("f-dpg", "alignprop", "ddpo") else "Pass --dataset_name"
     assert missing in capsys.readouterr().err
 
 

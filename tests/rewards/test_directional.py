@@ -67,7 +67,7 @@ def test_a_long_prompt_is_cut_with_a_warning(clip, monkeypatch):
     assert len(said) == 1 and "reads 24 tokens" in said[0]
 
 
-def test_what_does_not_fit_is_refused(clip):
+def test_what_does_not_fit_is_refused(clip, tmp_path):
     with pytest.raises(ValueError, match=r"of shape \(96,\), the width of CLIPReward, received \(8,\)"):
         DirectionalReward(clip, direction=torch.zeros(8))
     with pytest.raises(ValueError, match="received function without `encode_image`"):
@@ -80,7 +80,8 @@ def test_what_does_not_fit_is_refused(clip):
     with pytest.raises(ValueError, match="received None for both"):
         reward.fit(None, ["a fox", "a dog"])
     with pytest.raises(ValueError, match="no `direction` to save yet"):
-        reward.save_pretrained("nowhere")
+        reward.save_pretrained(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_fit_leaves_the_generator_alone_and_keeps_the_margin(clip):
