@@ -128,6 +128,35 @@ ROWS = (
         memory="{diffusion-families-cost: mini-flux > Diffusion-DPO, MiB} MiB beside the weights",
     ),
     Row(
+        "alignprop",
+        "probability of a style, K = 8 (change)",
+        "diffusion_reward_effect.py",
+        effect="{diffusion-reward-effect: style-k8 > reward}",
+        cost="{diffusion-reward-cost: AlignProp, K = a sixth > ratio of time} of drawing the same pictures",
+        memory="{diffusion-reward-memory#1: SD 1.5 > steps, MiB} MiB a step for "
+        "{diffusion-reward-memory#1: SD 1.5 > nothing recomputed, MiB} at SD 1.5's size",
+    ),
+    Row(
+        "alignprop",
+        "the same, pairwise distance of a prompt's pictures",
+        "diffusion_reward_effect.py",
+        effect="{diffusion-reward-effect: style-k8 > pairwise}",
+    ),
+    Row(
+        "ddpo",
+        "the same style at as many evaluations (change)",
+        "diffusion_reward_effect.py",
+        effect="{diffusion-reward-effect: style-ddpo > reward}",
+        cost="{diffusion-reward-cost: DDPO > ratio of time} of drawing the same pictures",
+    ),
+    Row(
+        "d2_align",
+        "pairwise distance after training on CLIP with the vector (change)",
+        "diffusion_reward_effect.py",
+        effect="{diffusion-reward-effect: clip-k8-d2 > pairwise}, without it "
+        "{diffusion-reward-effect: clip-k8 > pairwise}",
+    ),
+    Row(
         "bco",
         "stories that speak",
         "bco.py",
@@ -274,8 +303,9 @@ HEAD = """# What was measured
 
 On the [embedded models](mini.md), which are small, on a CPU. Intervals are 95 % intervals, `±` half of one; what they
 are over, the number of seeds, and all that is not shown here stand in the result files in `benchmarks/results`. Of a
-change, the value afterwards is given, and in brackets the interval of the change: one that holds 0 is none that could
-be told. `python benchmarks/COMMAND` makes a row again, `python benchmarks/measured.py` this page.
+change, the value afterwards is given, or the one before and a number with a sign, and in brackets the interval of the
+change: one that holds 0 is none that could be told. `python benchmarks/COMMAND` makes a row again,
+`python benchmarks/measured.py` this page.
 
 | method | what | effect | cost, as a ratio | memory | command |
 |---|---|---|---|---|---|
