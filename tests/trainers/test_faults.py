@@ -34,6 +34,8 @@ TRAINERS = [
     "inversion-dpo",
     "smpo",
     "diffusion-kto",
+    "alignprop",
+    "ddpo",
 ]
 RUN: dict[str, Any] = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2}
 
