@@ -233,9 +233,8 @@ class RewardTrainer(DiffusionTrainer):
             images = self._draw(batch.prompts, batch.generators("start"))
             rewards, _ = self.rewarded(images, batch)
             losses = self.loss_of(rewards)
-            self.note(
-                {"loss": losses}
-            )  # Trainer's own is wrong where the last batch of several processes is filled up
+            # Trainer's own is wrong where the last batch of several processes is filled up.
+            self.note({"loss": losses})
             loss = losses.mean()
         return (loss, {}) if return_outputs else loss
 
