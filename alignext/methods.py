@@ -23,7 +23,7 @@ class Method(NamedTuple):
         parents (`tuple[str, ...]`): The stock class of each, or one for all.
         needs (`str`): Data, and whether it trains.
         commands (`tuple[str, ...]`): Of `alignext`, the one that uses it first.
-        demo (`str` or `None`): Name of its part of `alignext demo`; `None` where another method's part shows it.
+        demo (`str` or `None`): Name of its part of `alignext demo`; `None` where another part shows it.
         page (`str`): Of the documentation, without its ending.
     """
 

@@ -1,13 +1,15 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """One page of everything that was measured, read from the result files: `docs/measured.md`.
 
-    python benchmarks/measured.py   # writes the page
+    python benchmarks/measured.py   # writes the page, and what the demo shows of long runs
 
 A row names a result file, a table in it, a line of that table and a column. Nothing is typed in by hand: a file that
 was made again changes the page, and a line that is gone is an error.
 """
 
+import json
 import re
+from math import hypot
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,12 +18,14 @@ from alignext.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "measured.md"
+SHIPPED = ROOT / "alignext" / "demos" / "measured.json"
 
 
 class Row(NamedTuple):
     """
     A line of the page. In `effect`, `cost` and `memory`, `{file#1: line > column}` stands for a cell of a result's
-    table 1, from 0; `#0` may be left out. `line` is how its line begins, cells parted by `|`.
+    table 1, from 0; `#0` may be left out. `line` is how its line begins, cells parted by `|`. `gallery`, `method:
+    what`, is for methods that the demo shows by this row, since a run of them takes too long there.
     """
 
     page: str
@@ -30,6 +34,7 @@ class Row(NamedTuple):
     effect: str = ""
     cost: str = ""
     memory: str = ""
+    gallery: str = ""
 
 
 CELL = re.compile(r"\{([\w-]+)(?:#(\d))?: (.+?) > (.+?)\}")
@@ -88,6 +93,7 @@ ROWS = (
         "diffusion_preference_effect.py",
         effect="{diffusion-preference-effect: inversion-dpo, recovered > preferred style}",
         cost="{diffusion-preference-cost: Inversion-DPO, kept inversions > ratio} with kept inversions",
+        gallery="Inversion-DPO: share in the preferred style, with recovered targets",
     ),
     Row(
         "diffusion_preference",
@@ -95,12 +101,14 @@ ROWS = (
         "diffusion_preference_effect.py",
         effect="{diffusion-preference-effect: smpo > preferred style}",
         cost="{diffusion-preference-cost: SmPO, 10 steps, one round of re-noising > ratio}",
+        gallery="SmPO: share in the preferred style",
     ),
     Row(
         "diffusion_preference",
         "preferred style in 20 updates: votes, Diffusion-KTO (change)",
         "diffusion_votes_effect.py",
         effect="{diffusion-votes-effect: sd-kto > after}",
+        gallery="Diffusion-KTO: share in a preferred style, after 20 updates on votes",
     ),
     Row(
         "diffusion_preference",
@@ -148,6 +156,7 @@ ROWS = (
         "diffusion_reward_effect.py",
         effect="{diffusion-reward-effect: style-ddpo > reward}",
         cost="{diffusion-reward-cost: DDPO > ratio of time} of drawing the same pictures",
+        gallery="DDPO: probability of a style, before and change",
     ),
     Row(
         "d2_align",
@@ -155,6 +164,7 @@ ROWS = (
         "diffusion_reward_effect.py",
         effect="{diffusion-reward-effect: clip-k8-d2 > pairwise}, without it "
         "{diffusion-reward-effect: clip-k8 > pairwise}",
+        gallery="D²-Align: diversity after training on CLIP, before and change",
     ),
     Row(
         "bco",
@@ -211,6 +221,7 @@ ROWS = (
         "svdecode_effect.py",
         effect="{svdecode-effect: kl_gradient, alpha 0.1 > gain}",
         cost="{decoding-cost-lm: a token of SVDecode : one of generate > ratio} of a plain token",
+        gallery="SVDecode: exact match, over the warm start",
     ),
     Row(
         "steering",
@@ -226,6 +237,7 @@ ROWS = (
         "steering_effect.py",
         effect="{steering-effect#2: asked for, Concept DAS against it > stories with the trait} (asked for "
         "{steering-effect#2: asked for > stories with the trait})",
+        gallery="Concept DAS: stories with dialogue that was asked for, steered against it",
     ),
     Row(
         "ches",
@@ -233,6 +245,7 @@ ROWS = (
         "ches_effect.py",
         effect="{ches-effect#1: `ln_ches` > rank correlation with the change (negative: it tells the fall)}",
         cost="{data-scores: CHES > ratio} of a step of DPO on the same rows",
+        gallery="CHES: rank correlation with the change of chosen answers",
     ),
     Row(
         "gist",
@@ -242,6 +255,7 @@ ROWS = (
         "{gist-effect: gist, full > dialogue among the chosen} (random "
         "{gist-effect: random > dialogue among the chosen})",
         cost="{data-scores#1: GIST > ratio} of a training step on the same rows",
+        gallery="GIST: useful rows among the chosen twentieth",
     ),
     Row(
         "fade",
@@ -327,5 +341,42 @@ def page() -> str:
     return HEAD + "\n".join(lines) + (f"\n\nWithout a row: {', '.join(rest)}.\n" if rest else "\n")
 
 
+def distance(effect: str) -> float:
+    """
+    How far from nothing an effect is, in halves of its 95 % interval: beyond 1 and -1 it was told.
+
+    Of `a (b to c)` the interval is that of a change, of one `a ± b` that of the number, and of several that of the
+    difference of the first to the last.
+    """
+    if found := re.search(r"\(([+-]?[\d.]+) to ([+-]?[\d.]+)\)", effect):
+        low, high = map(float, found.groups())
+        return (low + high) / (high - low)
+    numbers = [tuple(map(float, pair)) for pair in re.findall(r"([+-]?[\d.]+) ± ([\d.]+)", effect)]
+    if not numbers:
+        raise ValueError(f"no interval in {effect!r}")
+    (value, half), (other, wide) = numbers[0], numbers[-1] if len(numbers) > 1 else (0.0, 0.0)
+    return (value - other) / hypot(half, wide)
+
+
+def shipped() -> str:
+    """What the demo shows of methods that take too long for it, as JSON."""
+    rows = []
+    for row in ROWS:
+        if row.gallery:
+            effect = filled(row.effect)
+            name, _, what = row.gallery.partition(": ")
+            rows.append(
+                {
+                    "method": name,
+                    "what": what,
+                    "effect": effect,
+                    "distance": round(distance(effect), 2),
+                    "command": f"python benchmarks/{row.command}",
+                }
+            )
+    return json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
+
+
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
+    SHIPPED.write_text(shipped(), encoding="utf-8")

@@ -16,6 +16,8 @@ import alignext
 
 
 API = Path(__file__).with_name("api.md")
+# Their tables have the room of the list of contents, too.
+WIDE = {"methods.md", "support.md", "measured.md"}
 
 
 def areas() -> dict[str, tuple[str, str]]:
@@ -48,6 +50,8 @@ def on_files(files: Any, config: Any) -> Any:
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """The API's page lists its areas; elsewhere, links to it lead to their area."""
+    if page.file.src_uri in WIDE:
+        page.meta["hide"] = ["toc"]
     found = areas()
     if page.file.src_uri == "api.md":
         lines = [markdown.partition("\n## ")[0].rstrip(), ""]

@@ -157,6 +157,7 @@ def test_docs_build_without_a_warning(tmp_path):
     for page in pages:  # types are rendered, and references lead somewhere or are plain names
         words = re.sub(r"<script.*?</script>|<pre>.*?</pre>", "", page, flags=re.DOTALL)
         assert not re.findall(r"<code>[^<]*`|\[<code>[^<]*</code>\]", words)
+        assert not re.findall(r"<pre><span></span>- ", page)  # a list that is indented too far is taken for code
 
 
 METHOD_PAGES = sorted({row.page for row in METHODS})

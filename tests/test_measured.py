@@ -2,9 +2,12 @@
 """The page of what was measured is what the result files say."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
+
+from alignext.methods import METHODS
 
 
 ROOT = Path(__file__).parents[1]
@@ -20,6 +23,27 @@ def measured():
 
 def test_the_page_is_made_of_the_results(measured):
     assert (ROOT / "docs" / "measured.md").read_text() == measured.page(), "python benchmarks/measured.py"
+
+
+def test_the_demo_shows_what_the_results_say(measured):
+    assert measured.SHIPPED.read_text() == measured.shipped(), "python benchmarks/measured.py"
+
+
+def test_every_method_is_in_the_demo(measured):
+    """By a part of its own, or by a row of long runs; two are seen in the parts of others."""
+    elsewhere = {"Transfer Q*": "decoding", "FADE": "bco"}
+    shown = {row["method"] for row in json.loads(measured.shipped())}
+    assert {row.name for row in METHODS if not row.demo} == shown | elsewhere.keys()
+    for name, demo in elsewhere.items():
+        assert name in (ROOT / "alignext" / "demos" / f"{demo}.py").read_text()
+
+
+@pytest.mark.parametrize(
+    ("effect", "distance"),
+    [("0.5 (+0.1 to +0.3)", 2.0), ("-0.3 ± 0.1", -3.0), ("1.0 ± 0.3 (plain 0.5 ± 0.4)", 1.0), ("0 (-1 to 3)", 0.5)],
+)
+def test_distances_are_in_halves_of_the_interval(measured, effect, distance):
+    assert measured.distance(effect) == pytest.approx(distance)
 
 
 def test_every_command_is_a_benchmark(measured):

@@ -8,7 +8,8 @@ from alignext.cli.arguments import at_least_one
 from alignext.methods import METHODS
 
 
-DEMOS = [row.demo for row in METHODS if row.demo]  # in the order of the page
+# In the order of the page. The last one has the methods without a part of their own.
+DEMOS = [*(row.demo for row in METHODS if row.demo), "measured"]
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:

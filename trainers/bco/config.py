@@ -47,12 +47,12 @@ class BCOConfig(KTOConfig):
         reward_shift (`str`, *optional*, defaults to `"ema"`):
             How the reward shift `delta` is made:
 
-                - `"ema"`: the average of the two class means, each an exponential moving average (the paper). It
-                  stands still within an optimizer step, so that accumulation and the number of processes do not
-                  matter.
-                - `"running_mean"`: the mean of all rewards so far, the current micro-batch included, as the BCO
-                  trainer that TRL had until 1.13.
-                - `"none"`: 0, the paper's binary cross-entropy ablation.
+            - `"ema"`: the average of the two class means, each an exponential moving average (the paper). It
+              stands still within an optimizer step, so that accumulation and the number of processes do not
+              matter.
+            - `"running_mean"`: the mean of all rewards so far, the current micro-batch included, as the BCO
+              trainer that TRL had until 1.13.
+            - `"none"`: 0, the paper's binary cross-entropy ablation.
         reward_shift_decay (`float`, *optional*, defaults to `0.99`):
             Factor of the past per optimizer step, for `reward_shift="ema"`.
         udm_embedding (`str`, *optional*):

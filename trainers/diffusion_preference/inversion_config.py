@@ -119,13 +119,13 @@ class InversionDPOConfig(_InversionConfig):
         target (`str`, *optional*, defaults to `"reference"`):
             What the policy is regressed to at a point `(x_{k-1}, x_k)` of the inversion:
 
-                - `"reference"`: the prediction that the reference made at `x_{k-1}`, as published. **Its gradient is
-                  zero where the policy is the reference**, see `init_noise`, and it does not say in which direction to
-                  leave it.
-                - `"trajectory"`: the prediction that leads from `x_k` back to `x_{k-1}` exactly, relative to how well
-                  the reference does that.
-                - `"recovered"`: the noise that leads from the picture to `x_k`, relative to the reference. With
-                  `inversion_model="policy"` this is InPO.
+            - `"reference"`: the prediction that the reference made at `x_{k-1}`, as published. **Its gradient is
+              zero where the policy is the reference**, see `init_noise`, and it does not say in which direction to
+              leave it.
+            - `"trajectory"`: the prediction that leads from `x_k` back to `x_{k-1}` exactly, relative to how well
+              the reference does that.
+            - `"recovered"`: the noise that leads from the picture to `x_k`, relative to the reference. With
+              `inversion_model="policy"` this is InPO.
         guidance_scale (`float`, *optional*, defaults to `2.0`):
             Classifier-free guidance of the inversion, and of the policy for `target="reference"`. 1 is none and half
             the cost; distilled denoisers (Flux dev) need 1.

@@ -52,9 +52,9 @@ class FDPGConfig(RLOOConfig):
         target (`str`, *optional*, defaults to `"exponential"`):
             Where to go, with `a` the initial model:
 
-                - `"exponential"`: `a(x) exp(sum_k w_k r_k(x) / beta)`, the optimum of KL-regularised RL.
-                - `"binary"`: `a(x) prod_k b_k(x)`, for functions that return 0 or 1, and nothing between or beyond.
-                - `"distributional"`: `a(x) exp(sum_k lambda_k phi_k(x))` with the moments `target_moments`.
+            - `"exponential"`: `a(x) exp(sum_k w_k r_k(x) / beta)`, the optimum of KL-regularised RL.
+            - `"binary"`: `a(x) prod_k b_k(x)`, for functions that return 0 or 1, and nothing between or beyond.
+            - `"distributional"`: `a(x) exp(sum_k lambda_k phi_k(x))` with the moments `target_moments`.
         beta (`float`, *optional*, defaults to `0.1`):
             Temperature of the exponential target. The other targets do not have one.
         target_moments (`list[float]`, *optional*):
