@@ -40,7 +40,7 @@ $(VENV)/.tools: $(VENV)/.installed
 	@touch $@
 
 demo: $(VENV)/.installed
-	@$(BIN)/alignext demo --out alignext-demo
+	@$(BIN)/alignext demo --out alignext-demo --processes 2
 
 test: $(VENV)/.tools
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m "not slow" $(ARGS)

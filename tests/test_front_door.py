@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -314,6 +315,19 @@ def test_demo_shows_every_method_in_order(tmp_path, monkeypatch, capsys, written
         assert (args.name, args.seed, args.steps, str(args.out)) == (name, 3, None, f"alignext-{name}")
 
 
+def test_demo_of_several_at_once_keeps_the_order(tmp_path, monkeypatch, capsys, written):
+    """With stand-ins for the methods, and a thread for the processes, which are tried in the slow suite."""
+
+    def stand_in(name):
+        return SimpleNamespace(demo=lambda seed, steps: [Section(name)])
+
+    monkeypatch.setattr("alignext.demos.page.import_module", stand_in)
+    monkeypatch.setattr("alignext.demos.page.ProcessPoolExecutor", lambda *args, **kwargs: ThreadPoolExecutor(1))
+    assert cli.main(["demo", "--out", str(tmp_path / "gallery"), "--processes", "2"]) == 0
+    assert [section.title.rpartition(".")[2].replace("_", "-") for section in written] == DEMOS
+    assert f"{len(DEMOS)} of {len(DEMOS)} done" in capsys.readouterr().out
+
+
 def test_demo_that_is_interrupted_shows_what_was_done(tmp_path, monkeypatch, capsys):
     def interrupt(seed, steps):
         raise KeyboardInterrupt
@@ -327,8 +341,9 @@ def test_demo_that_is_interrupted_shows_what_was_done(tmp_path, monkeypatch, cap
 
 @pytest.mark.slow
 def test_demo_writes_a_gallery(tmp_path, capsys, written):
-    """Every method, with few steps, and the page in a browser."""
-    assert cli.main(["demo", "--out", str(tmp_path / "gallery"), "--steps", "2"]) == 0, capsys.readouterr().err
+    """Every method, with few steps and in two processes, and the page in a browser."""
+    arguments = ["demo", "--out", str(tmp_path / "gallery"), "--steps", "2", "--processes", "2"]
+    assert cli.main(arguments) == 0, capsys.readouterr().err
     page = tmp_path / "gallery" / "index.html"
     assert len(written) >= len(DEMOS)
     for section in written:

@@ -32,7 +32,7 @@ def test_the_demo_shows_what_the_results_say(measured):
 def test_every_method_is_in_the_demo(measured):
     """By a part of its own, or by a row of long runs; two are seen in the parts of others."""
     elsewhere = {"Transfer Q*": "decoding", "FADE": "bco"}
-    shown = {row["method"] for row in json.loads(measured.shipped())}
+    shown = {row["method"] for row in json.loads(measured.shipped())["rows"]}
     assert {row.name for row in METHODS if not row.demo} == shown | elsewhere.keys()
     for name, demo in elsewhere.items():
         assert name in (ROOT / "alignext" / "demos" / f"{demo}.py").read_text()

@@ -21,6 +21,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--steps", type=at_least_one, help="denoising or training steps (default: as the method has it)"
     )
+    parser.add_argument(
+        "--processes", type=at_least_one, default=1, help="methods that run at once (default: %(default)s)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="also write into a folder with other files in it")
     parser.set_defaults(func=run)
 
@@ -31,4 +34,5 @@ def run(args: argparse.Namespace) -> None:
     from alignext.demos.page import write_page
 
     out = claim_folder(args.out, overwrite=args.overwrite, again=True)
-    write_page(out, [args.name] if args.name else DEMOS, seed=args.seed, steps=args.steps)
+    names = [args.name] if args.name else DEMOS
+    write_page(out, names, seed=args.seed, steps=args.steps, processes=min(args.processes, len(names)))

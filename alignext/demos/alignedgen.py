@@ -6,6 +6,7 @@ from PIL.Image import Image
 
 from alignext import AlignedGenPipeline, mini
 from alignext.demos.gallery import Figure, Section, Table, print_table
+from alignext.demos.measured import quoted
 from alignext.demos.verdicts import paired, verdict
 from alignext.diffusion.sheets import contact_sheet
 from alignext.mini.judges import Judge, likeness
@@ -56,7 +57,7 @@ def demo(*, seed: int, steps: int | None) -> list[Section]:
         "that it gives one style, overlap of the colour histograms, white left out. The last column: share of images "
         "in which the concept judge sees what the prompt names.",
         verdict=verdict("likeness of style", "AlignedGen", "stock", found, f"{len(_SETS)} sets")
-        + " Over 24 sets it is ahead by 0.06, see the documentation.",
+        + f" Over 24 sets a benchmark found {quoted('alignedgen')}.",
     )
     print_table(table)
     return [
@@ -65,7 +66,7 @@ def demo(*, seed: int, steps: int | None) -> list[Section]:
             "None of these prompts names a style, so the stock pipeline draws each image in any of the five that the "
             "model knows. With AlignedGen the first image of a row is the same, and the others take over its style: "
             "they also attend to its tokens, which seem to lie to their right, in all layers of this small model. "
-            "Three sets are few: the documentation measures 24.",
+            "Three sets are few, so that the result of 24 stands beside it.",
             figures=[
                 Figure(
                     "alignedgen-sets",

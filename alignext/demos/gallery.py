@@ -182,11 +182,14 @@ def print_table(table: Table) -> None:
     lines = [[_text(cell) for cell in row] for row in (table.header, *table.rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     numeric = table.numeric
-    print()
+    shown = []
     for line in lines:
         cells = zip(line, widths, numeric, strict=True)
-        print("  ".join(cell.rjust(width) if number else cell.ljust(width) for cell, width, number in cells).rstrip())
-    print(f"\n{table.verdict}\n", flush=True)
+        shown.append(
+            "  ".join(cell.rjust(width) if number else cell.ljust(width) for cell, width, number in cells).rstrip()
+        )
+    # In one go: another process may print, too.
+    print("\n".join(["", *shown, "", table.verdict, ""]), flush=True)
 
 
 def _encode(figure: Figure) -> bytes:

@@ -3,18 +3,20 @@
 
 import time
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 
 from alignext import __version__
 from alignext.demos.gallery import Section, write_gallery
 
 
-def write_page(out: Path, names: Sequence[str], *, seed: int, steps: int | None) -> None:
+def write_page(out: Path, names: Sequence[str], *, seed: int, steps: int | None, processes: int = 1) -> None:
     """
     Run demos and write the gallery, which has what was done when one of them fails or is interrupted.
 
@@ -23,21 +25,23 @@ def write_page(out: Path, names: Sequence[str], *, seed: int, steps: int | None)
         names (`Sequence[str]`): The demos, in order.
         seed (`int`): Of everything random.
         steps (`int`, *optional*): Denoising or training steps; as each method has it by default.
+        processes (`int`, *optional*, defaults to 1): How many of them run at once, each in a process of its own.
     """
     start = time.perf_counter()
-    sections: list[Section] = []
-    done = 0
+    found: dict[str, list[Section]] = {}
+    headings = {name: f"--- {name} ({number} of {len(names)})" for number, name in enumerate(names, start=1)}
     try:
-        with _calm():
-            for number, name in enumerate(names, start=1):
-                print(f"--- {name} ({number} of {len(names)})", flush=True)
-                sections += _shown(name, seed, steps)
-                done = number
+        if processes == 1:
+            for name, heading in headings.items():
+                found[name] = _shown(heading, name, seed, steps)
+        else:
+            for name, sections in _at_once(headings, seed, steps, processes):
+                found[name] = sections
     finally:
-        if sections:
+        if found:
             page = write_gallery(
                 out,
-                sections,
+                [section for name in names for section in found.get(name, [])],
                 title="alignext: alignment methods on the embedded models",
                 intro="Made offline on small models that come with the package. They show what a method does, not how "
                 "good its pictures are on a large model. A picture opens in its own size when clicked.\n\n"
@@ -45,16 +49,31 @@ def write_page(out: Path, names: Sequence[str], *, seed: int, steps: int | None)
                 f"{version('transformers')}, TRL {version('trl')}; seed {seed}.",
             )
             seconds = time.perf_counter() - start
-            print(f"{done} of {len(names)} done in {seconds:.0f} s. Open {page.resolve()}")
+            print(f"{len(found)} of {len(names)} done in {seconds:.0f} s. Open {page.resolve()}")
 
 
-def _shown(name: str, seed: int, steps: int | None) -> list[Section]:
+def _at_once(
+    headings: dict[str, str], seed: int, steps: int | None, processes: int
+) -> Iterator[tuple[str, list[Section]]]:
+    """Names and sections as they are done. Each process prints its own lines, so that those of two may be mixed."""
+    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
+    try:
+        made = {pool.submit(_shown, heading, name, seed, steps): name for name, heading in headings.items()}
+        for each in as_completed(made):
+            yield made[each], each.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _shown(heading: str, name: str, seed: int, steps: int | None) -> list[Section]:
     """The sections of a method, the last of which says how to make them again and what that took."""
-    begun = time.process_time()
-    *others, last = import_module(f"alignext.demos.{name.replace('-', '_')}").demo(seed=seed, steps=steps)
+    print(heading, flush=True)
+    with _calm():
+        begun = time.process_time()
+        *others, last = import_module(f"alignext.demos.{name.replace('-', '_')}").demo(seed=seed, steps=steps)
+        took = f"took {time.process_time() - begun:.0f} CPU seconds"
     command = f"alignext demo {name} --seed {seed}{f' --steps {steps}' if steps else ''} --out alignext-{name}"
-    took = f"took {time.process_time() - begun:.0f} CPU seconds"
-    print(took, flush=True)
+    print(f"{name} {took}", flush=True)
     return [*others, replace(last, commands=[*last.commands, f"{command}  # {took}"])]
 
 

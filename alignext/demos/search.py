@@ -9,6 +9,7 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from alignext import LatentSearch, SearchConfig, mini
 from alignext.demos.charts import Chart
 from alignext.demos.gallery import Figure, Section, Table, middle_frame, print_table
+from alignext.demos.measured import quoted
 from alignext.demos.verdicts import paired, verdict
 from alignext.diffusion.sheets import contact_sheet
 from alignext.mini.judges import motion
@@ -63,8 +64,8 @@ def _video_section(seed: int, steps: int | None) -> Section:
     return Section(
         "Latent search: clips that move as they were told",
         "The same search on a video model. The reward is how far the drawing moves as its caption says, less how it "
-        "moves otherwise, in widths of the frame, by a rule without a model. Three captions are few: over 32, the "
-        "beam search was ahead of the best of 8 by 0.09 (0.06 to 0.12), see the documentation.",
+        "moves otherwise, in widths of the frame, by a rule without a model. Three captions are few: over 32, a "
+        f"benchmark found the beam search ahead of the best of 8 by {quoted('search')}.",
         figures=[Figure("search-clips", frames, alt="Captions by row: one sample, best of 8, beam search.")],
         charts=charts,
         tables=[table],
