@@ -16,7 +16,7 @@ from alignext.rewards.dual_encoder import DualEncoderReward, fitted, normalised,
 class HPSReward(DualEncoderReward):
     """
     Human Preference Score v2 (arXiv 2306.09341): cosine of picture and prompt in a CLIP model that was trained on
-    which picture people prefer. Differentiable. Needs open_clip: `pip install "alignext[hps]"`.
+    which picture people prefer. Differentiable. Needs open_clip: `pip install open_clip_torch`.
 
     Args:
         checkpoint (`str` or `Path`): The file that its authors publish, such as `HPS_v2.1_compressed.pt`; read without
@@ -40,7 +40,7 @@ class HPSReward(DualEncoderReward):
         try:
             open_clip: Any = import_module("open_clip")
         except ImportError as error:
-            raise ImportError('HPSReward needs open_clip: pip install "alignext[hps]".') from error
+            raise ImportError('HPSReward needs open_clip: pip install open_clip_torch.') from error
         if not os.path.isfile(checkpoint):
             raise FileNotFoundError(
                 f"`checkpoint` {os.fspath(checkpoint)} is no file. Pass the .pt file of HPS v2 or v2.1."
