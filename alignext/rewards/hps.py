@@ -40,7 +40,7 @@ class HPSReward(DualEncoderReward):
         try:
             open_clip: Any = import_module("open_clip")
         except ImportError as error:
-            raise ImportError('HPSReward needs open_clip: pip install open_clip_torch.') from error
+            raise ImportError("HPSReward needs open_clip: pip install open_clip_torch.") from error
         if not os.path.isfile(checkpoint):
             raise FileNotFoundError(
                 f"`checkpoint` {os.fspath(checkpoint)} is no file. Pass the .pt file of HPS v2 or v2.1."
