@@ -406,10 +406,15 @@ def denoiser_in_shards(method: str, *, same: bool = False) -> dict[str, Cell]:
         test = f"{_INVARIANTS}::test_sharded_denoisers_take_the_same_way[{method.lower()}]"
         every = "tests/trainers/diffusion_preference/test_launch.py::test_every_family_trains_in_shards"
         fsdp = tested(test if same else every, word="tested: FSDP2")
-    return {
-        "FSDP": fsdp,
-        "DeepSpeed": Cell("ZeRO-3 refused: use DDP; else untested", (f"{refuses}[{method.lower()}-ZeRO-3]",)),
-    }
+    refusal = f"{refuses}[{method.lower()}-ZeRO-3]"
+    if same:
+        return {"FSDP": fsdp} | zero_2(method.lower(), refusal)
+    return {"FSDP": fsdp, "DeepSpeed": Cell("ZeRO-3 refused: use DDP; else untested", (refusal,))}
+
+
+def zero_2(name: str, refusal: str) -> dict[str, Cell]:
+    test = f"{_INVARIANTS}::test_deepspeed_takes_the_same_way[{name}-2x1z2]"
+    return {"DeepSpeed": Cell("tested: ZeRO-2; ZeRO-3 refused", (test, refusal))}
 
 
 def distributed(name: str, *launched: str) -> dict[str, Cell]:
@@ -419,8 +424,11 @@ def distributed(name: str, *launched: str) -> dict[str, Cell]:
 
 
 def sharded(name: str) -> dict[str, Cell]:
-    test = f"{_INVARIANTS}::test_sharded_weights_take_the_same_way[{name}]"
-    return {"FSDP": tested(test, word="tested: FSDP2")}
+    same = f"{_INVARIANTS}::test_deepspeed_takes_the_same_way"
+    return {
+        "FSDP": tested(f"{_INVARIANTS}::test_sharded_weights_take_the_same_way[{name}]", word="tested: FSDP2"),
+        "DeepSpeed": tested(*(f"{same}[{name}-2x1z{stage}]" for stage in (2, 3)), word="tested: ZeRO-2, ZeRO-3"),
+    }
 
 
 _TRAINERS = "tests/trainers"
@@ -465,12 +473,7 @@ TRAINERS = [
         trains("MAHDPOTrainer")
         | distributed("mah-dpo", *(f"{_TRAINERS}/mah_dpo/{_TWO}[{case}]" for case in ("full", "low_rank")))
         | sharded("mah-dpo")
-        | {
-            "DeepSpeed": Cell(
-                "low-rank heads under ZeRO-3 refused: use full ones; else untested",
-                (f"{_TRAINERS}/mah_dpo/test_mah_dpo_trainer.py::test_low_rank_heads_are_refused_under_zero_3",),
-            ),
-        },
+        | zero_2("mah-dpo", f"{_TRAINERS}/mah_dpo/test_mah_dpo_trainer.py::test_heads_are_refused_under_zero_3[full]"),
     ),
     Row(
         "MAH-DPO",
@@ -528,15 +531,25 @@ TRAINERS = [
     Row(
         "AlignProp",
         "Stable Diffusion 1, 2",
-        trains("AlignPropTrainer") | distributed("alignprop") | denoiser_in_shards("AlignProp"),
+        trains("AlignPropTrainer") | distributed("alignprop") | denoiser_in_shards("AlignProp", same=True),
     ),
-    Row("DDPO", "Stable Diffusion 1, 2", trains("DDPOTrainer") | distributed("ddpo") | denoiser_in_shards("DDPO")),
+    Row(
+        "DDPO",
+        "Stable Diffusion 1, 2",
+        trains("DDPOTrainer") | distributed("ddpo") | denoiser_in_shards("DDPO", same=True),
+    ),
     # settings of `SmPOTrainer`
     Row("InPO", "Stable Diffusion 1, 2", trains("InPO") | distributed("inpo") | denoiser_in_shards("SmPO")),
 ]
 
 # What a cell shows, so that a table fits a page; the page explains them.
-SIGNS = {"tested": "✓", "tested without code generation": "✓", "tested: FSDP2": "✓ FSDP2"}
+SIGNS = {
+    "tested": "✓",
+    "tested without code generation": "✓",
+    "tested: FSDP2": "✓ FSDP2",
+    "tested: ZeRO-2, ZeRO-3": "✓ ZeRO-2, ZeRO-3",
+    "tested: ZeRO-2; ZeRO-3 refused": "✓ ZeRO-2; ZeRO-3 refused",
+}
 TABLES = {"Without training": (WITHOUT, PIPELINES), "Training": (TRAINING, TRAINERS)}
 
 

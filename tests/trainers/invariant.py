@@ -4,8 +4,8 @@
     python -m tests.trainers.invariant FOLDER NAME,... WAY,...
 
 A way is `SIZExACCUMULATION`, rows of a process and micro-batches of a step, with a `c` behind it for checkpointing of
-activations, or an `f` for FSDP2, which then all ways of a call must have. What a way comes to is written to
-`FOLDER/NAME/WAY-PROCESS.pt`.
+activations, an `f` for FSDP2, or a `z2` or `z3` for DeepSpeed's ZeRO; all ways of a call must have the same of these
+three. What a way comes to is written to `FOLDER/NAME/WAY-PROCESS.pt`.
 """
 
 import os
@@ -117,12 +117,21 @@ SETTINGS: dict[str, Any] = {
 
 def settings_of(way: str) -> dict[str, Any]:
     """The fields of the config that a way stands for."""
+    way, _, stage = way.partition("z")
     size, _, accumulation = way.rstrip("cf").partition("x")
+    deepspeed = {
+        "zero_optimization": {"stage": int(stage or 0)},
+        "zero_allow_untested_optimizer": True,
+        "gradient_clipping": "auto",
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+    }
     return {
         "per_device_train_batch_size": int(size),
         "gradient_accumulation_steps": int(accumulation),
         "activation_checkpointing": "c" in way,
         "use_cpu": "f" not in way,
+        "deepspeed": deepspeed if stage else None,
     }
 
 
@@ -138,6 +147,24 @@ def shard_on_cpu() -> None:
         "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
     }
     PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
+
+
+def zero_on_cpu() -> None:
+    """Let DeepSpeed talk by gloo before a model is loaded, as it talks by NCCL where there are GPUs."""
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed
+
+    deepspeed.init_distributed("gloo")
+
+
+def gathered(trained: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The weights, in one piece under ZeRO-3, too."""
+    if not any(hasattr(weight, "ds_id") for weight in trained.parameters()):
+        return whole(weights(trained))
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(trained.parameters())):
+        return weights(trained)
 
 
 def whole(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -190,17 +217,19 @@ def outcome(trainer: Trainer, way_weights: Callable[[], dict[str, torch.Tensor]]
 
 def main(folder: Path, names: list[str], ways: list[str]) -> None:
     torch.set_num_threads(1)
+    rank = os.environ.get("RANK", "0")
+    lm = lively_lm(folder / f"lm-{rank}")  # first: one process alone writes once they know of each other
     if "f" in ways[0]:
         shard_on_cpu()
-    rank = os.environ.get("RANK", "0")
-    lm = lively_lm(folder / f"lm-{rank}")
+    if "z" in ways[0]:
+        zero_on_cpu()
     for name in names:
         row = ROWS[name]
         model = {} if isinstance(row, DiffusionRow) else {"model": lm}
         for way in ways:
             trainer = row.start(folder / name / way, **SETTINGS | settings_of(way) | model)
             trained = trainer.denoiser if isinstance(row, DiffusionRow) else trainer.model
-            found = outcome(trainer, lambda trained=trained: whole(weights(trained)))
+            found = outcome(trainer, lambda trained=trained: gathered(trained))
             if "f" in way:
                 found["sharded"] = sum(isinstance(weight, DTensor) for weight in trained.parameters())
                 found["trained"] = [whole({"": w})[""] for w in trained.parameters() if w.requires_grad]

@@ -94,8 +94,8 @@ class MAHDPOTrainer(DPOTrainer):
         if train_dataset is not None:
             objectives.check_columns(train_dataset, self._column, "train_dataset")
         saved = objectives.saved_heads(model, args)
-        if (saved["head_type"] if saved else args.head_type) == "low_rank" and is_deepspeed_zero3_enabled():
-            raise NotImplementedError("Low-rank heads are not gathered under ZeRO-3. Use full ones, or ZeRO-2.")
+        if is_deepspeed_zero3_enabled():  # it gathers what the called module holds, and heads are only read
+            raise NotImplementedError("Objective heads are not gathered under ZeRO-3. Use FSDP2, or ZeRO-2.")
         self.objectives = objectives.find_objectives(saved, train_dataset, args)
         for name, dataset in door.named(None, eval_dataset):
             objectives.checked(dataset, name, self.objectives, self._column)
