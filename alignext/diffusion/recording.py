@@ -8,6 +8,7 @@ is written down here.
 """
 
 import copy
+import functools
 import inspect
 import itertools
 from collections.abc import Callable, Mapping
@@ -176,15 +177,20 @@ def _call(pipe: Any, scheduler: Any, wrap: Callable[..., Any], call: dict[str, A
     found = [part for name in DENOISERS if isinstance(part := getattr(pipe, name, None), torch.nn.Module)]
     if not found:
         raise ValueError(f"`pipe` must have one of {', '.join(DENOISERS)}, received a {type(pipe).__name__}.")
+    # Stock code takes the device of the pipeline's first model for that of all; a VAE may be elsewhere.
     device = next((parameter.device for parameter in found[0].parameters()), None)
-    if device is not None and device != twin._execution_device and not hasattr(found[0], "_hf_hook"):
-        # Stock code takes the device of the pipeline's first model for that of all; a VAE may be elsewhere.
-        where = {"_execution_device": property(lambda _: device)}
-        twin.__class__ = type(type(pipe).__name__, (type(pipe),), where)
+    twin._call_device = twin._execution_device if device is None or hasattr(found[0], "_hf_hook") else device
+    twin.__class__ = _on_one_device(type(pipe))
     with ExitStack() as stack:
         for module in found:
             stack.enter_context(wrapped(module, wrap))
         stock_class(pipe).__call__(twin, **call)
+
+
+@functools.cache
+def _on_one_device(cls: type) -> type:
+    """The pipeline's class, told its device: stock code would look for it in every layer, several times a call."""
+    return type(cls.__name__, (cls,), {"_execution_device": property(lambda pipe: pipe._call_device)})
 
 
 def _run(pipe: Any, call: dict[str, Any], dtype: torch.dtype | None) -> list[Record]:
