@@ -2,6 +2,7 @@
 """The arrows between the layers: pipelines and trainers import alignext, never the other way, and never each other."""
 
 import ast
+import functools
 import sys
 from collections.abc import Callable
 from importlib.util import resolve_name
@@ -18,7 +19,8 @@ HUGGING_FACE = {"diffusers", "transformers", "trl", "peft", "accelerate", "datas
 LAZY = ROOT / "alignext" / "__init__.py"
 
 
-def imports_of(source: str, *, package: str = "", resolve: bool = True) -> set[str]:
+@functools.cache
+def imports_of(source: str, *, package: str = "", resolve: bool = True) -> frozenset[str]:
     """Full names of all that the code of a module in `package` imports, wherever in it.
 
     With `resolve`, a public name imported from `alignext` counts as the module that defines it.
@@ -32,7 +34,7 @@ def imports_of(source: str, *, package: str = "", resolve: bool = True) -> set[s
             for alias in node.names:
                 public = resolve and module == "alignext" and alias.name in alignext._MODULES
                 found.add(alignext._MODULES[alias.name] if public else f"{module}.{alias.name}")
-    return found
+    return frozenset(found)
 
 
 def package_of(path: Path) -> str:
