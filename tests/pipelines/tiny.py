@@ -4,6 +4,9 @@
 Pictures are 16 x 16, latents (4, 8, 8), the text context 16 tokens. Weights are random but fixed by the seed.
 """
 
+import copy
+import functools
+
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -30,14 +33,19 @@ SIZE = 16
 
 
 def tokenizer() -> CLIPTokenizer:
-    """One token per letter: a CLIP tokenizer with no merges."""
+    """One token per letter: a CLIP tokenizer with no merges. A copy each, since textual inversion adds words."""
+    return copy.deepcopy(_letters())
+
+
+@functools.cache
+def _letters() -> CLIPTokenizer:
     letters = [chr(code) for code in range(33, 127)]
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer({token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=16)
 
 
 def text_encoder(projection: bool = False) -> CLIPTextModel | CLIPTextModelWithProjection:
-    words = tokenizer()
+    words = _letters()
     config = CLIPTextConfig(
         vocab_size=len(words),
         hidden_size=TEXT_DIM,

@@ -3,6 +3,7 @@
 
 import atexit
 import copy
+import functools
 import re
 import shutil
 import tempfile
@@ -25,6 +26,7 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
     TrainerState,
@@ -312,7 +314,7 @@ class Row(AnyRow):
         if saved is None:
             return logits(model)
         tokenizer = AutoTokenizer.from_pretrained(saved)
-        assert tokenizer.get_vocab() == AutoTokenizer.from_pretrained(LM).get_vocab()
+        assert tokenizer.get_vocab() == untouched_tokenizer().get_vocab()
         assert tokenizer.chat_template
         return logits(PeftModel.from_pretrained(model, saved) if lora else model)
 
@@ -325,8 +327,14 @@ class Row(AnyRow):
         assert ("pipeline(" in snippet) == (self.auto is AutoModelForCausalLM)  # which the other classes do without
 
 
+@functools.cache
+def untouched_tokenizer() -> PreTrainedTokenizerBase:
+    """The model's, which no trainer has had in its hands."""
+    return AutoTokenizer.from_pretrained(LM)
+
+
 def logits(model: torch.nn.Module) -> torch.Tensor:
-    ids = AutoTokenizer.from_pretrained(LM)("Lily and Tom went home.", return_tensors="pt").input_ids
+    ids = untouched_tokenizer()("Lily and Tom went home.", return_tensors="pt").input_ids
     with torch.no_grad():
         return model.eval()(input_ids=ids).logits
 

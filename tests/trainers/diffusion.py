@@ -1,6 +1,7 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""The rows of diffusion trainers in the contract suite: small data, tiny random pipelines."""
+"""The rows of diffusion trainers in the contract suite: small data, made once, and tiny random pipelines."""
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ def picture(seed: int) -> Image.Image:
     return Image.fromarray(pixels.numpy())
 
 
+@functools.cache
 def pairs(count: int = 8, first: int = 0) -> Dataset:
     """Rows of `prompt`, `image_chosen`, `image_rejected`, `score_chosen`, `score_rejected`."""
     return Dataset.from_list(
@@ -49,11 +51,13 @@ def pairs(count: int = 8, first: int = 0) -> Dataset:
     )
 
 
+@functools.cache
 def picture_votes(count: int = 8) -> Dataset:
     """Rows of `prompt`, `image`, `label`."""
     return Dataset.from_list([{"prompt": f"fox {i}", "image": picture(i), "label": i % 3 > 0} for i in range(count)])
 
 
+@functools.cache
 def latent_pairs(count: int = 8, width: int = 16, channels: int = 4, pooled: int = 0) -> Dataset:
     """The same, encoded already: for a pipeline that has the denoiser alone."""
     g = torch.Generator().manual_seed(0)
@@ -72,6 +76,7 @@ def latent_pairs(count: int = 8, width: int = 16, channels: int = 4, pooled: int
     return Dataset.from_list(rows)
 
 
+@functools.cache
 def rewarded_prompts(count: int = 8) -> Dataset:
     """Rows of `prompt`."""
     return Dataset.from_list([{"prompt": f"fox {i}"} for i in range(count)])
