@@ -51,19 +51,19 @@ def skip_where_exempt(row, request):
 
 @functools.lru_cache(maxsize=1)
 def used(row):
-    """Components of a row that have run once: some text encoders install hooks of their own at the first call."""
+    """Components of a row that have run once, as some text encoders install hooks of their own at the first call, and
+    their footprint."""
     components = row.components()
-    run(row.build(components=components), row, "stock", num_inference_steps=1)
-    return components
+    pipe = row.build(components=components)
+    run(pipe, row, "stock", num_inference_steps=1)
+    return components, footprint(pipe)
 
 
 @pytest.fixture
 def pipe(row):
     """A pipeline on the components of the last test, or on new ones if that test has changed them."""
-    components = used(row)
-    pipe = row.build(components=components)
-    before = footprint(pipe)
-    yield pipe
+    components, before = used(row)
+    yield row.build(components=components)
     if changes(before, footprint(row.build(components=components))):
         used.cache_clear()
 
