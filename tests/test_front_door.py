@@ -225,6 +225,7 @@ LONG = (
     "gist.py",
 )
 SHORTER = {
+    "alignprop.py": ["--steps", "1"],
     "fade.py": ["--num-samples", "2", "--max-new-tokens", "6"],
 }
 
