@@ -5,6 +5,7 @@ import argparse
 from pathlib import Path
 
 from alignext.cli.arguments import at_least_one, device_of, file_of, number
+from alignext.cli.inputs import prompts_of
 from alignext.files import check_output
 from alignext.methods import method
 
@@ -37,9 +38,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 def run_fit(args: argparse.Namespace) -> None:
     """Fit, write the direction, and print what it keeps of the margin between prompts."""
-    if not args.prompts.is_file():
-        raise FileNotFoundError(f"--prompts {args.prompts} is no file. Pass one with a prompt per line.")
-    prompts = [line.strip() for line in args.prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
+    prompts = [line.strip() for line in prompts_of(args.prompts)]
     if len(set(prompts)) < 2:
         raise ValueError(
             f"--prompts {args.prompts} must have two different prompts or more, found {len(set(prompts))}."

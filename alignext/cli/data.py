@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignext.cli.arguments import at_least_one, between, device_of, file_of
+from alignext.cli.inputs import READERS, read_rows
 from alignext.files import check_output, replacing
 from alignext.methods import method
 
 
 if TYPE_CHECKING:
-    from alignext.cli.report import Words
+    from alignext.demos.scores import Words
 
-_READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 _DATA = "a JSON, CSV or Parquet file, or a Hub id"
 
 
@@ -83,22 +83,14 @@ def read(name: str, split: str, argument: str) -> Any:
         OSError: There is no such file.
         ValueError: It cannot be read, or has no such split.
     """
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError
-
     path = Path(name)
-    if path.suffix not in _READERS:
-        if path.exists() or name.count("/") != 1:
-            raise FileNotFoundError(f"{argument} {name} is none of {', '.join(_READERS)}, and no Hub id.")
-        return load_dataset(name, split=split)
-    if not path.is_file():
-        raise FileNotFoundError(f"{argument} {name} is no file.")
-    try:
-        return load_dataset(_READERS[path.suffix], data_files=str(path), split="train")
-    except (DatasetGenerationError, StopIteration, ValueError) as error:
-        cause = error.__cause__ or error
-        why = "it holds no rows" if isinstance(cause, StopIteration) else cause
-        raise ValueError(f"{argument} {name} cannot be read: {why}") from error
+    if path.suffix in READERS:
+        return read_rows(path, name=argument)["train"]
+    if path.exists() or name.count("/") != 1:
+        raise FileNotFoundError(f"{argument} {name} is none of {', '.join(READERS)}, and no Hub id.")
+    from datasets import load_dataset
+
+    return load_dataset(name, split=split)
 
 
 def _check_out(args: argparse.Namespace) -> None:
@@ -115,8 +107,8 @@ def _check_out(args: argparse.Namespace) -> None:
 
 def _finish(args: argparse.Namespace, scored: Any, kept: Any, words: "Words") -> None:
     """Write the rows and the report, and let go of what was kept for a second try."""
-    from alignext.cli.report import page, text
     from alignext.data.core import processes
+    from alignext.demos.scores import page, text
 
     if not processes().is_main_process:
         return
@@ -150,8 +142,8 @@ def run_ches(args: argparse.Namespace) -> None:
     file_of(args.model, "config.json", "adapter_config.json", name="--model", what="language model")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from alignext.cli.report import Words
     from alignext.data import add_ches_scores, filter_by_ches
+    from alignext.demos.scores import Words
 
     model = AutoModelForCausalLM.from_pretrained(args.model).to(_device(args))
     tokenizer = AutoTokenizer.from_pretrained(args.model)
@@ -188,8 +180,8 @@ def run_gist(args: argparse.Namespace) -> None:
     file_of(args.model, "config.json", "adapter_config.json", name="--model", what="language model")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from alignext.cli.report import Words
     from alignext.data import add_gradient_scores, select_for_task
+    from alignext.demos.scores import Words
 
     if Path(args.model, "adapter_config.json").is_file():
         from peft import AutoPeftModelForCausalLM

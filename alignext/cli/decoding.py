@@ -2,12 +2,12 @@
 """The decoding methods of `alignext generate`: their options, and how each writes."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from alignext.cli.arguments import at_least_one, file_of, number
+from alignext.cli.inputs import json_lines, lines_of
 
 
 METHODS = ("plain", "guided", "qalign", "transfer-q", "svdecode")
@@ -95,10 +95,7 @@ def method_of(args: argparse.Namespace) -> str:
         raise ValueError(f"--method {chosen} needs --reward MODEL, received none.")
     if chosen == "svdecode" and (args.strength is None) == (args.calibrate is None):
         raise ValueError("--method svdecode needs --strength, or --calibrate FILE to find it: one of them.")
-    if args.calibrate is not None and not args.calibrate.is_file():
-        raise FileNotFoundError(
-            f"--calibrate {args.calibrate} is no file. Pass JSON lines with prompt and completion."
-        )
+    lines_of(args.calibrate, name="--calibrate", what="JSON lines with prompt and completion")
     if args.save_custom_generate is not None and chosen == "plain":
         raise ValueError("--save-custom-generate needs another --method than plain, which transformers has.")
     return chosen
@@ -136,7 +133,9 @@ def write_with(
 
     batch, settings = prompt_batch(tokenizer, prompts, model.device), settings_of(args, chosen)
     heads = {"objective_weights": args.objective_weights} if hasattr(model.config, "objective_heads") else {}
-    if chosen == "svdecode":
+    if chosen == "plain":
+        how = {}
+    elif chosen == "svdecode":
         how = _svdecode(model, tokenizer, batch, args, settings)
     else:
         if "baseline_reward_funcs" in settings:
@@ -151,7 +150,7 @@ def write_with(
     if chosen == "qalign":
         accepted, effective = out.acceptance_rate.mean(), out.effective_sample_size.nanmean()
         print(f"accepted {accepted:.0%} of the proposals; {effective:.1f} effective draws a text", file=sys.stderr)
-    sequences = out if chosen == "svdecode" else out.sequences
+    sequences = out.sequences if chosen in _CLASSES else out
     return tokenizer.batch_decode(sequences[:, width:], skip_special_tokens=True)
 
 
@@ -167,8 +166,7 @@ def _svdecode(
         file_of(args.base, "config.json", name="--base", what="language model")
         base = AutoModelForCausalLM.from_pretrained(args.base, dtype=model.dtype).to(model.device).eval()
     if args.calibrate is not None:
-        lines = args.calibrate.read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines if line.strip()]
+        rows = json_lines(args.calibrate, "prompt", "completion", name="--calibrate")
         how = {key: value for key, value in settings.items() if key in ("alpha", "direction")}
         found = calibrate_svdecode(model, rows, tokenizer, base=base, **how)
         settings["strength"] = found.strength

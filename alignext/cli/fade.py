@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alignext.cli.arguments import at_least_one, between, device_of, file_of
+from alignext.cli.inputs import json_lines, prompts_of
 from alignext.files import check_output, replacing
 from alignext.methods import method
 
@@ -65,19 +66,10 @@ def _named(text: str) -> tuple[str, str]:
 
 def _prompts(args: argparse.Namespace) -> list[Any]:
     found: list[Any] = list(args.prompt)
-    if args.prompts is not None:
-        if not args.prompts.is_file():
-            raise FileNotFoundError(f"--prompts {args.prompts} is no file. Pass one with a prompt per line.")
-        for count, line in enumerate(args.prompts.read_text(encoding="utf-8").splitlines(), start=1):
-            if args.prompts.suffix != ".jsonl":
-                found += [line] if line.strip() else []
-                continue
-            try:
-                found += [json.loads(line)["prompt"]] if line.strip() else []
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"--prompts {args.prompts}, line {count}, is no JSON object with `prompt`."
-                ) from error
+    if args.prompts is not None and args.prompts.suffix == ".jsonl":
+        found += [row["prompt"] for row in json_lines(args.prompts, "prompt", name="--prompts")]
+    else:
+        found += prompts_of(args.prompts)
     if not found:
         raise ValueError("There is no prompt. Pass --prompt TEXT, or --prompts FILE with one per line.")
     return found

@@ -8,6 +8,7 @@ from typing import Any
 
 from alignext.cli.arguments import at_least_one, between, device_of, file_of
 from alignext.cli.decoding import add_options, check_rewards, method_of, write_with
+from alignext.cli.inputs import prompts_of
 from alignext.files import check_output, replacing
 
 
@@ -81,9 +82,7 @@ def parse_weights(text: str) -> dict[str, float]:
 def run(args: argparse.Namespace) -> None:
     """Write, and print each prompt with its continuation."""
     chosen = method_of(args)
-    if args.prompts and not args.prompts.is_file():
-        raise FileNotFoundError(f"--prompts {args.prompts} is no file. Pass one with a prompt per line.")
-    prompts = [*args.prompt, *(args.prompts.read_text(encoding="utf-8").splitlines() if args.prompts else [])]
+    prompts = [*args.prompt, *prompts_of(args.prompts)]
     if not prompts and args.merge_to is None:
         raise ValueError("There is no prompt. Pass --prompt TEXT, or --prompts FILE with one per line.")
     if args.merge_to is not None and args.merge_to.exists():
@@ -113,10 +112,7 @@ def run(args: argparse.Namespace) -> None:
         if args.temperature > 0:
             sampling = {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k}
         set_seed(args.seed)
-        if chosen == "plain":
-            written = _plain(model, tokenizer, turns, args, sampling)
-        else:
-            written = write_with(chosen, model, tokenizer, turns, args, sampling)
+        written = write_with(chosen, model, tokenizer, turns, args, sampling)
         for prompt, text in zip(prompts, written, strict=True):
             print(f"{prompt}{'' if text[:1].isspace() else ' '}{text}\n")
     if args.merge_to is not None:
@@ -131,19 +127,3 @@ def _has_heads(model: str) -> bool:
     """Whether a checkpoint of a language model has objective heads."""
     file = file_of(model, "config.json", "adapter_config.json", name="--model", what="language model")
     return "objective_heads" in json.loads(file.read_text(encoding="utf-8"))
-
-
-def _plain(model: Any, tokenizer: Any, prompts: list, args: argparse.Namespace, sampling: dict[str, Any]) -> list[str]:
-    texts = prompts
-    if args.chat:
-        texts = [tokenizer.apply_chat_template(t, tokenize=False, add_generation_prompt=True) for t in prompts]
-    # a rendered chat template has its special tokens already
-    batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=not args.chat).to(model.device)
-    ids = model.generate(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        max_new_tokens=args.max_new_tokens,
-        **({"objective_weights": args.objective_weights} if hasattr(model.config, "objective_heads") else {}),
-        **sampling,
-    )
-    return tokenizer.batch_decode(ids[:, batch.input_ids.shape[1] :], skip_special_tokens=True)

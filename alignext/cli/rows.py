@@ -4,6 +4,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alignext.cli.inputs import READERS, read_rows
+
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -12,7 +14,6 @@ if TYPE_CHECKING:
 # Columns of pictures, all that the trainers know.
 _PICTURES = ("image_chosen", "image_rejected", "chosen", "rejected", "jpg_0", "jpg_1", "image", "source", "mask")
 _PICTURES += ("video_chosen", "video_rejected", "video")
-_READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
 def load_rows(script: "ScriptArguments", mixture: "DatasetMixtureConfig", *, example: str) -> "DatasetDict":
@@ -32,48 +33,13 @@ def load_rows(script: "ScriptArguments", mixture: "DatasetMixtureConfig", *, exa
     if not name:
         raise ValueError(f"There is no dataset. Pass --dataset_name, a file such as {example}, a folder or a Hub id.")
     path = Path(name)
-    if path.suffix in _READERS:
-        if not path.is_file():
-            raise FileNotFoundError(f"--dataset_name {path} is no file.")
-        return _read(path, _READERS[path.suffix], script)
+    if path.suffix in READERS:
+        return read_rows(path, name="--dataset_name", streaming=script.dataset_streaming)
     if path.is_file():
-        raise ValueError(f"--dataset_name {path} is none of {', '.join(_READERS)}. Write its rows into one of these.")
+        raise ValueError(f"--dataset_name {path} is none of {', '.join(READERS)}. Write its rows into one of these.")
     if not path.is_dir() and (path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1):
         raise FileNotFoundError(f"--dataset_name {name} is no folder, and no Hub id, which is written OWNER/NAME.")
     return load_dataset(name, script.dataset_config, streaming=script.dataset_streaming)
-
-
-def _read(path: Path, kind: str, script: "ScriptArguments") -> "DatasetDict":
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError
-
-    if kind != "parquet":
-        _check_encoding(path)
-    try:
-        return load_dataset(kind, data_files=str(path), streaming=script.dataset_streaming)
-    # StopIteration where it is empty; a ValueError by older versions of datasets
-    except (DatasetGenerationError, StopIteration, ValueError) as error:
-        cause = error.__cause__ or error
-        why = "it holds no rows" if isinstance(cause, StopIteration) else cause
-        raise ValueError(f"--dataset_name {path} cannot be read as {kind}: {why}") from error
-
-
-def _check_encoding(path: Path) -> None:
-    """
-    Read a file of text to its end: the dataset would fail much later, at the row that is read then.
-
-    Raises:
-        ValueError: It is not UTF-8; with the line.
-    """
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                line.decode()
-            except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"--dataset_name {path} is not UTF-8: byte {line[error.start]:#x} in line {number}. Convert it: "
-                    f"iconv -f latin1 -t utf-8 {path} > utf8{path.suffix}"
-                ) from error
 
 
 def prompt_rows(script: Any, mixture: "DatasetMixtureConfig", *, at_least: int = 1) -> "dict[str, Dataset]":

@@ -4,11 +4,11 @@
 import argparse
 import csv
 import itertools
-import json
 from pathlib import Path
 from typing import Any
 
 from alignext.cli.arguments import at_least_one, device_of, file_of, number
+from alignext.cli.inputs import json_lines
 from alignext.files import check_output, replacing
 from alignext.methods import method
 
@@ -99,27 +99,12 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any]:
     return model, AutoTokenizer.from_pretrained(args.model, padding_side="left")
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    for count, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            row = json.loads(line) if line.strip() else None
-        except ValueError as error:
-            raise ValueError(f"--pairs {path}, line {count}, is no JSON: {error}") from error
-        if row is not None and not isinstance(row, dict):
-            raise ValueError(f"--pairs {path}, line {count}, must be an object with `positive` and `negative`.")
-        rows += [row] if row is not None else []
-    return rows
-
-
 def run_fit(args: argparse.Namespace) -> None:
     """Fit, write a file per layer, and print how well each separates the answers."""
-    if not args.pairs.is_file():
-        raise FileNotFoundError(f"--pairs {args.pairs} is no file. Pass one with a JSON object per line.")
     if args.out.exists():
         raise ValueError(f"--out {args.out} is there already. Name a new folder.")
     check_output(args.out.parent, name="--out")
-    rows = _rows(args.pairs)
+    rows = json_lines(args.pairs, "positive", "negative", name="--pairs")
     from alignext.steering import fit_steering
 
     model, tokenizer = _load(args)

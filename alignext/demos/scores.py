@@ -1,5 +1,5 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-"""The report of a column of scores: quantiles, a histogram, the rows on top, and what to make of it."""
+"""The report of a column of scores, as text and as a page: quantiles, a histogram, the rows on top, what it means."""
 
 import json
 import math
