@@ -5,9 +5,10 @@ import copy
 import inspect
 from typing import Any
 
+import diffusers
 import pytest
 import torch
-from diffusers import Flux3AutoBlocks, FluxAutoBlocks, FluxKontextAutoBlocks
+from diffusers import FluxAutoBlocks, FluxKontextAutoBlocks
 from diffusers.modular_pipelines import (
     EchoBlocks,
     LoopSequentialPipelineBlocks,
@@ -236,7 +237,7 @@ def test_styles_go_in_and_out():
     assert drawn.isfinite().all() and not torch.equal(drawn, state.images)
 
 
-@pytest.mark.parametrize("family", list(presets.ONLY_MODULAR))
+@pytest.mark.parametrize("family", ["anima", pytest.param("flux3", marks=presets.needs_flux3)])
 def test_families_without_a_stock_class_are_searched(family):
     pipe = presets.pipeline(LatentSearchBlocks(presets.preset(family)), presets.components(family))
     calls = []
@@ -260,9 +261,13 @@ def test_families_without_a_stock_class_are_searched(family):
     torch.testing.assert_close(best.rewards[0, 0], brightness(many, None).max(), rtol=0, atol=1e-6)
 
 
-def test_what_does_not_fit_is_refused():
+@presets.needs_flux3
+def test_alignedgen_refuses_flux3():
     with pytest.raises(NotImplementedError, match=r"AlignedGenBlocks is not defined for blocks of the model 'flux3'"):
-        AlignedGenBlocks(Flux3AutoBlocks())
+        AlignedGenBlocks(diffusers.Flux3AutoBlocks())
+
+
+def test_what_does_not_fit_is_refused():
     with pytest.raises(NotImplementedError, match=r"goes around those of stable-diffusion-xl\."):
         RIVALBlocks(FluxAutoBlocks())
     for refused in (EchoBlocks, MiniMaxH3Blocks, WanAnimate2Blocks):
