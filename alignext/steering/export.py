@@ -35,11 +35,17 @@ def to_peft(vector: "SteeringVector", model: Any, alpha: float = 1.0, adapter_na
         projection has no bias, and says so.
 
     Raises:
+        ImportError: If PEFT is older than 0.20.
         ValueError: If the block has no such projection, or the adapter does not do what the vector does, as where a
             norm follows the MLP (Gemma 2 and 3, OLMo 2, GLM 4). The model is then left as it was.
     """
-    from peft import BeftConfig, get_peft_model
+    import peft
 
+    if not hasattr(peft, "BeftConfig"):
+        raise ImportError(
+            f"`to_peft` makes a BEFT adapter, which PEFT has since 0.20, and {peft.__version__} is installed. Update "
+            "PEFT, or use `apply`."
+        )
     vector.check("swfc", alpha)
     ids = _random_ids(model)
     with vector.apply(model, "swfc", alpha):
@@ -54,7 +60,8 @@ def to_peft(vector: "SteeringVector", model: Any, alpha: float = 1.0, adapter_na
             f"{type(layer).__name__} has none of {', '.join(_ENDS)} as a linear layer to put the bias into. Use "
             "`apply`, which works on every model."
         )
-    wrapped = get_peft_model(model, BeftConfig(target_modules=[names[id(known[end])]]), adapter_name=adapter_name)
+    settings = peft.BeftConfig(target_modules=[names[id(known[end])]])
+    wrapped = peft.get_peft_model(model, settings, adapter_name=adapter_name)
     (bias,) = (p for name, p in wrapped.named_parameters() if "beft_bias" in name and f".{adapter_name}" in name)
     step = float(vector.step(torch.zeros(()), "swfc", alpha))  # the same for every state
     bias.copy_((step * vector.direction).to(bias).view_as(bias))

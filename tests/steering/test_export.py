@@ -3,6 +3,7 @@
 
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 from peft import PeftModel
@@ -18,7 +19,10 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Detected that the base layer has no bias term:UserWarning"),  # it cannot merge
 ]
 
+needs_beft = pytest.mark.skipif(not hasattr(peft, "BeftConfig"), reason="PEFT has it since 0.20")
 
+
+@needs_beft
 @pytest.mark.parametrize("name", ["Llama", "Qwen2", "Mistral", "Phi3", "GPTNeoX"])
 def test_the_adapter_is_the_hook(name: str, tmp_path: Path):
     model, sv = tiny(name), vector()
@@ -33,6 +37,7 @@ def test_the_adapter_is_the_hook(name: str, tmp_path: Path):
     assert torch.equal(logits(adapted.unload()), before)
 
 
+@needs_beft
 @pytest.mark.parametrize("name", ["Gemma2", "Gemma3Text", "Olmo2", "Glm4"])
 def test_blocks_with_a_norm_behind_the_mlp_are_refused(name: str):
     model = tiny(name)
@@ -46,9 +51,16 @@ def test_blocks_with_a_norm_behind_the_mlp_are_refused(name: str):
     assert [type(module) for module in model.modules()] == modules
 
 
+@needs_beft
 def test_a_block_without_a_linear_end():
     with pytest.raises(ValueError, match=r"MambaBlock has none of mlp\.down_proj"):
         vector().to_peft(tiny("Mamba"))
+
+
+def test_an_older_peft_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delattr(peft, "BeftConfig", raising=False)
+    with pytest.raises(ImportError, match=r"PEFT has since 0\.20, and .* is installed"):
+        vector().to_peft(tiny(), 1.5)
 
 
 def test_a_table_of_settings():
