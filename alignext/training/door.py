@@ -3,6 +3,7 @@
 
 import copy
 import functools
+import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -58,6 +59,11 @@ def with_args(args: Config, **changes: Any) -> Config:
     for name, value in (held | changes).items():
         setattr(copied, name, value)
     return copied
+
+
+def model_or_path(model: Any) -> Any:
+    """A folder as the `str` that the parents take: like `from_pretrained`, our trainers take a `pathlib.Path`."""
+    return os.fspath(model) if isinstance(model, os.PathLike) else model
 
 
 def model_name(model: Any) -> str:

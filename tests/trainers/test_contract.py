@@ -37,6 +37,7 @@ from alignext.trainers.process_reward import ProcessRewardConfig, ProcessRewardT
 
 from ..fake_hub import metadata_errors
 from .contract import (
+    MINI_LM,
     AnyRow,
     Row,
     Steps,
@@ -238,7 +239,8 @@ def test_trains_every_parameter(row: AnyRow, finished) -> None:
 
 @over([row for row in ROWS if isinstance(row, Row)])
 def test_trains_on_conversations(row: Row, tmp_path: Path) -> None:
-    trainer = row.start(tmp_path, conversational=True, max_steps=1)
+    # ours take a `Path`, as `from_pretrained` does
+    trainer = row.start(tmp_path, model=MINI_LM if row.ours else str(MINI_LM), conversational=True, max_steps=1)
     before = weights(row.trained(trainer))
     trainer.train()
     check_trained_everything(row, trainer, before, weights(row.trained(trainer)))

@@ -50,7 +50,7 @@ class BCOTrainer(KTOTrainer):
     ```
 
     Args:
-        model (`str` or `PreTrainedModel` or `PeftModel`):
+        model (`str` or `os.PathLike` or `PreTrainedModel` or `PeftModel`):
             The policy, as for [`~trl.KTOTrainer`].
         ref_model (`PreTrainedModel`, *optional*):
             The reference. If not given: the initial policy.
@@ -84,6 +84,7 @@ class BCOTrainer(KTOTrainer):
         prompt_embedder: Callable[[list[str]], Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        model = door.model_or_path(model)
         args = door.settings(args, BCOConfig, f"{door.model_name(model)}-BCO")
         if prompt_embedder is not None and args.udm_embedding is not None:
             raise ValueError("`prompt_embedder` and `udm_embedding` are both given. Pass one of them.")

@@ -54,7 +54,7 @@ class CDASTrainer(CDASCard, Trainer):
     It saves `steering.safetensors`, which [`SteeringVector.load`][alignext.steering.SteeringVector] opens.
 
     Args:
-        model (`str` or `PreTrainedModel` or `PeftModel`):
+        model (`str` or `os.PathLike` or `PreTrainedModel` or `PeftModel`):
             A causal language model. It stays as it is, but for its parameters being frozen.
         args ([`CDASConfig`], *optional*):
             The configuration. If not given: the defaults.
@@ -93,6 +93,7 @@ class CDASTrainer(CDASCard, Trainer):
         peft_config: Any = None,
         **kwargs: Any,
     ) -> None:
+        model = door.model_or_path(model)
         args = door.settings(args, CDASConfig, f"{door.model_name(model)}-CDAS")
         if peft_config is not None:
             raise ValueError(

@@ -18,7 +18,7 @@ from alignext.functional.f_dpg import advantages, f_dpg_loss
 from alignext.methods import method
 from alignext.rewards.texts import checked_reward
 from alignext.training.cards import mend_card, result_name
-from alignext.training.door import check_datasets, model_name, settings, with_args
+from alignext.training.door import check_datasets, model_name, model_or_path, settings, with_args
 from alignext.training.logs import get_logger
 from alignext.training.runs import check_run
 
@@ -59,7 +59,7 @@ class FDPGTrainer(SamplingTrainer):
     ```
 
     Args:
-        model (`str` or `PreTrainedModel` or `PeftModel`):
+        model (`str` or `os.PathLike` or `PreTrainedModel` or `PeftModel`):
             The policy, as for [`~trl.RLOOTrainer`]. What it is now is the initial model that the target is made of; of
             an instance a copy is kept.
         reward_funcs (`RewardFunc` or `list[RewardFunc]`):
@@ -94,6 +94,7 @@ class FDPGTrainer(SamplingTrainer):
         quantization_config: Any = None,
         peft_config: Any = None,
     ) -> None:
+        model = model_or_path(model)
         args = settings(args, FDPGConfig, f"{model_name(model)}-f-DPG")
         check_datasets(
             train_dataset, eval_dataset, columns=[["prompt"]], example=_EXAMPLE, texts=["prompt"], hint=_HINT

@@ -49,7 +49,7 @@ class MAHDPOTrainer(DPOTrainer):
     ```
 
     Args:
-        model (`str` or `PreTrainedModel` or `PeftModel`):
+        model (`str` or `os.PathLike` or `PreTrainedModel` or `PeftModel`):
             A name or folder, with or without objective heads, or a model of
             [`AutoModelForCausalLMWithObjectiveHeads`].
         ref_model (`PreTrainedModel`, *optional*):
@@ -88,6 +88,7 @@ class MAHDPOTrainer(DPOTrainer):
         peft_config: Any = None,
         **kwargs: Any,
     ) -> None:
+        model = door.model_or_path(model)
         args = door.settings(args, MAHDPOConfig, f"{door.model_name(model)}-MAH-DPO")
         self._column = args.objective_column
         train_dataset = objectives.joined(train_dataset, self._column)

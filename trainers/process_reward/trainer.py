@@ -83,7 +83,7 @@ class ProcessRewardTrainer(RewardTrainer):
     [`ProcessReward`][alignext.rewards.process.ProcessReward] as a function that scores texts.
 
     Args:
-        model (`str` or `PreTrainedModel` or `PeftModel`):
+        model (`str` or `os.PathLike` or `PreTrainedModel` or `PeftModel`):
             A name or folder, of a causal language model for example, or a token classifier with `num_labels=1`.
         args ([`ProcessRewardConfig`], *optional*):
             The configuration. If not given: the defaults.
@@ -119,6 +119,7 @@ class ProcessRewardTrainer(RewardTrainer):
         peft_config: Any = None,
         **kwargs: Any,
     ) -> None:
+        model = door.model_or_path(model)
         args = door.settings(args, ProcessRewardConfig, f"{door.model_name(model)}-Process-Reward")
         door.check_datasets(train_dataset, eval_dataset, **_COLUMNS)
         if peft_config is not None and getattr(peft_config, "task_type", None) != "TOKEN_CLS":
