@@ -1,7 +1,7 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """One page of everything that was measured, read from the result files: `docs/measured.md`.
 
-    python benchmarks/measured.py   # writes the page, and what the demo shows of long runs
+    python benchmarks/measured.py   # writes the page, a table of docs/costs.md, and what the demo shows of long runs
 
 A row names a result file, a table in it, a line of that table and a column. Nothing is typed in by hand: a file that
 was made again changes the page, and a line that is gone is an error.
@@ -18,6 +18,7 @@ from alignext.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "measured.md"
+COSTS = ROOT / "docs" / "costs.md"
 SHIPPED = ROOT / "alignext" / "demos" / "measured.json"
 
 
@@ -352,6 +353,18 @@ def page() -> str:
     return HEAD + "\n".join(lines) + (f"\n\nWithout a row: {', '.join(rest)}.\n" if rest else "\n")
 
 
+def costs() -> str:
+    """The text of `docs/costs.md` with what commands took on the embedded models."""
+    head, *lines = tables((RESULTS / "embedded-jobs.md").read_text(encoding="utf-8"))[0]
+    rows = [head, ["---"] * len(head), *lines]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    before, mark, rest = COSTS.read_text(encoding="utf-8").partition("<!-- embedded jobs -->\n")
+    _, end, after = rest.partition("\n<!-- end of embedded jobs -->")
+    if not mark or not end:
+        raise LookupError("docs/costs.md has lost the marks of the table that is written there.")
+    return f"{before}{mark}{table}{end}{after}"
+
+
 def distance(effect: str) -> float:
     """
     How far from nothing an effect is, in halves of its 95 % interval: beyond 1 and -1 it was told.
@@ -391,4 +404,5 @@ def shipped() -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
+    COSTS.write_text(costs(), encoding="utf-8")
     SHIPPED.write_text(shipped(), encoding="utf-8")

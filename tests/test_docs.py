@@ -182,6 +182,12 @@ def test_pages_of_methods_have_one_order(name):
     assert {ORDER.index(must) for must in ("Use", "How", "Limits")} <= set(known)
 
 
+def test_every_method_can_be_chosen():
+    page = (ROOT / "docs" / "choosing.md").read_text()
+    assert {row.name for row in METHODS if row.name.lower() not in page.lower()} == set()
+    assert {row.page for row in METHODS if f"({row.page}.md" not in page} == set()
+
+
 def test_relative_links_lead_to_files():
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]:
         for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):

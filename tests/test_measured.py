@@ -25,6 +25,10 @@ def test_the_page_is_made_of_the_results(measured):
     assert (ROOT / "docs" / "measured.md").read_text() == measured.page(), "python benchmarks/measured.py"
 
 
+def test_the_costs_of_commands_are_what_was_measured(measured):
+    assert measured.COSTS.read_text() == measured.costs(), "python benchmarks/measured.py"
+
+
 def test_the_demo_shows_what_the_results_say(measured):
     assert measured.SHIPPED.read_text() == measured.shipped(), "python benchmarks/measured.py"
 
@@ -48,6 +52,12 @@ def test_distances_are_in_halves_of_the_interval(measured, effect, distance):
 
 def test_every_command_is_a_benchmark(measured):
     assert all((ROOT / "benchmarks" / row.command).is_file() for row in measured.ROWS)
+
+
+def test_every_benchmark_is_listed():
+    listed = (ROOT / "benchmarks" / "README.md").read_text()
+    scripts = {script.name for script in (ROOT / "benchmarks").glob("*.py")} - {"common.py", "shapes.py"}
+    assert {name for name in scripts if f"benchmarks/{name}" not in listed} == set()
 
 
 def test_a_line_that_is_gone_is_an_error(measured):
