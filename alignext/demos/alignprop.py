@@ -131,6 +131,8 @@ def demo(*, seed: int, steps: int | None) -> list[Section]:
                 )
             ],
             tables=[measures],
-            commands=["alignext alignprop --dataset_name prompts.csv --reward_funcs pickscore --output_dir trained"],
+            commands=[
+                "alignext alignprop --dataset_name prompts.csv --reward_funcs pickscore --output_dir out  # on yours"
+            ],
         )
     ]

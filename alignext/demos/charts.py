@@ -89,6 +89,8 @@ def draw(chart: Chart) -> str:
             )
             for point in zip(x, y, labels, strict=True):
                 axes.annotate(point[2], point[:2], xytext=(3, 5), textcoords="offset points")
+        if chart.labels:
+            axes.margins(x=0.2)  # room for a word behind the last point
         found = [point for points in series.values() for point in points]
         if not found:
             axes.text(0.5, 0.5, "nothing was measured", ha="center", transform=axes.transAxes)

@@ -29,7 +29,11 @@ def demo(*, seed: int, steps: int | None) -> list[Section]:
     steps = steps or 32
     model = AutoModelForCausalLM.from_pretrained(mini.path("lm"))
     tokenizer = AutoTokenizer.from_pretrained(mini.path("lm"))
-    prompts = [f"One day, {name} {it}." for name in ("Amy", "Bob", "Leo") for it in ("went out", "saw a dog")]
+    prompts = [
+        f"One day, {name} {it}."
+        for name in ("Amy", "Bob", "Leo", "Jane", "Sam", "Sue")
+        for it in ("went out", "saw a dog")
+    ]
     batch = prompt_batch(tokenizer, prompts)
     width, rows, counts = batch["input_ids"].shape[1], [], {}
 
@@ -41,7 +45,7 @@ def demo(*, seed: int, steps: int | None) -> list[Section]:
     def measured(way: str, budget: str, drawn: float, texts: list[str]) -> None:
         values = [sum(_count(text, words) for text in texts) / len(texts) for words in (_JOY, _OTHERS)]
         rows.append([way, budget, drawn / len(texts), *values, texts[0].strip()])
-        counts[way] = [float(_count(text, _JOY)) for text in texts]
+        counts[way, budget] = [float(_count(text, _JOY)) for text in texts]
 
     def decoded(out: Any) -> list[str]:
         return tokenizer.batch_decode(out.sequences[:, width:], skip_special_tokens=True)
@@ -59,31 +63,38 @@ def demo(*, seed: int, steps: int | None) -> list[Section]:
     out = generate(QAlign(_joy, tokenizer, beta=0.3, num_steps=steps))
     for n in _doubling(steps):
         drawn = sum(state.drawn for chain in out.chains for state in chain[: n + 1])
-        measured("QAlign", f"{n} steps", drawn, [chain[n].text for chain in out.chains])
+        measured("QAlign", f"{n} step{'s' * (n > 1)}", drawn, [chain[n].text for chain in out.chains])
     for commit in (9, 3):
         ours = TransferQ(_joy, tokenizer, k=4, alpha=0.3, rollout_tokens=8, commit_tokens=commit, min_p=0.02)
         out = generate(ours)
         drawn = out.rollout_tokens + sum(int((step >= 0).sum()) for step in out.candidates)
         measured("Transfer Q*", f"{commit} tokens at a time", drawn, decoded(out))
+    last = {row[0]: row for row in rows}
+    plain, *more = [row for row in rows if row[0] == "best of n"]
+    told = []
+    for row in last.values():
+        against = [("one story", plain)]
+        if row[0] != "best of n":
+            nearest = min((plain, *more), key=lambda other: abs(other[2] - row[2]))
+            against.append((f"best of n ({nearest[1]}, about as many tokens)", nearest))
+        told += [
+            verdict(
+                "words of joy",
+                f"{row[0]} ({row[1]})",
+                name,
+                paired(counts[row[0], row[1]], counts[other[0], other[1]]),
+                f"{len(prompts)} stories",
+            )
+            for name, other in against
+        ]
     table = Table(
         ["way", "budget", "tokens drawn a story", "words of joy", "words of another list"],
         [row[:-1] for row in rows],
         caption="Tokens of guided decoding are counted as if all candidates of a sentence were as long as the kept "
         "one.",
-        verdict=" ".join(
-            verdict(
-                "words of joy with the largest budget of each",
-                way,
-                "best of n",
-                paired(counts[way], counts["best of n"]),
-                f"{len(prompts)} stories each",
-            )
-            for way in counts
-            if way != "best of n"
-        ),
+        verdict=" ".join(told),
     )
     print_table(table)
-    last = {row[0]: row for row in rows}
     return [
         Section(
             title="Decoding with a reward: four ways to spend tokens",

@@ -100,7 +100,7 @@ def demo(*, seed: int, steps: int | None) -> list[Section]:
                 Figure("attention", seen, f"A picture of {prompt}, and where each word was looked at.", prompt),
             ],
             tables=[measures],
-            commands=["alignext segment PICTURE --classes cat cup --model MODEL --out found"],
+            commands=["alignext segment PICTURE --classes cat cup --model MODEL --out found  # on yours"],
         )
     ]
 

@@ -14,8 +14,8 @@ def demo(*, seed: int, steps: int | None) -> list[Section]:
     told = [row for row in rows if abs(row["distance"]) > 1]
     rest = [row for row in rows if row not in told]
     table = Table(
-        ["method", "what was measured", "came out", "distance from nothing", "in a clone of the repository"],
-        [[row[key] for key in ("method", "what", "effect", "distance", "command")] for row in rows],
+        ["method", "what was measured", "came out", "distance from nothing"],
+        [[row[key] for key in ("method", "what", "effect", "distance")] for row in rows],
         caption="In brackets the 95 % interval, of the change where there is one, and behind ± half of it. The "
         "distance is in such halves: beyond 1 and -1 there is an effect.",
         verdict=f"Beyond the error: {_listed(told)}. Within it, nothing could be told: {_listed(rest)}.",
@@ -45,6 +45,10 @@ def demo(*, seed: int, steps: int | None) -> list[Section]:
                 )
             ],
             tables=[table],
+            commands=[
+                f"{command}  # in a clone, for {', '.join(row['method'] for row in rows if row['command'] == command)}"
+                for command in dict.fromkeys(row["command"] for row in rows)
+            ],
         )
     ]
 

@@ -42,7 +42,8 @@ def demo(*, seed: int, steps: int | None) -> list[Section]:
         "No training: partial drawings are tried, estimated and kept or dropped while the model draws. The reward is "
         "minus the size of the picture as a JPEG, in kilobytes, so that the search prefers plain ones. The best of 8 "
         "costs as much as the beam search and looks at finished drawings only. Fifty steps are many choices: with "
-        "ten, search is level with the best of 8.",
+        "ten, search is level with the best of 8. What the reward does not ask for is given up, such as the string of "
+        "the balloon.",
         figures=[Figure("search", sheet, alt="Captions by row: one sample, best of 8, beam search.")],
         charts=charts,
         tables=[table],
@@ -111,12 +112,15 @@ def _compare(pipe: Any, prompts: list[str], name: str, reward: Any, held_out: An
                 estimates.append([(entry["node"] + 1, entry["rewards"][0]) for entry in result.history])
     means = {method: torch.tensor(rows, dtype=torch.float64).mean(0).tolist() for method, rows in found.items()}
     gained = paired(*([row[1] for row in found[method]] for method in ("beam search", "best of 8")))
+    given_up = paired(*([row[2] for row in found[method]] for method in ("beam search", "one sample")))
     table = Table(
         ("", "evaluations", f"{name} (searched)", "concept (held out)"),
         [(method, round(nfe), searched, other) for method, (nfe, searched, other) in means.items()],
         "Means over the captions. Held out: the log-probability of what the caption names, by the embedded judge, "
         "which the search did not see.",
-        verdict(name, "beam search", "best of 8", gained, f"{len(prompts)} captions"),
+        verdict(name, "beam search", "best of 8", gained, f"{len(prompts)} captions")
+        + " "
+        + verdict("what was not searched for", "beam search", "one sample", given_up, f"{len(prompts)} captions"),
     )
     print_table(table)
     course = []

@@ -89,7 +89,7 @@ def demo(*, seed: int, steps: int | None) -> list[Section]:
             ],
             tables=[measures],
             passages=[trace_html(trace, middle, scale) for trace in traces],
-            commands=["alignext steer fit --model MODEL --pairs pairs.jsonl --out vectors"],
+            commands=["alignext steer fit --model MODEL --pairs pairs.jsonl --out vectors  # on yours"],
         )
     ]
 
