@@ -105,8 +105,8 @@ def main() -> None:
     lines = []
     for row in rows:
         seconds, memory = row["seconds"], median(row["GiB"])
-        spread = f"{min(seconds):.0f} to {max(seconds):.0f}"
-        lines.append([JOBS[row["job"]][0], f"{median(seconds):.0f}", spread, f"{memory:.1f}"])
+        spread = f"{min(seconds):.1f} to {max(seconds):.1f}"
+        lines.append([JOBS[row["job"]][0], f"{median(seconds):.1f}", spread, f"{memory:.2f}"])
     text = f"Processor seconds of one thread, with the start of Python; {args.rounds} rounds by turns.\n\n"
     write(NAME, "Commands on the embedded models", made, {"runs": rows}, text + table(heads, lines))
 

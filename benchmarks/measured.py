@@ -358,8 +358,8 @@ def costs() -> str:
     head, *lines = tables((RESULTS / "embedded-jobs.md").read_text(encoding="utf-8"))[0]
     rows = [head, ["---"] * len(head), *lines]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    before, mark, rest = COSTS.read_text(encoding="utf-8").partition("<!-- embedded jobs -->\n")
-    _, end, after = rest.partition("\n<!-- end of embedded jobs -->")
+    before, mark, rest = COSTS.read_text(encoding="utf-8").partition("<!-- embedded jobs -->\n\n")
+    _, end, after = rest.partition("\n\n<!-- end of embedded jobs -->")
     if not mark or not end:
         raise LookupError("docs/costs.md has lost the marks of the table that is written there.")
     return f"{before}{mark}{table}{end}{after}"
