@@ -384,16 +384,21 @@ def test_all_steps_take_the_gradient_of_one_graph(tmp_path: Path) -> None:
 # Inversions computed beforehand
 
 
-@pytest.mark.parametrize("target", ["reference", "trajectory", "recovered"])
-def test_kept_inversions_train_as_fresh_ones(target: str, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {
+def whole(target: str, folder: Path) -> dict[str, Any]:
+    """Settings under which all points of each pair count, and are kept in the folder where they are kept."""
+    return {
         "target": target,
         "dataset": latent_pairs(4),
-        "inversion_cache": str(tmp_path / "kept"),
+        "inversion_cache": str(folder / "kept"),
         "prompt_dropout": 0.0,
         "beta": 20.0,
         "num_train_steps_per_pair": None,
     }
+
+
+@pytest.mark.parametrize("target", ["reference", "trajectory", "recovered"])
+def test_kept_inversions_train_as_fresh_ones(target: str, tmp_path: Path) -> None:
+    settings = whole(target, tmp_path)
     kept = displaced(INVERSION.start(tmp_path, precompute_inversion=True, num_cached_points=4, **settings))
     fresh = displaced(INVERSION.start(tmp_path, **settings))
     found, expected = (margins(trainer, batch_of(trainer, [0, 1, 2])) for trainer in (kept, fresh))
@@ -401,22 +406,28 @@ def test_kept_inversions_train_as_fresh_ones(target: str, tmp_path: Path) -> Non
     tolerance = 0.01 if target == "recovered" else 0.001
     torch.testing.assert_close(found, expected, rtol=0.02, atol=tolerance * expected.abs().max().item())
     assert (kept.ref_denoiser is None) == (target == "reference")
-    # A second run finds them: its reference never runs.
-    again: list[int] = []
+
+
+# Under which names they are kept is the same for every target.
+@pytest.mark.parametrize(
+    "target", ["reference", *(pytest.param(name, marks=pytest.mark.slow) for name in ("trajectory", "recovered"))]
+)
+def test_kept_inversions_are_found_again(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference of a second run never runs; with other points or another text encoder it does."""
+    ran: list[int] = []
     original = InversionDPOTrainer._invert
-    try:
-        InversionDPOTrainer._invert = lambda *args: again.append(1) or original(*args)
-        INVERSION.start(tmp_path, precompute_inversion=True, num_cached_points=4, **settings)
-        assert not again
-        INVERSION.start(tmp_path, precompute_inversion=True, num_cached_points=3, **settings)
-        assert again
-        again.clear()
-        other = sd()  # another text encoder reads another prompt
-        next(other.text_encoder.parameters()).data.add_(1)
-        INVERSION.start(tmp_path, pipe=other, precompute_inversion=True, num_cached_points=4, **settings)
-        assert again
-    finally:
-        InversionDPOTrainer._invert = original
+    monkeypatch.setattr(InversionDPOTrainer, "_invert", lambda *args: ran.append(1) or original(*args))
+
+    def runs(points: int = 4, pipe: Any = None) -> bool:
+        ran.clear()
+        settings = {"precompute_inversion": True, "num_cached_points": points} | whole(target, tmp_path)
+        INVERSION.start(tmp_path, pipe=pipe, **settings)
+        return bool(ran)
+
+    assert runs() and not runs() and runs(points=3)
+    other = sd()  # another text encoder reads another prompt
+    next(other.text_encoder.parameters()).data.add_(1)
+    assert runs(pipe=other)
 
 
 def test_kept_points_of_a_pair_are_the_same_of_both_pictures(tmp_path: Path) -> None:
