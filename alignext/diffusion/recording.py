@@ -179,7 +179,7 @@ def _call(pipe: Any, scheduler: Any, wrap: Callable[..., Any], call: dict[str, A
         raise ValueError(f"`pipe` must have one of {', '.join(DENOISERS)}, received a {type(pipe).__name__}.")
     # Stock code takes the device of the pipeline's first model for that of all; a VAE may be elsewhere.
     device = next((parameter.device for parameter in found[0].parameters()), None)
-    twin._call_device = twin._execution_device if device is None or hasattr(found[0], "_hf_hook") else device
+    twin.device_of_call = twin._execution_device if device is None or hasattr(found[0], "_hf_hook") else device
     twin.__class__ = _on_one_device(type(pipe))
     with ExitStack() as stack:
         for module in found:
@@ -190,7 +190,7 @@ def _call(pipe: Any, scheduler: Any, wrap: Callable[..., Any], call: dict[str, A
 @functools.cache
 def _on_one_device(cls: type) -> type:
     """The pipeline's class, told its device: stock code would look for it in every layer, several times a call."""
-    return type(cls.__name__, (cls,), {"_execution_device": property(lambda pipe: pipe._call_device)})
+    return type(cls.__name__, (cls,), {"_execution_device": property(lambda pipe: pipe.device_of_call)})
 
 
 def _run(pipe: Any, call: dict[str, Any], dtype: torch.dtype | None) -> list[Record]:
