@@ -280,7 +280,7 @@ ROWS = (
 )
 # What parts of the demo say of longer runs than theirs.
 QUOTED = {
-    "alignedgen": "{alignedgen-open#2: stock > style features}",
+    "alignedgen": "{alignedgen-open#2: stock > texture}",
     "search": "{latent-search-effect-video-motion#1: beam 4 x 2 > motion (searched)}",
 }
 

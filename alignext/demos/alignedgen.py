@@ -1,6 +1,9 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """AlignedGen on prompts that leave the style open, and on styles of held-out drawings."""
 
+from itertools import combinations
+from statistics import fmean
+
 import torch
 from PIL.Image import Image
 
@@ -51,12 +54,13 @@ def demo(*, seed: int, steps: int | None) -> list[Section]:
     measured = {name: _measure(images) for name, images in made.items()}
     found = paired(*(measured[name][:, 0].tolist() for name in ("AlignedGen", "stock")))
     table = Table(
-        ["made by", "style features", "same style", "palette", "is the subject"],
+        ["made by", "texture", "style features", "same style", "palette", "is the subject"],
         [[name, *values.mean(0).tolist()] for name, values in measured.items()],
-        caption=f"Means over {len(_SETS)} sets. Over the pairs of a set: cosine of the style judge's features, share "
-        "that it gives one style, overlap of the colour histograms, white left out. The last column: share of images "
+        caption=f"Means over {len(_SETS)} sets. Over the pairs of a set: cosine of the Gram matrices of the style "
+        "judge's first layers, and of its features, share that it gives one style, overlap of the colour histograms, "
+        "white left out. The last column: share of images "
         "in which the concept judge sees what the prompt names.",
-        verdict=verdict("likeness of style", "AlignedGen", "stock", found, f"{len(_SETS)} sets")
+        verdict=verdict("likeness of texture", "AlignedGen", "stock", found, f"{len(_SETS)} sets")
         + f" Over 24 sets a benchmark found {quoted('alignedgen')}.",
     )
     print_table(table)
@@ -66,7 +70,7 @@ def demo(*, seed: int, steps: int | None) -> list[Section]:
             "None of these prompts names a style, so the stock pipeline draws each image in any of the five that the "
             "model knows. With AlignedGen the first image of a row is the same, and the others take over its style: "
             "they also attend to its tokens, which seem to lie to their right, in all layers of this small model. "
-            "Three sets are few, so that the result of 24 stands beside it.",
+            "Three sets are few, so that the sentence below the table also tells what 24 came to.",
             figures=[
                 Figure(
                     "alignedgen-sets",
@@ -94,5 +98,7 @@ def _measure(sets: list[list[Image]]) -> torch.Tensor:
     for prompts, images in zip(_SETS, sets, strict=True):
         names = concept.name(images)
         right = [prompt.split(" ", 1)[1] == name for prompt, name in zip(prompts, names, strict=True)]
-        rows.append([*likeness(images, style).values(), sum(right) / len(right)])
+        grams = style.texture(images)
+        texture = fmean((a @ b).item() for a, b in combinations(grams, 2))
+        rows.append([texture, *likeness(images, style).values(), sum(right) / len(right)])
     return torch.tensor(rows)

@@ -1,6 +1,7 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """The page of the demo: the sections of each method, one after the other, and what they took."""
 
+import signal
 import time
 import warnings
 from collections.abc import Generator, Iterator, Sequence
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import version
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 from alignext import __version__
@@ -56,13 +57,19 @@ def _at_once(
     headings: dict[str, str], seed: int, steps: int | None, processes: int
 ) -> Iterator[tuple[str, list[Section]]]:
     """Names and sections as they are done. Each process prints its own lines, so that those of two may be mixed."""
-    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
+    # An interruption is for the parent alone, which ends what still runs: nobody waits for a training then.
+    ignored = (signal.SIGINT, signal.SIG_IGN)
+    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=signal.signal, initargs=ignored)
     try:
         made = {pool.submit(_shown, heading, name, seed, steps): name for name, heading in headings.items()}
         for each in as_completed(made):
             yield made[each], each.result()
+    except BaseException:
+        for child in active_children():
+            child.terminate()
+        raise
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(cancel_futures=True)
 
 
 def _shown(heading: str, name: str, seed: int, steps: int | None) -> list[Section]:
