@@ -102,7 +102,8 @@ def cross_image_attention(
     if key is None or value is None:
         folded = query.unflatten(0, (groups, images)).transpose(1, 2).flatten(2, 3)  # (G, heads, M * n, d)
         out = F.scaled_dot_product_attention(folded, reference_key, reference_value)
-        return out.unflatten(2, (images, -1)).transpose(1, 2).flatten(0, 1)
+        # The shape is the query's, and said to be: a compiler does not know that groups * (rows // groups) = rows.
+        return out.unflatten(2, (images, -1)).transpose(1, 2).reshape(query.shape)
     if reference_weight == 0:
         return F.scaled_dot_product_attention(query, key, value)
     bias = None
@@ -110,7 +111,9 @@ def cross_image_attention(
         bias = query.new_zeros(1, 1, 1, n_ref + key.shape[2])
         bias[..., :n_ref] = math.log(reference_weight)
     # One reference is not copied for each image before it is put in front of the image's own.
-    per_image = (x[:, None].expand(-1, images, -1, -1, -1).flatten(0, 1) for x in (reference_key, reference_value))
+    per_image = (
+        x[:, None].expand(-1, images, -1, -1, -1).reshape(rows, *x.shape[1:]) for x in (reference_key, reference_value)
+    )
     key, value = (torch.cat(pair, dim=2) for pair in zip(per_image, (key, value), strict=True))
     return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
 

@@ -2,6 +2,7 @@
 """The hooks of RIVAL in one stock denoising loop: self-attention processors, wrappers of UNet and `scheduler.step`."""
 
 import functools
+import operator
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
@@ -54,22 +55,26 @@ class RIVALAttnProcessor:
         if attn.group_norm is not None:
             hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
 
-        rows, n = len(hidden_states), self.alignment.image_rows
+        # n rows of images, m of the reference. A compiler shall see that m is a constant and n + m all rows: of slices,
+        # whose ends may be anything, it makes expressions that double with every layer.
+        m = operator.index(self.alignment.reference_rows)
+        n = len(hidden_states) - m
         query = self._heads(attn, attn.to_q(hidden_states), attn.norm_q)
         # Images that read nothing but the reference need no keys and values of their own.
-        source = hidden_states if mode == "concat" else hidden_states[n:]
+        source = hidden_states if mode == "concat" else hidden_states.narrow(0, n, m)
         if len(source):
             key = self._heads(attn, attn.to_k(source), attn.norm_k)
             value = self._heads(attn, attn.to_v(source))
-        own = (key[:n], value[:n]) if mode == "concat" else (None, None)
-        reference = (key[n - rows :], value[n - rows :]) if n < rows else self.reference
+        own = (key.narrow(0, 0, n), value.narrow(0, 0, n)) if mode == "concat" else (None, None)
+        reference = tuple(x.narrow(0, len(x) - m, m) for x in (key, value)) if m else self.reference
         parts = []
         if n:
-            parts.append(self.alignment.read(query[:n], *own, *reference))
+            parts.append(self.alignment.read(query.narrow(0, 0, n), *own, *reference))
         else:  # the reference alone: its images come in another call
             self.reference = reference
-        if n < rows:
-            parts.append(torch.nn.functional.scaled_dot_product_attention(query[n:], reference[0], reference[1]))
+        if m:
+            attention = torch.nn.functional.scaled_dot_product_attention
+            parts.append(attention(query.narrow(0, n, m), reference[0], reference[1]))
         out = torch.cat(parts) if len(parts) > 1 else parts[0]
 
         out = out.transpose(1, 2).flatten(2).to(query.dtype)
@@ -114,7 +119,7 @@ class Alignment:
         self.chain_index = {int(t): k for k, t in enumerate(inversion.timesteps, start=1)}
         self.mode = "plain"
         self.branches = 1
-        self.image_rows = 0  # of the UNet call that runs; the reference's rows come behind them
+        self.reference_rows = 0  # of the UNet call that runs; they come behind those of the images
         self.reference_noise: torch.Tensor | None = None
         self.processors: list[RIVALAttnProcessor] = []
 
@@ -144,7 +149,7 @@ class Alignment:
     def read(self, query, key, value, reference_key, reference_value) -> torch.Tensor:
         """Attention of the images' rows, which read the reference's rows of their own branch of guidance."""
         # With the null prompt one row per reference serves every branch of guidance, and a single one all rows.
-        copies = self.branches * self.inversion.num_references // len(reference_key)
+        copies = operator.index(self.branches) * self.inversion.num_references // len(reference_key)
         if copies > 1 and len(reference_key) > 1:
             reference_key, reference_value = (x.repeat(copies, 1, 1, 1) for x in (reference_key, reference_value))
         weight = self.levers.reference_weight
@@ -157,19 +162,19 @@ class Alignment:
         self.mode, align = self.levers.mode(t - offset), self.levers.aligns(t)
         # The branches are read off the batch, since a callback may switch guidance off half-way.
         self.branches = len(sample) // (self.inversion.num_references * self.images_per_reference)
-        self.image_rows = len(sample)
+        self.reference_rows = 0
         if self.mode == "plain" and not align:
             return forward(sample, timestep, **kwargs)
         reference = self._reference_call(sample, t, kwargs)
         joint = _joined({"sample": sample, **kwargs}, reference)
+        self.reference_rows = len(reference["sample"])
         if joint is not None:
             noise = forward(joint.pop("sample"), timestep, **joint)[0]
             noise, noise_R = noise[: len(sample)], noise[len(sample) :]
             output = (noise,) if kwargs.get("return_dict") is False else UNet2DConditionOutput(sample=noise)
         else:
-            self.image_rows = 0
             noise_R = forward(reference.pop("sample"), timestep, **reference)[0]
-            self.image_rows = len(sample)
+            self.reference_rows = 0
             output = forward(sample, timestep, **kwargs)
         if align and self.reference_noise is None and self._is_conditional:
             self.reference_noise = noise_R[-self.inversion.num_references :]
