@@ -55,8 +55,8 @@ class RIVALAttnProcessor:
         if attn.group_norm is not None:
             hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
 
-        # n rows of images, m of the reference. A compiler shall see that m is a constant and n + m all rows: of slices,
-        # whose ends may be anything, it makes expressions that double with every layer.
+        # n rows of images, m of the reference. A compiler shall see that m is a constant and n + m all rows: slices,
+        # whose ends may be anything, make expressions for it that double with every layer.
         m = operator.index(self.alignment.reference_rows)
         n = len(hidden_states) - m
         query = self._heads(attn, attn.to_q(hidden_states), attn.norm_q)
