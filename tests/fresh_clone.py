@@ -1,7 +1,7 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """Walks a fresh clone as a visitor does: every block of the README and of the tutorials, as printed, in a clean shell.
 
-    python tests/fresh_clone.py                      # with the packages that are installed here; about ten minutes
+    python tests/fresh_clone.py                      # with the packages that are installed here; 22 CPU minutes
     python tests/fresh_clone.py --install            # `make demo` installs everything anew
     python tests/fresh_clone.py --pages README.md    # one page alone
 
