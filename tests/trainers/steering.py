@@ -1,6 +1,7 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """The row of CDAS in the contract suite: a vector in a tiny language model that reads the embedded one's tokens."""
 
+import copy
 import functools
 import tempfile
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ class SteeringRow(AnyRow):
         if model is None:
             model = tiny_lm()
         if peft_config is not None:  # it is trained in a model with an adapter, and the adapter is not
-            model = get_peft_model(model, peft_config)
+            model = get_peft_model(model, copy.deepcopy(peft_config))  # peft writes into it
         return (trainer or self.trainer)(
             model,
             self.config(**defaults | settings),
