@@ -44,15 +44,24 @@ class FileHubMixin:
     _use: ClassVar[str]
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write one safetensors file. An existing file is replaced only when the new one is complete."""
+        """
+        Write one safetensors file, and the folders above it. An existing file is replaced only when the new one is
+        complete.
+        """
         found = {f.name: getattr(self, f.name) for f in fields(self)}  # ty: ignore[invalid-argument-type]
         tensors = {name: x.detach().cpu().contiguous().clone() for name, x in found.items() if isinstance(x, Tensor)}
+        if Path(path).is_dir():
+            raise IsADirectoryError(
+                f"`path` must be a file, received the folder {os.fspath(path)!r}. Pass a file in it, such as "
+                f"{os.path.join(path, self._file_name)!r}."
+            )
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as part:
             save_file(tensors, part, metadata={"format": "pt", self._key: dumps(self._plain())})
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Self:
-        """Read a file that `save` wrote."""
+        """Read a file that `save` wrote, or the folder of a repository or a training that has it."""
         tensors, plain = cls._read(path, cls._key)
         absent = {f.name: None for f in fields(cls) if f.default is MISSING}  # ty: ignore[invalid-argument-type]
         return cls(**absent | tensors | cls._fields(plain))
@@ -69,6 +78,8 @@ class FileHubMixin:
     @classmethod
     def _read(cls, path: str | os.PathLike, key: str) -> tuple[dict[str, Tensor], Any]:
         """The tensors of a file of `save`, and what its metadata has under `key`."""
+        if os.path.isdir(path):
+            path = os.path.join(path, cls._file_name)
         wrong = ValueError(
             f"`path`: {os.fspath(path)!r} is no file that `{cls.__name__}.save` wrote, or not all of it."
         )

@@ -12,9 +12,20 @@ from accelerate.utils import is_peft_model
 from datasets import Dataset
 from transformers.utils import logging
 
-from alignext.data.core import NoScore, Values, add_columns, chosen_rows, numbers, padded, share_of, weights_key
+from alignext.data.core import (
+    NoScore,
+    Values,
+    add_columns,
+    check_kind,
+    chosen_rows,
+    numbers,
+    padded,
+    share_of,
+    weights_key,
+)
 from alignext.data.encode import check_no_pictures, encode_pair
 from alignext.functional.ches import answer_sums, ches_scores, growth_kernel, ln_ches_scores
+from alignext.loaded import check_loaded
 from alignext.methods import method
 
 
@@ -185,6 +196,8 @@ def _group_column(dataset: Dataset, by: str) -> list[Any]:
 
 
 def _check(model: Any, dataset: Any) -> None:
+    check_loaded(model)
+    check_kind(dataset)
     if model.config.is_encoder_decoder:
         raise NotImplementedError(f"{type(model).__name__} is an encoder-decoder; pass a causal language model.")
     columns = dataset.column_names

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 from tqdm.auto import tqdm
 
 
@@ -92,6 +92,19 @@ def add_columns(
     for name in names:
         dataset = dataset.add_column(name, [x for start in starts for x in blocks[start]["values"][name]])
     return dataset.add_column(note, [text for start in starts for text in blocks[start]["notes"]])
+
+
+def check_kind(dataset: Any, name: str = "dataset") -> None:
+    """
+    Raises:
+        ValueError: It is a dictionary of datasets, a list, a name, or anything else that has no columns.
+    """
+    if isinstance(dataset, Dataset | IterableDataset):
+        return
+    from alignext.training.door import check_dataset_kind  # it imports TRL's trainers, for seconds
+
+    check_dataset_kind(dataset, name)
+    raise ValueError(f"`{name}` must be a `Dataset` or an `IterableDataset`, received a {type(dataset).__name__}.")
 
 
 def processes(device: str | None = None) -> PartialState:

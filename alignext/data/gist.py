@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from alignext.data.core import NoScore, Values, add_columns, weights_key
+from alignext.data.core import NoScore, Values, add_columns, check_kind, weights_key
 from alignext.data.encode import check_no_pictures, encode_example
 from alignext.data.features import FEATURES, SketchFeatures
 from alignext.data.gradients import RowGradients
+from alignext.loaded import check_loaded
 from alignext.methods import method as row_of
 from alignext.wrapping import evaluating
 
@@ -195,6 +196,8 @@ def _warn_of_zero_b(gradients: RowGradients) -> None:
 
 
 def _check(model: Any, dataset: Any, name: str) -> None:
+    check_loaded(model)
+    check_kind(dataset, name)
     if model.config.is_encoder_decoder:
         raise NotImplementedError(f"{type(model).__name__} is an encoder-decoder; pass a causal language model.")
     columns = dataset.column_names

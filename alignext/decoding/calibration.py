@@ -94,6 +94,11 @@ def calibrate_svdecode(
         for module, training in modes:
             module.training = training
     positions = _together(parts)
+    if not len(positions.targets):
+        raise ValueError(
+            f"`alpha` is {alpha}, which excludes every token of the completions of `dataset` ({positions.excluded}): "
+            "the tuned model finds none of them plausible. Lower it, or pass `alpha=0`."
+        )
     strength = fit_strength(positions, estimator, tuple(grid))
     if strength == 0 and not positions.steering.abs().max() > 1e-8:
         logger.warning("The tuned model and its base give the same distributions, so that there is nothing to steer.")

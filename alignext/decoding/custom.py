@@ -51,7 +51,10 @@ class CustomGenerate:
         self.stop_strings = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings or ())
         # A model's id is loaded at the first call, which knows the device.
         self._rewards: dict[str, TextRewards] = {}
-        for function in reward_funcs if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]:
+        functions = reward_funcs if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
+        if not functions:
+            raise ValueError("`reward_funcs` must have a reward, received an empty list.")
+        for function in functions:
             if not (callable(function) or isinstance(function, str) or hasattr(function, "__fspath__")):
                 raise ValueError(
                     "`reward_funcs` must be functions of `prompts`, `completions` and `**kwargs`, reward models or "

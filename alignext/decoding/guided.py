@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from alignext.decoding.rows import prompt_rows, refuse_shards
 from alignext.decoding.steps import Candidate, GuidedStep, Steps, StepSampler, Text, steps_of
+from alignext.loaded import check_loaded
 from alignext.rewards.process import Prompt
 from alignext.rewards.texts import TextRewards
 
@@ -164,6 +165,7 @@ def guided_generate(
     max_attempts = check_candidates(num_candidates, max_attempts)
     if wrong := sorted(_NOT_FOR_GENERATE & set(generate_kwargs)):
         raise ValueError(f"`guided_generate` sets {', '.join(wrong)} itself. Leave it out.")
+    check_loaded(model)
     if model.config.is_encoder_decoder:
         raise ValueError(f"`model` is a {type(model).__name__}, an encoder-decoder. Pass a causal language model.")
     refuse_shards(model, "guided_generate")

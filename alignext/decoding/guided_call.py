@@ -120,6 +120,11 @@ class GuidedDecoding(CustomGenerate):
             NotImplementedError: The model or an argument of `generate` is not supported.
         """
         self.check(model, input_ids, generation_config, model_kwargs)
+        if not generation_config.do_sample and self.num_candidates > 1:  # the default of `generate`
+            raise ValueError(
+                "`do_sample` must be True for GuidedDecoding, received False: all candidates of a step would be the "
+                "same, and the reward would choose nothing. With `num_candidates=1` it may be False."
+            )
         if columns is not None:
             raise NotImplementedError("GuidedDecoding does not support `columns`. Leave them out.")
         mask = model_kwargs.get("attention_mask")

@@ -25,9 +25,15 @@ def prompt_rows(
     Each prompt with its token ids; a single prompt is a list of one.
 
     Raises:
-        ValueError: There is no prompt, or one has no tokens.
+        ValueError: There is no prompt, one has no tokens, or there are rows of a dataset in their place.
     """
-    one = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], dict))
+    first = prompts[0] if not isinstance(prompts, str) and len(prompts) else None
+    if isinstance(first, dict) and "role" not in first:  # a dataset, or a list of its rows
+        raise ValueError(
+            f"`prompts` must be texts or conversations, received a row with the columns {list(first)}. Pass one "
+            "column, such as `dataset['prompt']`."
+        )
+    one = isinstance(prompts, str) or isinstance(first, dict)
     several: Any = [prompts] if one else prompts
     rows = []
     for i, prompt in enumerate(several):

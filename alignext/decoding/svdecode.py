@@ -17,6 +17,7 @@ from transformers import DynamicCache, LogitsProcessor
 from alignext.decoding.hub import write_custom_generate
 from alignext.decoding.rows import cache_name, refuse_shards
 from alignext.functional.svdecode import DIRECTIONS, plausible, steered_logits
+from alignext.loaded import check_loaded
 from alignext.methods import method
 
 
@@ -34,7 +35,8 @@ class BaseModel:
     """
 
     def __init__(self, model: Any, base: Any = None) -> None:
-        for one in (model, base):
+        for name, one in (("model", model), ("base", base)):
+            check_loaded(one, name)
             if one is not None and one.config.is_encoder_decoder:
                 raise NotImplementedError(f"{type(one).__name__} is an encoder-decoder. Pass causal language models.")
         # An adapter that `AutoModelForCausalLM` has loaded is inside the model.

@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 
 from alignext.evaluation import fade_pictures, fade_texts
 from alignext.functional.fade import Estimate, estimate
+from alignext.loaded import check_loaded
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ class Fade:
         progress: bool = True,
         **settings: Any,
     ) -> None:
+        if not isinstance(reference, str):  # that is an adapter
+            check_loaded(reference, "reference")
         self.reference = reference
         pictures = isinstance(reference, DiffusionPipeline)
         self.kind, module = ("pictures", fade_pictures) if pictures else ("texts", fade_texts)
@@ -113,6 +116,7 @@ class Fade:
 
     def __call__(self, model: Any, name: str = "model") -> FadeScore:
         """The distance of a model."""
+        check_loaded(model, name)
         if isinstance(self.reference, str):
             p, q = self.how.law(model, self.reference), self.how.law(model)
         elif isinstance(model, DiffusionPipeline) != (self.kind == "pictures"):
@@ -201,6 +205,11 @@ def fade_score(
     """
     if isinstance(reference, str) and isinstance(model, DiffusionPipeline):
         raise ValueError(f"`reference` must be a pipeline, received {reference!r}.")
+    if baselines is not None and not isinstance(baselines, Mapping):
+        raise ValueError(
+            f"`baselines` must be a dictionary from names to models, such as {{'seed 2': model}}, received a "
+            f"{type(baselines).__name__}."
+        )
     fade = Fade(
         reference,
         prompts,

@@ -160,6 +160,8 @@ class TextRewards:
 
     def __init__(self, reward_fn: Any, weights: Any = None, device: Any = None, *, remember: bool = False) -> None:
         given = reward_fn if isinstance(reward_fn, (list, tuple)) else [reward_fn]
+        if not given:
+            raise ValueError("`reward_fn` must have a reward, received an empty list.")
         self.functions = [as_reward(function, device) for function in given]
         self.weights, self.seen, self.calls = weights, {} if remember else None, 0
 
@@ -214,10 +216,6 @@ class TextRewards:
                 f"`reward_weights` must have one number for each of {values.shape[1]} rewards, received the shape "
                 f"{tuple(weights.shape)}."
             )
-        wrong = values.isnan().any(1)
-        if wrong.any():
-            row = int(wrong.nonzero()[0])
-            raise ValueError(f"`reward_fn` returned NaN for {_shown(rows, row)}, which can be compared with nothing.")
         return values @ weights.double().cpu()
 
 
@@ -232,20 +230,25 @@ def _column(function: Callable[..., Any], rows: dict[str, Any]) -> torch.Tensor:
         values = function(**taken)
     except Exception as error:
         raise _failed(function, error, rows, None) from error
-    count = len(rows["completions"])
+    count, name = len(rows["completions"]), f"The reward function {function_name(function)!r}"
     if isinstance(values, (list, tuple)) and any(value is None for value in values):
-        raise ValueError(
-            f"`reward_fn` must return a number, received None for {_shown(rows, list(values).index(None))}."
-        )
+        raise ValueError(f"{name} must return a number, received None for {_shown(rows, list(values).index(None))}.")
     try:
         # A list of floats is float64; `as_tensor` alone would round it.
         dtype = torch.float64 if isinstance(values, (list, tuple)) else None
         column = torch.as_tensor(values, dtype=dtype).detach().double().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"`reward_fn` must return {count} numbers, received {values!r}.") from error
+        raise ValueError(f"{name} must return {count} numbers, received {values!r}.") from error
     if column.ndim not in (1, 2) or len(column) != count:
         raise ValueError(
-            f"`reward_fn` was given {count} texts and returned the shape {tuple(column.shape)}. Expected ({count},), "
+            f"{name} was given {count} texts and returned the shape {tuple(column.shape)}. Expected ({count},), "
             f"or ({count}, R) for R rewards."
         )
-    return column.reshape(count, -1)
+    column = column.reshape(count, -1)
+    wrong = column.isnan().any(1)
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"{name} returned NaN for {_shown(rows, row)}, which can be compared with nothing. Return a number."
+        )
+    return column

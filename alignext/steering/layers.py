@@ -2,9 +2,12 @@
 """The decoder layers of a causal language model, and what one of them returns."""
 
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+
+from alignext.loaded import check_loaded
 
 
 def decoder_layers(model: Any) -> torch.nn.ModuleList:
@@ -13,8 +16,9 @@ def decoder_layers(model: Any) -> torch.nn.ModuleList:
     of PEFT's are found, too.
 
     Raises:
-        ValueError: If there is none, or there are several, as in an encoder-decoder.
+        ValueError: If there is none, or there are several, as in an encoder-decoder; or the model is not loaded.
     """
+    check_loaded(model)
     config = model.config.get_text_config(decoder=True)
     found = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == config.num_hidden_layers]
     # Lists inside of a layer, such as one expert per hidden layer, are not lists of layers.
@@ -48,17 +52,33 @@ def parse_layers(layers: int | str | list[int], count: int) -> list[int]:
     Raises:
         ValueError: If an index is out of range, or the text is no such range.
     """
+    if isinstance(layers, str) and layers.strip().isdigit():  # an index, as a command line has it
+        layers = int(layers)
     if isinstance(layers, str):
-        try:
-            low, high = (float(part.strip().removesuffix("%")) / 100 for part in (layers.split("-") * 2)[:2])
-        except ValueError as error:
-            raise ValueError(f"`layers` must be a range such as '25%-60%', received {layers!r}.") from error
+        low, high = _depths(layers)
         return [i for i in range(count) if low <= i / max(count - 1, 1) <= high] or [round(low * (count - 1))]
-    indices = [layers] if isinstance(layers, int) else list(layers)
-    wrong = [i for i in indices if not 0 <= i < count]
+    indices = list(layers) if isinstance(layers, Iterable) else [layers]
+    wrong = [i for i in indices if not isinstance(i, int) or not 0 <= i < count]
     if wrong or not indices:
-        raise ValueError(f"`layers` must be within 0 and {count - 1}, received {layers!r}.")
+        raise ValueError(f"`layers` must be within 0 and {count - 1}, or a depth such as '50%', received {layers!r}.")
     return indices
+
+
+def _depths(layers: str) -> tuple[float, float]:
+    """The ends of a range of depths, both the same for a single one."""
+    parts = [part.strip() for part in layers.split("-")]
+    try:
+        if len(parts) > 2 or not all(part.endswith("%") for part in parts[-1:]):
+            raise ValueError(layers)
+        low, high = (float(parts[i].removesuffix("%")) / 100 for i in (0, -1))
+        if not 0 <= low <= high <= 1:
+            raise ValueError(layers)
+    except ValueError as error:
+        raise ValueError(
+            "`layers` must be an index, or a depth or range within 0% and 100%, the lower end first, such as '50%' or "
+            f"'25%-60%', received {layers!r}."
+        ) from error
+    return low, high
 
 
 def watch_hooks() -> None:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, DatasetDict, IterableDataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer
@@ -281,6 +281,12 @@ def test_bad_data(lm: tuple):
     single = Dataset.from_list([{"prompt": "a", "completion": "b", "label": True}])
     with pytest.raises(ValueError, match=r"expected 'chosen', 'rejected'.* Single answers with a label"):
         add_ches_scores(model, single, **settings)
+    with pytest.raises(ValueError, match=r"`dataset` must be one dataset, .* Choose a split"):
+        add_ches_scores(model, DatasetDict(train=preference()), **settings)
+    with pytest.raises(ValueError, match=r"`dataset` must be a `Dataset` .* received a list"):
+        add_ches_scores(model, preference().to_list(), **settings)
+    with pytest.raises(ValueError, match=r"`model` must be a model that is loaded, received the name"):
+        add_ches_scores(MINI_LM, preference(), **settings)
     with pytest.raises(NotImplementedError, match="a column 'images'"):
         add_ches_scores(model, preference().add_column("images", [[]] * 8), **settings)
     with pytest.raises(ValueError, match="`batch_size` must be 1 or more"):

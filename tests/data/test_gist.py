@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
@@ -276,6 +276,8 @@ BAD = {
     "empty target": ({"target": rows(0)}, ValueError, "`target` must have rows"),
     "state": ({"method": "less"}, ValueError, "`optimizer_state` must be given"),
     "no state": ({"method": "less", "optimizer_state": "nowhere"}, FileNotFoundError, "received nowhere"),
+    "split": ({"target": DatasetDict(train=rows(4))}, ValueError, "`target` must be one dataset, .* Choose a split"),
+    "list": ({"data": rows(4).to_list()}, ValueError, "`dataset` must be a `Dataset` .* received a list"),
     "group": ({"group_by": "task"}, ValueError, "`group_by` must be a column of `target`, received 'task'"),
     "pairs": ({"data": Dataset.from_list([{"chosen": "a", "rejected": "b"}])}, ValueError, "has preference pairs"),
     "columns": ({"data": Dataset.from_list([{"question": "a"}])}, ValueError, "do not have the right columns"),

@@ -598,6 +598,10 @@ def test_nothing_stays_behind(story_model, tokenizer):
 # Bad input
 
 
+def unsure(completions: list, **kwargs: object) -> list[float]:
+    return [math.nan] * len(completions)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -610,9 +614,10 @@ def test_nothing_stays_behind(story_model, tokenizer):
         ({"num_beams": 2}, "sets num_beams itself"),
         ({"prompts": []}, "at least one prompt"),
         ({"reward_fn": 3}, "`reward_fn` is a int"),
+        ({"reward_fn": []}, "`reward_fn` must have a reward, received an empty list"),
         ({"reward_fn": torch.nn.Linear(1, 1)}, "`reward_fn` is a Linear"),
         ({"reward_fn": lambda **kwargs: [1.0]}, r"returned the shape \(1,\)"),
-        ({"reward_fn": lambda completions, **kwargs: [math.nan] * len(completions)}, "NaN"),
+        ({"reward_fn": [constant, unsure]}, r"The reward function 'unsure' returned NaN for row 0 \(prompt 'Tom'"),
         ({"reward_weights": [1.0, 2.0]}, r"`reward_weights` must have .* received the shape \(2,\)"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -211,6 +211,7 @@ def test_one_candidate_inside_generate_is_the_stock_method(model, tokenizer, bat
 
 def test_guided_decoding_refuses_what_the_others_do(model, tokenizer, batch):
     for settings, error, message in (
+        ({"do_sample": False}, ValueError, "`do_sample` must be True for GuidedDecoding"),
         ({"num_beams": 2}, NotImplementedError, "`num_beams`"),
         ({"columns": {"a": [1, 2]}}, NotImplementedError, "`columns`"),
     ):
@@ -218,6 +219,8 @@ def test_guided_decoding_refuses_what_the_others_do(model, tokenizer, batch):
             written(model, batch, GuidedDecoding(arbitrary, tokenizer), **settings)
     with pytest.raises(ValueError, match="`num_candidates` is 0"):
         GuidedDecoding(arbitrary, tokenizer, num_candidates=0)
+    with pytest.raises(ValueError, match="`reward_funcs` must have a reward, received an empty list"):
+        GuidedDecoding([], tokenizer)
 
 
 def test_shards_are_refused(model, tokenizer, batch, monkeypatch):

@@ -258,6 +258,7 @@ def test_wrong_arguments_are_named(tuned):
         ({"strength": float("inf")}, "`strength` must be finite"),
         ({"direction": "up"}, "kl_gradient, logit_difference"),
         ({"model": plain}, "`base` must be given"),
+        ({"base": "a/model"}, "`base` must be a model that is loaded, received the name 'a/model'"),
         (
             {"base": LlamaForCausalLM(LlamaConfig(**CONFIG.to_dict() | {"vocab_size": 64}))},
             "received 64 tokens for 61",

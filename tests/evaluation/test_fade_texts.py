@@ -3,6 +3,7 @@
 
 import copy
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -182,6 +183,10 @@ def encoder_decoder() -> Any:
         ({"model": encoder_decoder()}, ValueError, "encoder-decoder"),
         ({"reference": "base"}, ValueError, "`reference` must be a model, 'base'"),
         ({"prompts": []}, ValueError, "at least one prompt"),
+        ({"prompts": [{"prompt": "Tom"}]}, ValueError, r"row with the columns \['prompt'\]"),
+        ({"model": "a/model"}, ValueError, "`model` must be a model that is loaded, received the name 'a/model'"),
+        ({"reference": Path("folder")}, ValueError, "`reference` must be a model that is loaded"),
+        ({"baselines": [P]}, ValueError, "`baselines` must be a dictionary from names"),
         ({"processing_class": None}, ValueError, "`processing_class` must be the tokenizer"),
         ({"max_new_tokens": 80}, ValueError, "context of LlamaForCausalLM is 64"),
         ({"temperature": 0}, ValueError, "`temperature` must be above 0"),

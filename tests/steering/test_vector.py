@@ -201,6 +201,11 @@ def test_a_file_and_back(tmp_path: Path):
         0.2,
         "someone/a-model",
     ]
+    assert torch.equal(SteeringVector.load(tmp_path).direction, sv.direction)  # the folder of a training
+    sv.save(tmp_path / "new" / "deep" / "happy.safetensors")
+    with pytest.raises(IsADirectoryError, match=r"`path` must be a file, received the folder .*steering.safetensors"):
+        sv.save(tmp_path / "new")
+    assert [path.name for path in (tmp_path / "new").rglob("*.*")] == ["happy.safetensors"]
     with pytest.raises(ValueError, match=r"no file that `SteeringVector.save` wrote"):
         (tmp_path / "other").write_bytes(b"text")
         SteeringVector.load(tmp_path / "other")
@@ -211,7 +216,8 @@ def test_layers_by_depth():
     assert parse_layers(3, 6) == [3]
     assert parse_layers([0, 5], 6) == [0, 5]
     assert parse_layers("50%-50%", 6)
-    for wrong in (6, [-1], "half", []):
+    assert parse_layers("3", 6) == [3]  # an index, as in a list of arguments, and no depth of three percent
+    for wrong in (6, [-1], "half", [], 2.5, "200%", "60%-25%", "9", "2-4"):
         with pytest.raises(ValueError, match="`layers` must be"):
             parse_layers(wrong, 6)
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -103,9 +104,7 @@ class CDASTrainer(CDASCard, Trainer):
             raise ValueError("`train_dataset` must be a dataset: the strengths of the vector are read from it.")
         door.check_datasets(train_dataset, eval_dataset, **CHECKS)
         for name, dataset in door.named(train_dataset, eval_dataset):
-            if not isinstance(dataset, Dataset):
-                raise NotImplementedError(f"`{name}` is a stream, which is not supported: a vector needs few rows.")
-            check_rows(dataset, name)
+            self._check_rows(dataset, name)
         if isinstance(model, str):
             init = dict(args.model_init_kwargs or {})
             if quantization_config is not None:
@@ -144,6 +143,22 @@ class CDASTrainer(CDASCard, Trainer):
         self.add_callback(KeepLength(self.interchange.vector))
         self.plain_loss: float | None = None
         self._sources: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    @staticmethod
+    def _check_rows(dataset: Any, name: str) -> None:
+        if not isinstance(dataset, Dataset):
+            raise NotImplementedError(f"`{name}` is a stream, which is not supported: a vector needs few rows.")
+        check_rows(dataset, name)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            columns = getattr(eval_dataset, "column_names", None) or ()
+            if "neutral_prompt_ids" not in columns:  # it is none of those that are prepared already
+                name = "eval_dataset"
+                door.check_datasets(None, eval_dataset, **CHECKS)
+                self._check_rows(eval_dataset, name)
+                eval_dataset = tokenize(eval_dataset, self.tokenizer, name, self.args.max_completion_length)
+        return super().get_eval_dataloader(eval_dataset)
 
     @property
     def interchange(self) -> InterchangeModel:

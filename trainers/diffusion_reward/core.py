@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from peft import LoraConfig
+from torch.utils.data import DataLoader
 
 from alignext.diffusion.denoiser import DenoiserModule, adapter_off, adapter_scaled, denoiser_name
 from alignext.diffusion.draws import Draws
@@ -80,6 +81,11 @@ class RewardTrainer(DiffusionTrainer):
         vae = getattr(pipe, "vae", None)
         if vae is not None and vae.dtype != torch.float32 and getattr(vae.config, "force_upcast", False):
             vae.to(torch.float32)  # and stays so: what its backward pass needs must not be cast back after a call
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            eval_dataset = prepare_prompts(eval_dataset, "eval_dataset")
+        return super().get_eval_dataloader(eval_dataset)
 
     @property
     def pipeline(self) -> DiffusionPipeline:

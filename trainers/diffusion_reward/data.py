@@ -15,7 +15,7 @@ ROW = "_row"  # the number of a row, on which its random numbers depend
 
 def prepare_prompts(data: Any, name: str) -> Any:
     """
-    A dataset of prompts with numbered rows.
+    A dataset of prompts with numbered rows; one that has them stays as it is.
 
     Args:
         data (`Dataset`, `IterableDataset` or `Callable`): With a column `prompt`; or a function without arguments,
@@ -27,7 +27,9 @@ def prepare_prompts(data: Any, name: str) -> Any:
     """
     if callable(data) and not isinstance(data, Dataset | IterableDataset):
         data = IterableDataset.from_generator(_rows_of, gen_kwargs={"function": data})
-    check_dataset(data, name, columns=[["prompt"]], example={"prompt": "a red fox"}, texts=["prompt"])
+    columns = check_dataset(data, name, columns=[["prompt"]], example={"prompt": "a red fox"}, texts=["prompt"])
+    if ROW in columns:  # it was prepared before
+        return data
     if isinstance(data, Dataset):
         for number, prompt in enumerate(data["prompt"]):
             _check(prompt, number, name)

@@ -251,6 +251,7 @@ BAD = {
         "Row 1 .* same neutral and concept prompt",
     ),
     "layer": (lambda: {"layer": "9"}, ValueError, "`layers` must be within 0 and 3"),
+    "depth": (lambda: {"layer": "200%"}, ValueError, "`layers` must be an index, or a depth"),
     "stream": (
         lambda: {"dataset": IterableDataset.from_generator(lambda: iter(quads().to_list()))},
         NotImplementedError,
