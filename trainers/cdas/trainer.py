@@ -118,8 +118,7 @@ class CDASTrainer(CDASCard, Trainer):
         depth = int(args.layer) if args.layer.lstrip("-").isdigit() else args.layer
         (layer, *_) = parse_layers(depth, len(layers))
         self.tokenizer = processing_class
-        pad = processing_class.pad_token_id
-        collator = QuadCollator(pad or 0, args.directions)  # it is masked
+        collator = QuadCollator(processing_class.pad_token_id or 0, args.directions)  # padding is masked
         with args.main_process_first(desc="tokenizing"):
             tokenized = {
                 name: tokenize(dataset, processing_class, name, args.max_completion_length)
