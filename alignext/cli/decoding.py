@@ -129,7 +129,7 @@ def write_with(
 ) -> list[str]:
     """The continuation of each prompt."""
     import alignext
-    from alignext.decoding.rows import prompt_batch
+    from alignext.decoding.rows import added_text, prompt_batch
 
     batch, settings = prompt_batch(tokenizer, prompts, model.device), settings_of(args, chosen)
     heads = {"objective_weights": args.objective_weights} if hasattr(model.config, "objective_heads") else {}
@@ -151,7 +151,8 @@ def write_with(
         accepted, effective = out.acceptance_rate.mean(), out.effective_sample_size.nanmean()
         print(f"accepted {accepted:.0%} of the proposals; {effective:.1f} effective draws a text", file=sys.stderr)
     sequences = out.sequences if chosen in _CLASSES else out
-    return tokenizer.batch_decode(sequences[:, width:], skip_special_tokens=True)
+    rows = zip(*inputs.values(), sequences, strict=True)
+    return [added_text(tokenizer, ids[mask.bool()].tolist(), row[width:].tolist()) for ids, mask, row in rows]
 
 
 def _svdecode(

@@ -114,7 +114,8 @@ def run(args: argparse.Namespace) -> None:
         set_seed(args.seed)
         written = write_with(chosen, model, tokenizer, turns, args, sampling)
         for prompt, text in zip(prompts, written, strict=True):
-            print(f"{prompt}{'' if text[:1].isspace() else ' '}{text}\n")
+            between = " " if args.chat and not text[:1].isspace() else ""
+            print(f"{prompt}{between}{text}\n")
     if args.merge_to is not None:
         plain = model.merge_and_unload() if is_peft_model(model) else model
         with replacing(args.merge_to) as part:

@@ -124,10 +124,13 @@ def run_fit(args: argparse.Namespace) -> None:
 
 def run_apply(args: argparse.Namespace) -> None:
     """Write each prompt's continuation as the model is, and steered."""
-    if not args.vector.is_file():
+    if not args.vector.exists():
         raise FileNotFoundError(f"--vector {args.vector} is no file. `alignext steer fit` writes such files.")
     from alignext.steering import SteeringVector, save_traces, trace_steering
 
+    if args.vector.is_dir() and not (args.vector / SteeringVector._file_name).is_file():
+        files = ", ".join(sorted(file.name for file in args.vector.glob("*.safetensors"))) or "none"
+        raise FileNotFoundError(f"--vector {args.vector} is a folder. Name one of the vectors in it: {files}.")
     vector = SteeringVector.load(args.vector)
     method_name = args.method or vector.method
     vector.check(method_name, args.alpha)

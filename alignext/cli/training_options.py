@@ -135,14 +135,21 @@ def parse(parser: "TrlParser", words: Sequence[str]) -> tuple:
     The dataclasses of a command's words.
 
     Raises:
-        ValueError: An option, or a key of the YAML file, does not exist; with the nearest one that does.
+        ValueError: An option, or a key of the YAML file, does not exist; with the nearest one that does. Or the file
+            is no YAML.
         OSError: There is no such YAML file.
     """
     if "--config" in words[:-1] and not Path(path := words[words.index("--config") + 1]).is_file():
         raise FileNotFoundError(f"--config {path} is no file.")
-    *parsed, in_yaml, in_words = parser.parse_args_and_config(
-        args=list(words), return_remaining_strings=True, separate_remaining_strings=True
-    )
+    from yaml import YAMLError
+
+    try:
+        *parsed, in_yaml, in_words = parser.parse_args_and_config(
+            args=list(words), return_remaining_strings=True, separate_remaining_strings=True
+        )
+    except YAMLError as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"--config {words[words.index('--config') + 1]} is no YAML: {said}.") from error
     known = [option for option in parser._option_string_actions if option.startswith("--")]
     for found, where in ((in_words, ""), (in_yaml, " in --config")):
         for word in found:

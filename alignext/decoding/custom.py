@@ -16,7 +16,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase, StaticCache, Sto
 from transformers.cache_utils import Cache
 
 from alignext.decoding.hub import write_custom_generate
-from alignext.decoding.rows import refuse_shards
+from alignext.decoding.rows import added_text, refuse_shards
 from alignext.rewards.process import Prompt
 from alignext.rewards.texts import TextRewards
 
@@ -208,8 +208,7 @@ class Scorer:
 
     def text(self, row: int, completion: Sequence[int]) -> str:
         """What tokens add to the text of a prompt, special tokens left out."""
-        whole, start = self._decode([*self.ids[row], *completion]), self.starts[row]
-        return whole[len(start) :] if whole.startswith(start) else self._decode(completion)
+        return added_text(self.tokenizer, self.ids[row], completion, self.starts[row])
 
     def __call__(self, rows: Sequence[int], completions: Sequence[Sequence[int]]) -> torch.Tensor:
         """

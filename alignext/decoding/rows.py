@@ -46,6 +46,28 @@ def prompt_rows(
     return rows
 
 
+def added_text(
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], new: Sequence[int], start: str | None = None
+) -> str:
+    """
+    What tokens add to the text of those before them, special tokens left out. Decoded alone, the first of them would
+    lose the space before its word.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): The tokenizer.
+        ids (`Sequence[int]`): The tokens before, such as a prompt's.
+        new (`Sequence[int]`): The tokens that were added.
+        start (`str`, *optional*): The text of those before, where it is known.
+    """
+
+    def decode(tokens: Sequence[int]) -> str:
+        return tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    start = decode(ids) if start is None else start
+    whole = decode([*ids, *new])
+    return whole[len(start) :] if whole.startswith(start) else decode(new)
+
+
 def left_padded(rows: Sequence[list[int]], filler: int, device: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and attention mask of shape `(n, T)`, padded on the left."""
     width = max(len(ids) for ids in rows)

@@ -22,6 +22,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from alignext.diffusion.reading import Record, read_call, rows
 from alignext.diffusion.recorded_call import RecordedCall, mapped
 from alignext.diffusion.schedulers import NoStepsScheduler
+from alignext.signatures import nearest
 from alignext.wrapping import wrapped
 
 
@@ -113,6 +114,27 @@ class _Captured(Exception):
 def stock_class(pipe: Any) -> Any:
     """The class of diffusers whose `__call__` is the stock loop of a pipeline."""
     return next((c for c in type(pipe).__mro__ if c.__module__.startswith("diffusers.")), type(pipe))
+
+
+def check_call_arguments(call: Mapping[str, Any], loop: type, name: str) -> None:
+    """
+    Stock calls swallow what they do not know: it would be without effect.
+
+    Args:
+        call (`Mapping[str, Any]`): Arguments of the call of a pipeline, the prompt not among them.
+        loop (`type`): The class of that call.
+        name (`str`): Where they were given, for the message.
+
+    Raises:
+        ValueError: The call has no such argument, or it is the prompt.
+    """
+    known = [p.name for p in inspect.signature(loop.__call__).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    for argument in call:
+        if argument == "prompt":
+            raise ValueError(f"{name} must not have `prompt`: prompts are given elsewhere. Leave it out.")
+        if argument not in known[1:]:
+            hint = nearest(argument, known[1:])
+            raise ValueError(f"{name} must be arguments of {loop.__name__}, which has no `{argument}`{hint or '.'}")
 
 
 def _probing_call(pipe: Any, embedded_guidance: float | None, call: dict[str, Any]) -> dict[str, Any]:

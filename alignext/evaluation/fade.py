@@ -80,8 +80,6 @@ class Fade:
         progress: bool = True,
         **settings: Any,
     ) -> None:
-        if not isinstance(reference, str):  # that is an adapter
-            check_loaded(reference, "reference")
         self.reference = reference
         pictures = isinstance(reference, DiffusionPipeline)
         self.kind, module = ("pictures", fade_pictures) if pictures else ("texts", fade_texts)
@@ -116,7 +114,6 @@ class Fade:
 
     def __call__(self, model: Any, name: str = "model") -> FadeScore:
         """The distance of a model."""
-        check_loaded(model, name)
         if isinstance(self.reference, str):
             p, q = self.how.law(model, self.reference), self.how.law(model)
         elif isinstance(model, DiffusionPipeline) != (self.kind == "pictures"):
@@ -210,6 +207,12 @@ def fade_score(
             f"`baselines` must be a dictionary from names to models, such as {{'seed 2': model}}, received a "
             f"{type(baselines).__name__}."
         )
+    others = dict(baselines or {})
+    pictures = any(isinstance(one, DiffusionPipeline) for one in (model, reference))
+    loader = "DiffusionPipeline" if pictures else "AutoModelForCausalLM"
+    named = {"reference": reference} if not isinstance(reference, str) else {}  # a name is that of an adapter
+    for name, one in ({"model": model} | named | others).items():
+        check_loaded(one, name, loader)
     fade = Fade(
         reference,
         prompts,
@@ -222,7 +225,6 @@ def fade_score(
         **settings,
     )
     fade.how.warn()
-    others = dict(baselines or {})
     found = fade(model)
     if others:
         found = replace(found, baselines={name: fade(other, name) for name, other in others.items()})

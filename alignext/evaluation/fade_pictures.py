@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from alignext.diffusion.denoiser import denoiser_name
 from alignext.diffusion.levels import prediction_type, training_levels
-from alignext.diffusion.recording import record_call, without_guidance
+from alignext.diffusion.recording import check_call_arguments, record_call, without_guidance
 from alignext.diffusion.schedulers import rebuild_scheduler
 from alignext.functional.elbo import elbo_difference, kl_gap, kl_weights, level_proposal, stratified_draws
 from alignext.functional.predictions import add_noise
@@ -103,8 +103,13 @@ class PictureFade:
             raise ValueError(f"`weighting` must be 'likelihood' or 'uniform', received {weighting!r}.")
         if num_timesteps < 1:
             raise ValueError(f"`num_timesteps` must be 1 or more, received {num_timesteps}.")
-        if not isinstance(prompts, list | tuple) or not prompts:
+        if isinstance(prompts, str) or not len(prompts):
             raise ValueError(f"`prompts` must be a list with at least one prompt, received {prompts!r}.")
+        if isinstance(prompts[0], dict):
+            raise ValueError(
+                f"`prompts` must be texts or class labels, received a row with the columns {list(prompts[0])}. Pass "
+                "one column, such as `dataset['prompt']`."
+            )
         self.prompts, self.S, self.estimator, self.seed = list(prompts), num_samples, estimator, seed
         self.K, self.weighting, self.guidance_scale = num_timesteps, weighting, guidance_scale
         self.embedded_guidance, self.progress, self.call = embedded_guidance, progress, call
@@ -115,6 +120,7 @@ class PictureFade:
         """The pipeline as one of those that are compared."""
         if adapter is not None:
             raise ValueError(f"`reference` must be a pipeline, received {adapter!r}.")
+        check_call_arguments(self.call, type(model), "Settings")
         found = PictureModel(model, self.call, self.embedded_guidance, self.S)
         if self.estimator == "path" and found.prediction_type == "flow_prediction":
             raise NotImplementedError("`estimator='path'` is for diffusion models; a flow has no random steps.")

@@ -79,7 +79,7 @@ def function_of(text: str, *, name: str) -> Callable[..., Any]:
     Raises:
         OSError: There is no such file.
         ImportError: There is no such module.
-        ValueError: There is no such function in it.
+        ValueError: There is no such function in it, or the file is no Python.
     """
     source, colon, function = text.rpartition(":")
     if not colon:
@@ -90,7 +90,11 @@ def function_of(text: str, *, name: str) -> Callable[..., Any]:
         spec = importlib.util.spec_from_file_location(Path(source).stem, source)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except SyntaxError as error:  # of the file, in which no line has run that would name it
+            where = f"{Path(error.filename or source).name}, line {error.lineno}"
+            raise ValueError(f"{name} {text}: {where} is no Python: {error.msg}.") from error
     else:
         if os.getcwd() not in sys.path:
             sys.path.insert(0, os.getcwd())

@@ -20,6 +20,7 @@ from alignext.diffusion.denoiser import DenoiserModule, adapter_off, denoiser_na
 from alignext.diffusion.draws import Draws
 from alignext.diffusion.levels import Schedules, prediction_type, training_levels
 from alignext.diffusion.prompts import text_encoders
+from alignext.diffusion.recording import check_call_arguments, stock_class
 from alignext.diffusion.sizes import Size, default_side, draws_videos, size_of_latents
 from alignext.functional.inversion import Levels
 from alignext.functional.predictions import Denoiser
@@ -141,7 +142,9 @@ class DiffusionTrainer(DiffusionFiles):
         source = model if isinstance(model, str | os.PathLike) else getattr(model, "name_or_path", None)
         name = Path(str(source or type(model).__name__)).name
         args = settings(args, cls._config, f"{name}-{cls._name.replace(' ', '-')}")
-        return DiffusionPipeline.from_pretrained(model) if isinstance(model, str | os.PathLike) else model, args
+        pipe = DiffusionPipeline.from_pretrained(model) if isinstance(model, str | os.PathLike) else model
+        check_call_arguments(args.call_arguments or {}, stock_class(pipe), "`call_arguments`")
+        return pipe, args
 
     @staticmethod
     def _frozen(ref_model: Any, module: DenoiserModule, args: Any) -> DenoiserModule:

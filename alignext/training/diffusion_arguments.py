@@ -105,7 +105,15 @@ class DiffusionTrainingArguments(TrainingArguments):
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"`ema_decay` must be in [0, 1), received {self.ema_decay}; 0.999 is usual.")
         if isinstance(self.call_arguments, str):
-            self.call_arguments = json.loads(self.call_arguments)
+            try:
+                self.call_arguments = json.loads(self.call_arguments)
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f"`call_arguments` must be JSON, such as '{{\"clean_caption\": false}}', received "
+                    f"{self.call_arguments!r}: {error}."
+                ) from error
+        if not isinstance(self.call_arguments, dict | None):
+            raise ValueError(f"`call_arguments` must be a dictionary, received {self.call_arguments!r}.")
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False  # Trainer would look for them at every step
         for name, (taken, reason) in _NOT_FOR_PICTURES.items():

@@ -158,6 +158,11 @@ class ELBOAlignPipeline:
             raise ValueError("Either `image` or `latents` must be given, received both or neither.")
         check_range("threshold", threshold, 0, 1)
         check_range("elbo_strength", elbo_strength, 1e-6, 1e6)
+        for name, value in (("elbo_timesteps", elbo_timesteps), ("attention_timesteps", attention_timesteps)):
+            if isinstance(value, int | float):
+                raise ValueError(
+                    f"`{name}` must be the timesteps themselves, such as `range(1, 1000, 50)`, received {value}."
+                )
         if latents is None and isinstance(image, list | tuple):
             pictures = as_list(image)
             if not pictures:

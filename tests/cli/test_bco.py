@@ -83,6 +83,12 @@ def test_wrong_input_is_named(thumbs: Path, capsys: pytest.CaptureFixture, more:
     assert named in capsys.readouterr().err
 
 
+def test_a_config_that_is_no_yaml(thumbs: Path, capsys: pytest.CaptureFixture) -> None:
+    (config := thumbs.parent / "run.yaml").write_text("beta: [0.1\n")
+    assert cli.main(words(thumbs, "--config", str(config))) == 2
+    assert "run.yaml is no YAML" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("name", "text", "named"),
     [

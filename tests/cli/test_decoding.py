@@ -56,11 +56,19 @@ def test_methods_with_a_reward_write(saved, capsys, tmp_path, words):
     more = ["--reward", str(saved["reward"]), "--max-new-tokens", "6", "--save-custom-generate", str(tmp_path)]
     assert cli.main([*shared, "--method", *words, *more]) == 0, capsys.readouterr().err
     first = capsys.readouterr()
-    assert first.out.startswith("Tom ") and "\n\nLily had" in first.out
+    assert first.out.startswith("Tom") and "\n\nLily had" in first.out
     assert ("accepted" in first.err) == (words[0] == "qalign")
     assert (tmp_path / "custom_generate" / "generate.py").is_file()
     assert cli.main([*shared, "--method", *words, *more]) == 0
     assert capsys.readouterr().out == first.out
+
+
+def test_a_continuation_is_printed_as_it_was_written(capsys):
+    """No space where the model has written none, as before a comma; its own where it has written one."""
+    words = ["generate", "--model", str(mini.path("lm")), "--temperature", "0", "--max-new-tokens", "3"]
+    assert cli.main([*words, "--prompt", "Once upon a time", "--prompt", "Tom had"]) == 0
+    first, second = capsys.readouterr().out.split("\n\n")[:2]
+    assert first.startswith("Once upon a time, ") and second.startswith("Tom had a ")
 
 
 def test_svdecode_of_an_adapter_is_calibrated(saved, capsys, tmp_path):

@@ -26,6 +26,7 @@ def length(completions, **kwargs):
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rewards.py").write_text(REWARDS)
+    (tmp_path / "broken.py").write_text("def length(:\n")
     return tmp_path
 
 
@@ -72,10 +73,11 @@ def test_help_shows_the_fields_of_the_config(capsys: pytest.CaptureFixture) -> N
         (["--reward_funcs", "rewards.py:length", "--prompt", "a", "--dataset_name", "b"], "Both --prompt"),
         (["--reward_funcs", "nowhere.py:length", "--prompt", "a"], "no file nowhere.py"),
         (["--reward_funcs", "rewards.py:width", "--prompt", "a"], "no function 'width'"),
+        (["--reward_funcs", "broken.py:length", "--prompt", "a"], "broken.py, line 1 is no Python"),
         (["--reward_funcs", "rewards.py", "--prompt", "a"], "Write rewards.py:FUNCTION"),
         (["--reward_funcs", "rewards.py:length", "--prompt", "a", "--beta", "0"], "--beta is 0.0"),
     ],
-    ids=["reward", "dataset", "both", "file", "function", "no function", "beta"],
+    ids=["reward", "dataset", "both", "file", "function", "syntax", "no function", "beta"],
 )
 def test_wrong_input_is_named(folder: Path, capsys: pytest.CaptureFixture, more: list[str], named: str) -> None:
     assert cli.main(words(*more)) == 2

@@ -85,3 +85,7 @@ def test_a_vector_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture):
     words = ["steer", "apply", "--model", MODEL, "--vector", str(tmp_path / "none"), "--prompt", "Tom"]
     assert cli.main(words) == 2
     assert "--vector" in capsys.readouterr().err
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "layer-2.safetensors").touch()
+    assert cli.main(words) == 2
+    assert "Name one of the vectors in it: layer-2.safetensors" in capsys.readouterr().err

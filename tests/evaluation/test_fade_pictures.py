@@ -2,6 +2,7 @@
 """FADE of pipelines: identities on several families, what is scored, and refusals."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -176,6 +177,9 @@ def other_prediction(pipe: Any) -> Any:
         ({"reference": lambda pipe: "base"}, "`reference` must be a pipeline"),
         ({"prompts": []}, "`prompts` must be a list with at least one"),
         ({"prompts": "a fox"}, "`prompts` must be a list"),
+        ({"prompts": [{"prompt": "a fox"}]}, r"row with the columns \['prompt'\]"),
+        ({"num_smples": 3}, "has no `num_smples`"),
+        ({"reference": lambda pipe: Path("sd")}, r"`reference` must be a model .* Pass `DiffusionPipeline.from_pre"),
         ({"num_timesteps": 0}, "`num_timesteps` must be 1 or more"),
         ({"weighting": "snr"}, "`weighting` must be 'likelihood' or 'uniform'"),
         ({"estimator": "mc"}, "`estimator` must be one of gap, elbo, path"),

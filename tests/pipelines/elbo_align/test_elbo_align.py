@@ -259,6 +259,8 @@ def test_guidance_is_left_out_of_the_maps():
         ({"class_prompts": ["a"]}, "`class_prompts` must have one entry for each"),
         ({"height": 17}, "must be multiples of"),
         ({"attention_timesteps": (5000,)}, r"`timesteps` must be in \[1, 999\]"),
+        ({"elbo_timesteps": 20}, "`elbo_timesteps` must be the timesteps themselves, .* received 20"),
+        ({"attention_timesteps": 2}, "`attention_timesteps` must be the timesteps themselves"),
         ({"latents": torch.zeros(4, 8, 8)}, "Either `image` or `latents`"),
         ({"prompt": "a long photograph of fox, owl"}, "lies beyond the 16 tokens"),
     ],
