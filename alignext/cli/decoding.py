@@ -93,6 +93,8 @@ def method_of(args: argparse.Namespace) -> str:
             raise ValueError(f"--{name} belongs to --method {' or '.join(methods)}, received --method {chosen}.")
     if chosen in _CLASSES and not args.reward:
         raise ValueError(f"--method {chosen} needs --reward MODEL, received none.")
+    if args.temperature == 0 and (chosen == "qalign" or (chosen == "guided" and args.candidates != 1)):
+        raise ValueError(f"--temperature must be above 0 for --method {chosen}, received 0: all draws would be alike.")
     if chosen == "svdecode" and (args.strength is None) == (args.calibrate is None):
         raise ValueError("--method svdecode needs --strength, or --calibrate FILE to find it: one of them.")
     lines_of(args.calibrate, name="--calibrate", what="JSON lines with prompt and completion")

@@ -117,6 +117,8 @@ class AlignedGenMixin(HubMixin):
         call: dict[str, Any] = bound.arguments
         external = style_reference is not None or style_image is not None
         images = number_of_outputs(call)
+        if not images:
+            raise ValueError("`prompt` must hold at least one text, received none.")
         self._check_style(style_reference, style_image, style_prompt, record_style)
         if not external and not 0 <= levers.anchor_index < images:
             raise ValueError(

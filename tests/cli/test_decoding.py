@@ -104,6 +104,11 @@ def test_a_function_in_a_file_is_a_reward(saved, capsys, tmp_path):
         (["--method", "qalign"], "--method qalign needs --reward MODEL"),
         (["--method", "qalign", "--reward", "x", "--k", "3"], "--k belongs to --method transfer-q, received"),
         (["--beta", "1"], "--beta belongs to --method qalign or transfer-q, received --method plain"),
+        (
+            ["--method", "qalign", "--reward", "x", "--temperature", "0"],
+            "--temperature must be above 0 for --method qal",
+        ),
+        (["--reward", "x", "--temperature", "0"], "--temperature must be above 0 for --method guided"),
         (["--method", "svdecode"], "needs --strength, or --calibrate FILE"),
         (["--method", "svdecode", "--calibrate", "no.jsonl"], "--calibrate no.jsonl is no file"),
         (["--save-custom-generate", "x"], "needs another --method than plain"),

@@ -91,6 +91,11 @@ def test_levers_out_of_range(pipe, levers, parts):
     refuses(pipe, *parts, **levers)
 
 
+def test_no_prompt(pipe):
+    with pytest.raises(ValueError, match="`prompt` must hold at least one text, received none"):
+        pipe([])
+
+
 def test_shift_with_a_wrong_number_of_axes(pipe):
     refuses(pipe, "`shift`", "3 numbers", "(0, 1)", shift=(0, 1))
 
