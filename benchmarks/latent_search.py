@@ -10,8 +10,7 @@ r"""Latent search: what it costs beside a straightforward beam loop, and what it
         --first-seed 2000 --methods "best of 8" "beam 4 x 2" "beam 2 x 2, lookahead 2" --suffix=-50-steps
     python benchmarks/latent_search.py --part cost --device cuda
 
-Results go to `results/latent-search-*`, as JSON with a Markdown table beside it. Those of 10 steps have some of the
-methods, and 28 captions for compressibility.
+Results go to `results/latent-search-*`, as JSON with a Markdown table beside it.
 """
 
 import argparse

@@ -83,6 +83,12 @@ ROWS = (
     ),
     Row(
         "latent_search",
+        "size of pictures as JPEG in 50 steps, in kB less, beam minus best of 8",
+        "latent_search.py",
+        effect="{latent-search-effect-compressibility-50-steps#1: beam 4 x 2 > compressibility (searched)}",
+    ),
+    Row(
+        "latent_search",
         "motion of clips, beam minus best of 8",
         "latent_search_video.py",
         effect="{latent-search-effect-video-motion#1: beam 4 x 2 > motion (searched)}",
