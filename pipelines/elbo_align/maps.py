@@ -2,6 +2,7 @@
 """Sums of attention over layers, heads and noise levels, and maps of the words of a prompt while a picture is made."""
 
 import copy
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from alignext.diffusion.attention import TEXT_SIDE, AttentionCall, attention_see
 from alignext.diffusion.denoiser import get_denoiser
 from alignext.functional.elbo_align import layer_weights, min_max, resized
 from alignext.pipelines.elbo_align.words import spans_of, token_positions
+from alignext.signatures import check_names
 from alignext.wrapping import wrapped
 
 
@@ -216,9 +218,11 @@ def attention_maps(
 
     Raises:
         ValueError: If a word does not stand in the prompt, or lies beyond what is read of it.
+        TypeError: If an argument is a misspelt one of the stock call.
         NotImplementedError: If the denoiser's attention is not understood, cannot be seen, or is compiled.
     """
     side = text_side(pipe)
+    check_names(call, inspect.signature(type(pipe).__call__).parameters, f"{type(pipe).__name__}.__call__")
     words = list(dict.fromkeys(_words(prompt))) if words is None else list(words)
     spans = spans_of(prompt, words, name="words")
     sums: list[AttentionSums] = []

@@ -285,6 +285,8 @@ def test_other_pipelines_are_refused_by_name():
         ELBOAlignPipeline(StableDiffusionInpaintPipeline(**parts))
     with pytest.raises(ValueError, match="also calls the denoiser for other words"):
         attention_maps(tiny_models.build("flux")[0], "fox", true_cfg_scale=3.0, negative_prompt="")
+    with pytest.raises(TypeError, match="no argument `num_inferance_steps`"):
+        attention_maps(tiny_models.build("sd")[0], "fox", num_inferance_steps=2)
 
 
 def test_a_map_lights_up_where_the_word_is():
