@@ -27,6 +27,7 @@ from alignext.data.encode import check_no_pictures, encode_pair
 from alignext.functional.ches import answer_sums, ches_scores, growth_kernel, ln_ches_scores
 from alignext.loaded import check_loaded
 from alignext.methods import method
+from alignext.wrapping import evaluating
 
 
 logger = logging.get_logger(__name__)  # one that works without a trainer, too
@@ -244,12 +245,8 @@ def _score(model: Any, pairs: Sequence[Mapping[str, Any]], *, kernel: bool) -> V
     ids = padded([ids for ids, _ in rows], 0).to(model.device)
     attention = padded([[1] * len(ids) for ids, _ in rows], 0).to(model.device)
     mask = padded([mask for _, mask in rows], 0).to(model.device)
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         states, logits = _states(model, ids, attention, kernel)
-    finally:
-        model.train(was_training)
     (chosen, rejected), (n, m) = (x.chunk(2) for x in answer_sums(states, mask))
     found = {"ches": ches_scores(chosen, rejected), "ln_ches": ln_ches_scores(chosen, rejected, n, m)}
     if kernel:

@@ -9,6 +9,7 @@ from transformers import TrainerCallback
 
 from alignext.data.core import numbers
 from alignext.logs import log_beside
+from alignext.wrapping import evaluating
 
 
 class CHESCallback(TrainerCallback):
@@ -70,9 +71,8 @@ class CHESCallback(TrainerCallback):
         """Log-probabilities of the chosen answers."""
         trainer = self.trainer
         model, size = trainer.accelerator.unwrap_model(trainer.model), trainer.args.per_device_eval_batch_size
-        was_training, found = model.training, []
-        model.eval()
-        try:
+        found = []
+        with evaluating(model):
             for start in range(0, len(rows), size):
                 batch = trainer.data_collator([trainer.train_dataset[i] for i in rows[start : start + size]])
                 half = len(batch["input_ids"]) // 2  # chosen first, then rejected
@@ -82,6 +82,4 @@ class CHESCallback(TrainerCallback):
                 logits = model(input_ids=ids, attention_mask=attention, use_cache=False).logits[:, :-1].float()
                 logps = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
                 found.append((logps * mask[:, 1:]).sum(1).cpu())
-        finally:
-            model.train(was_training)
         return torch.cat(found)

@@ -13,6 +13,7 @@ from transformers.utils import logging
 from alignext.decoding.svdecode import BaseModel
 from alignext.functional.svdecode import Positions, fit_strength, kept_positions, mean_nll
 from alignext.rewards.process import prompt_ids
+from alignext.wrapping import evaluating
 
 
 logger = logging.get_logger(__name__)
@@ -80,19 +81,9 @@ def calibrate_svdecode(
     if not rows:
         raise ValueError("`dataset` must have rows, received none.")
     parts = []
-    modes = [
-        (module, module.training)
-        for one in {id(model): model, id(before.model): before.model}.values()
-        for module in one.modules()
-    ]
-    try:
-        for module, _ in modes:
-            module.training = False
+    with evaluating(model), evaluating(before.model):
         for start in range(0, len(rows), batch_size):
             parts.append(_positions(model, before, rows[start : start + batch_size], alpha, direction))
-    finally:
-        for module, training in modes:
-            module.training = training
     positions = _together(parts)
     if not len(positions.targets):
         raise ValueError(

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from alignext.steering.layers import decoder_layers, states_of
+from alignext.steering.layers import decoder_layers, states_seen
 
 
 if TYPE_CHECKING:
@@ -84,12 +84,6 @@ def _random_ids(model: Any) -> torch.Tensor:
 
 def _states(model: Any, layer: int, ids: torch.Tensor) -> torch.Tensor:
     """Output of a layer, in float32."""
-    seen: list[torch.Tensor] = []
-    handle = decoder_layers(model)[layer].register_forward_hook(
-        lambda module, args, output: seen.append(states_of(output).float())
-    )
-    try:
+    with states_seen([decoder_layers(model)[layer]]) as seen:
         model(input_ids=ids, use_cache=False)
-    finally:
-        handle.remove()
-    return seen[0]
+    return seen[0].float()

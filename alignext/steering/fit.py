@@ -8,9 +8,10 @@ import torch
 from tqdm.auto import tqdm
 
 from alignext.functional.steering import fit_direction
-from alignext.steering.layers import decoder_layers, parse_layers, states_of
+from alignext.steering.layers import decoder_layers, parse_layers, states_seen
 from alignext.steering.texts import encode_answer, encode_prompt
 from alignext.steering.vector import SteeringVector
+from alignext.wrapping import evaluating
 
 
 @torch.no_grad()
@@ -94,18 +95,12 @@ def _answer_states(
     model: Any, layers: list[Any], texts: list[tuple[list[int], int]], tokenizer: Any, batch_size: int, progress: bool
 ) -> list[torch.Tensor]:
     """Mean state `(n, d)` of every answer at the output of each layer, in float64."""
-    kept: dict[int, torch.Tensor] = {}
-    handles = [
-        layer.register_forward_hook(lambda module, args, output, i=i: kept.__setitem__(i, states_of(output)))
-        for i, layer in enumerate(layers)
-    ]
     means: list[dict[int, torch.Tensor]] = [{} for _ in layers]
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model  # the head's logits are of no use
-    was_training, pad = model.training, tokenizer.pad_token_id or 0
-    model.eval()
-    try:
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i][0]))  # batches of like length
-        starts = range(0, len(order), batch_size)
+    pad = tokenizer.pad_token_id or 0
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i][0]))  # batches of like length
+    starts = range(0, len(order), batch_size)
+    with evaluating(model), states_seen(layers) as kept:
         for start in tqdm(starts, desc="Reading answers", disable=not progress):
             batch = order[start : start + batch_size]
             length = max(len(texts[i][0]) for i in batch)
@@ -120,8 +115,4 @@ def _answer_states(
                 mean = (kept[i].double() * answer).sum(1) / answer.sum(1)
                 for row, value in zip(batch, mean.cpu(), strict=True):
                     means[i][row] = value
-    finally:
-        for handle in handles:
-            handle.remove()
-        model.train(was_training)
     return [torch.stack([found[i] for i in range(len(texts))]) for found in means]

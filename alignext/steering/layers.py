@@ -2,7 +2,8 @@
 """The decoder layers of a causal language model, and what one of them returns."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -34,6 +35,21 @@ def decoder_layers(model: Any) -> torch.nn.ModuleList:
 def states_of(output: Any) -> torch.Tensor:
     """The hidden states `(B, L, d)` in a layer's output: the output itself, or its first part."""
     return output if isinstance(output, torch.Tensor) else output[0]
+
+
+@contextmanager
+def states_seen(layers: Sequence[torch.nn.Module]) -> Generator[dict[int, torch.Tensor]]:
+    """Within it, the hidden states `(B, L, d)` that each layer gave last are in the result, by the layer's place."""
+    seen: dict[int, torch.Tensor] = {}
+    handles = [
+        layer.register_forward_hook(lambda module, args, output, i=i: seen.__setitem__(i, states_of(output)))
+        for i, layer in enumerate(layers)
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def with_states(output: Any, states: torch.Tensor) -> Any:

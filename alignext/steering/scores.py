@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from alignext.decoding.rows import left_padded
 from alignext.steering.hooks import steering_off
 from alignext.steering.texts import encode_prompt
 
@@ -38,11 +39,9 @@ def text_score(
     """
     if not prompts:
         raise ValueError("`prompts` must have at least one prompt.")
-    ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    length = max(map(len, ids))
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    padded = torch.tensor([[pad] * (length - len(row)) + row for row in ids])
-    mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in ids])
+    padded, mask = left_padded([encode_prompt(tokenizer, prompt) for prompt in prompts], pad)
+    length = padded.shape[1]
 
     @torch.no_grad()
     def score(model: Any) -> tuple[float, float]:

@@ -11,7 +11,7 @@ import torch
 
 from alignext.files import replacing
 from alignext.functional.steering import project
-from alignext.steering.layers import decoder_layers, states_of
+from alignext.steering.layers import decoder_layers, states_seen
 from alignext.steering.texts import encode_prompt
 from alignext.steering.vector import SteeringVector
 
@@ -61,14 +61,9 @@ def trace_steering(
     ids = encode_prompt(tokenizer, text) if isinstance(text, str) else [int(i) for i in text]
     if not ids:
         raise ValueError(f"`text` must have a token, received {text!r}.")
-    seen: list[torch.Tensor] = []
-    layer = decoder_layers(model)[vector.layer]
-    handle = layer.register_forward_hook(lambda module, args, output: seen.append(states_of(output)[0]))
-    try:
+    with states_seen([decoder_layers(model)[vector.layer]]) as seen:
         model(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
-    finally:
-        handle.remove()
-    rho = project(seen[0], vector.direction.to(seen[0].device, torch.float32))
+    rho = project(seen[0][0], vector.direction.to(seen[0].device, torch.float32))
     steps = vector.step(rho, vector.method if method is None else method, alpha)
     steps[: vector.exclude_first if exclude_first is None else exclude_first] = 0.0
     return Trace([tokenizer.decode([i]) for i in ids], rho.tolist(), steps.tolist())

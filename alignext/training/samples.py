@@ -18,6 +18,7 @@ from alignext.diffusion.prompts import TEXT_ENCODERS, KeptPrompts
 from alignext.diffusion.recording import capture_call, stock_class
 from alignext.diffusion.sheets import contact_sheet
 from alignext.files import replacing
+from alignext.wrapping import evaluating
 
 
 class SampleGridCallback(TrainerCallback):
@@ -124,13 +125,11 @@ class SampleGridCallback(TrainerCallback):
         sampler = type(pipe)(**parts)
         sampler.set_progress_bar_config(disable=True)
         sampler.encode_prompt = self.encode
-        training, vae_device = denoiser.training, pipe.vae.device
+        vae_device = pipe.vae.device
         try:
-            denoiser.eval()
             pipe.vae.to(denoiser.device)
-            with self.trainer.accelerator.autocast():
+            with evaluating(denoiser), self.trainer.accelerator.autocast():
                 drawn = sampler(self.prompts, **self.arguments, generator=self._generators())[0]
             return [video[len(video) // 2] if isinstance(video, list) else video for video in drawn]
         finally:
-            denoiser.train(training)
             pipe.vae.to(vae_device)

@@ -12,6 +12,7 @@ from trl.trainer.utils import pad
 
 from alignext.functional.bco import DensityRatio, fit_density_ratio
 from alignext.training import door
+from alignext.wrapping import evaluating
 
 
 def prompt_text(prompt: str | list[dict[str, Any]]) -> str:
@@ -43,16 +44,14 @@ def embed_with_policy(model: PreTrainedModel, prompt_ids: Iterable[Sequence[int]
         with model.disable_adapter():
             return embed_with_policy(model.get_base_model(), prompt_ids, batch_size)
     prompts = [torch.tensor(ids) for ids in prompt_ids]
-    training = model.training
-    model.eval()
     embeddings = []
-    for start in range(0, len(prompts), batch_size):
-        batch = prompts[start : start + batch_size]
-        ids = pad(batch, padding_value=0, padding_side="right").to(model.device)
-        mask = pad([torch.ones_like(row) for row in batch], padding_value=0, padding_side="right").to(model.device)
-        hidden = model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state.float()
-        embeddings.append(((hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)).cpu())
-    model.train(training)
+    with evaluating(model):
+        for start in range(0, len(prompts), batch_size):
+            batch = prompts[start : start + batch_size]
+            ids = pad(batch, padding_value=0, padding_side="right").to(model.device)
+            mask = pad([torch.ones_like(row) for row in batch], padding_value=0, padding_side="right").to(model.device)
+            hidden = model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state.float()
+            embeddings.append(((hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)).cpu())
     return torch.cat(embeddings)
 
 

@@ -9,8 +9,10 @@ import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
 
+from alignext.decoding.rows import left_padded
 from alignext.steering.texts import encode_answer, encode_prompt
 from alignext.training import door
+from alignext.wrapping import evaluating
 
 
 COLUMNS = ("neutral_prompt", "neutral_completion", "concept_prompt", "concept_completion")
@@ -73,22 +75,17 @@ def make_quads(
     how = {"do_sample": False, "max_new_tokens": max_new_tokens, "min_new_tokens": 1, "pad_token_id": pad} | how
     answers: list[str] = [""] * len(asked)
     order = sorted(range(len(asked)), key=lambda i: len(ids[i]))
-    was_training = model.training
-    model.eval()
     cuda = [model.device] if model.device.type == "cuda" else []
-    try:
-        with torch.random.fork_rng(devices=cuda):
-            torch.manual_seed(seed)
-            starts = range(0, len(order), batch_size)
-            for start in tqdm(starts, desc="Writing answers", disable=not progress):
-                batch = order[start : start + batch_size]
-                prompt_ids, mask = padded([ids[i] for i in batch], pad, left=True)
-                out = model.generate(prompt_ids.to(model.device), attention_mask=mask.to(model.device), **how)
-                texts = tokenizer.batch_decode(out[:, prompt_ids.shape[1] :], skip_special_tokens=True)
-                for i, text in zip(batch, texts, strict=True):
-                    answers[i] = text
-    finally:
-        model.train(was_training)
+    with evaluating(model), torch.random.fork_rng(devices=cuda):
+        torch.manual_seed(seed)
+        starts = range(0, len(order), batch_size)
+        for start in tqdm(starts, desc="Writing answers", disable=not progress):
+            batch = order[start : start + batch_size]
+            prompt_ids, mask = left_padded([ids[i] for i in batch], pad, model.device)
+            out = model.generate(prompt_ids, attention_mask=mask, **how)
+            texts = tokenizer.batch_decode(out[:, prompt_ids.shape[1] :], skip_special_tokens=True)
+            for i, text in zip(batch, texts, strict=True):
+                answers[i] = text
     told = [
         [{"role": "assistant", "content": answer}] if isinstance(prompt, list) else answer
         for prompt, answer in zip(asked, answers, strict=True)
@@ -163,11 +160,10 @@ class QuadCollator:
         return found
 
 
-def padded(rows: Sequence[Sequence[int]], value: int, *, left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of one length, and where their tokens are."""
+def padded(rows: Sequence[Sequence[int]], value: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows `(B, L)`, filled up on the right, and 1 where their tokens are."""
     length = max(map(len, rows))
     ids, mask = torch.full((len(rows), length), value), torch.zeros(len(rows), length, dtype=torch.long)
     for i, row in enumerate(rows):
-        where = slice(length - len(row), length) if left else slice(len(row))
-        ids[i, where], mask[i, where] = torch.tensor(row), 1
+        ids[i, : len(row)], mask[i, : len(row)] = torch.tensor(row), 1
     return ids, mask

@@ -21,6 +21,7 @@ from alignext.steering.layers import decoder_layers, parse_layers
 from alignext.training import door
 from alignext.training.logs import get_logger
 from alignext.training.runs import check_run
+from alignext.wrapping import evaluating
 
 from .card import CDASCard
 from .config import CDASConfig
@@ -194,15 +195,12 @@ class CDASTrainer(CDASCard, Trainer):
     @torch.no_grad()
     def _mean_loss(self, rows: Dataset, *, intervene: bool) -> float:
         size = self.args.per_device_eval_batch_size
-        module = self.interchange
-        mode = module.training
-        losses = []
-        module.eval()
-        for start in range(0, len(rows), size):
-            batch = self.data_collator([rows[i] for i in range(start, min(start + size, len(rows)))])
-            with self.accelerator.autocast():
-                losses.append(module(**self._prepare_inputs(batch), intervene=intervene))
-        module.train(mode)
+        module, losses = self.interchange, []
+        with evaluating(module):
+            for start in range(0, len(rows), size):
+                batch = self.data_collator([rows[i] for i in range(start, min(start + size, len(rows)))])
+                with self.accelerator.autocast():
+                    losses.append(module(**self._prepare_inputs(batch), intervene=intervene))
         return float(torch.cat(losses).mean())
 
     # Loss
