@@ -1,6 +1,7 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """The arguments of a stock pipeline call, row by row of its batch."""
 
+import copy
 import functools
 import inspect
 from collections.abc import Generator, Sequence
@@ -51,6 +52,13 @@ def take(call: dict[str, Any], rows: Sequence[int]) -> dict[str, Any]:
         if name in taken:
             taken[name] = 1
     return taken
+
+
+def quiet_copy(pipe: Any) -> Any:
+    """A copy of a pipeline that shares its models and shows no bar."""
+    twin = copy.copy(pipe)
+    twin._progress_bar_config = {**getattr(pipe, "_progress_bar_config", {}), "disable": True}
+    return twin
 
 
 @contextmanager

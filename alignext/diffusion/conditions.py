@@ -8,7 +8,6 @@ group after another where they have not.
 
 import functools
 import hashlib
-import inspect
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,7 +19,7 @@ from alignext.diffusion.digests import digest
 from alignext.diffusion.layouts import read_layout
 from alignext.diffusion.prompts import text_encoders
 from alignext.diffusion.recorded_call import RecordedCall, mapped
-from alignext.diffusion.recording import Capture, capture_call, record_call, stock_class
+from alignext.diffusion.recording import Capture, call_parameters, capture_call, record_call
 from alignext.diffusion.rows import ONE_AT_A_TIME, join, key, nesting, row_pattern
 from alignext.diffusion.sizes import Size, size_arguments
 from alignext.diffusion.templates import Condition, Template
@@ -56,7 +55,7 @@ class Conditions:
     ) -> None:
         self.pipe, self.size, self.dtype, self.embedded_guidance = pipe, size, dtype, embedded_guidance
         self.steps, self.max_kept = tuple(steps), max_kept
-        known = inspect.signature(stock_class(pipe).__call__).parameters
+        known = call_parameters(pipe)
         self.call = {name: value for name, value in call.items() if name in known and value is not None}
         self.templates: dict[Size, Template] = {}
         self.sealed = False  # whether another size can still be recorded, which takes the denoiser in one piece
@@ -171,7 +170,7 @@ class Conditions:
         for steps in (None, *self.steps) if self.steps else ():
             given: dict[str, Any] = {**self._arguments(sample, size), "num_inference_steps": steps}
             if steps is None:
-                default = inspect.signature(stock_class(pipe).__call__).parameters.get("num_inference_steps")
+                default = call_parameters(pipe).get("num_inference_steps")
                 given["num_inference_steps"] = default.default if default is not None else 50
             template.schedules[steps] = capture_call(pipe, embedded_guidance=guidance, **given).schedule
         return template

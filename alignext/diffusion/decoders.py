@@ -1,7 +1,6 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """From clean latents, as a pipeline's loop holds them, to images or videos in [0, 1]."""
 
-import copy
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -9,9 +8,9 @@ from typing import Any
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
-from alignext.diffusion.calls import starting_from, take, watching_start
+from alignext.diffusion.calls import quiet_copy, starting_from, take, watching_start
 from alignext.diffusion.latents import decode_latents, float32_if_forced
-from alignext.diffusion.recording import DENOISERS
+from alignext.diffusion.recording import denoisers
 from alignext.diffusion.schedulers import NoStepsScheduler
 from alignext.wrapping import wrapped
 
@@ -168,8 +167,7 @@ def initial_latents(pipe: Any, stock: Callable[..., Any], call: dict[str, Any]) 
 
 def _without_steps(pipe: Any) -> Any:
     """A copy of the pipeline that shares its models, whose loop runs no step."""
-    twin = copy.copy(pipe)
-    twin._progress_bar_config = {**getattr(pipe, "_progress_bar_config", {}), "disable": True}
+    twin = quiet_copy(pipe)
     twin.scheduler = NoStepsScheduler(pipe.scheduler)
     return twin
 
@@ -188,9 +186,8 @@ def _no_evaluation(pipe: Any) -> Generator[None]:
         return refused
 
     with ExitStack() as stack:
-        for name in DENOISERS:
-            if isinstance(module := getattr(pipe, name, None), torch.nn.Module):
-                stack.enter_context(wrapped(module, refusing))
+        for module in denoisers(pipe).values():
+            stack.enter_context(wrapped(module, refusing))
         yield
 
 

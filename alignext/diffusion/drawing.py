@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from alignext.diffusion.calls import take
+from alignext.diffusion.calls import quiet_copy, take
 
 
 @torch.no_grad()
@@ -40,10 +40,8 @@ def draw(
     """
     if not prompts or len(prompts) != len(seeds):
         raise ValueError(f"`seeds` must be one for each prompt, received {len(seeds)} for {len(prompts)} prompts.")
-    twin = copy.copy(pipe)  # shares the models
+    twin = copy.copy(pipe) if progress else quiet_copy(pipe)
     twin.scheduler = copy.deepcopy(pipe.scheduler)
-    if not progress:
-        twin._progress_bar_config = {**getattr(pipe, "_progress_bar_config", {}), "disable": True}
     known = inspect.signature(type(pipe).__call__).parameters
     settings = {"output_type": "pt", "return_dict": False}
     whole = {"prompt": list(prompts), **call} | {name: value for name, value in settings.items() if name in known}

@@ -161,6 +161,21 @@ def mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     return {k: mapped(v, change) for k, v in value.items()} if isinstance(value, dict) else value
 
 
+def in_dtype(forward: Callable[..., Any], dtype: torch.dtype) -> Callable[..., Any]:
+    """A denoiser's call with its arguments cast, and its output cast back."""
+
+    def cast(value: torch.Tensor) -> torch.Tensor:
+        return value.to(dtype) if value.is_floating_point() and value.ndim > 1 else value
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        given = {v.dtype for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor) and v.is_floating_point()}
+        back = next((kind for kind in (torch.bfloat16, torch.float16) if kind in given), torch.float32)
+        output = forward(*mapped(args, cast), **mapped(kwargs, cast))
+        return mapped(output, lambda value: value.to(back))
+
+    return called
+
+
 def first_of(output: Any) -> Any:
     """A denoiser's prediction: the first of its outputs, whether it returned a tuple or a dataclass."""
     return output if isinstance(output, torch.Tensor) else output[0]

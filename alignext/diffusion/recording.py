@@ -7,7 +7,6 @@ nowhere, reads all of that off, and returns it as a function `(latents, timestep
 is written down here.
 """
 
-import copy
 import functools
 import inspect
 import itertools
@@ -19,8 +18,9 @@ from typing import Any
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
+from alignext.diffusion.calls import quiet_copy
 from alignext.diffusion.reading import Record, read_call, rows
-from alignext.diffusion.recorded_call import RecordedCall, mapped
+from alignext.diffusion.recorded_call import RecordedCall, in_dtype
 from alignext.diffusion.schedulers import NoStepsScheduler
 from alignext.signatures import nearest
 from alignext.wrapping import wrapped
@@ -137,8 +137,19 @@ def check_call_arguments(call: Mapping[str, Any], loop: type, name: str) -> None
             raise ValueError(f"{name} must be arguments of {loop.__name__}, which has no `{argument}`{hint or '.'}")
 
 
+def call_parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:
+    """The arguments of a pipeline's stock call, by name."""
+    return inspect.signature(stock_class(pipe).__call__).parameters
+
+
+def denoisers(pipe: Any) -> dict[str, torch.nn.Module]:
+    """The denoisers that a pipeline has, by name."""
+    found = {name: getattr(pipe, name, None) for name in DENOISERS}
+    return {name: part for name, part in found.items() if isinstance(part, torch.nn.Module)}
+
+
 def _probing_call(pipe: Any, embedded_guidance: float | None, call: dict[str, Any]) -> dict[str, Any]:
-    known = inspect.signature(stock_class(pipe).__call__).parameters
+    known = call_parameters(pipe)
     given = {"num_inference_steps": call.get("num_inference_steps", len(_PROBES))}
     given |= {"output_type": "latent", "return_dict": False}
     given |= without_guidance(pipe, known, embedded_guidance)
@@ -193,10 +204,9 @@ class _ProbingScheduler(NoStepsScheduler):
 
 def _call(pipe: Any, scheduler: Any, wrap: Callable[..., Any], call: dict[str, Any]) -> None:
     """The stock call with another scheduler and something around the denoisers."""
-    twin = copy.copy(pipe)  # shares the models
-    twin._progress_bar_config = {**getattr(pipe, "_progress_bar_config", {}), "disable": True}
+    twin = quiet_copy(pipe)
     twin.scheduler = scheduler
-    found = [part for name in DENOISERS if isinstance(part := getattr(pipe, name, None), torch.nn.Module)]
+    found = [*denoisers(pipe).values()]
     if not found:
         raise ValueError(f"`pipe` must have one of {', '.join(DENOISERS)}, received a {type(pipe).__name__}.")
     # Stock code takes the device of the pipeline's first model for that of all; a VAE may be elsewhere.
@@ -222,19 +232,12 @@ def _run(pipe: Any, call: dict[str, Any], dtype: torch.dtype | None) -> list[Rec
     def recording(forward: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             given = {value.dtype for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)}
-            if dtype is None or dtype in given:
-                output = forward(*args, **kwargs)
-            else:
-                back = next(kind for kind in (torch.bfloat16, torch.float16, torch.float32) if kind in given)
-                output = forward(*mapped(args, cast), **mapped(kwargs, cast))
-                output = mapped(output, lambda value: value.to(back))
+            run = forward if dtype is None or dtype in given else in_dtype(forward, dtype)
+            output = run(*args, **kwargs)
             calls.append((args, kwargs, output))
             return output
 
         return wrapper
-
-    def cast(value: torch.Tensor) -> torch.Tensor:
-        return value.to(dtype) if value.is_floating_point() and value.ndim > 1 else value
 
     _call(pipe, scheduler, recording, call)
     # Where the counts differ, `record_call` refuses, whatever is beside what.

@@ -1,11 +1,10 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """The size of pictures and videos in pixels, in latents, and as a stock call is told it."""
 
-import inspect
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from alignext.diffusion.recording import stock_class
+from alignext.diffusion.recording import call_parameters
 
 
 class Size(NamedTuple):
@@ -32,14 +31,14 @@ _AS_ASKED = {"use_resolution_binning": False, "_auto_resize": False}
 
 def draws_videos(pipe: Any) -> bool:
     """Whether the stock call is told a number of frames."""
-    return any(name in _known(pipe) for name in _FRAMES)
+    return any(name in call_parameters(pipe) for name in _FRAMES)
 
 
 def size_arguments(pipe: Any, size: Size) -> dict[str, Any]:
     """Arguments of the stock call by which it draws in this size and in no other."""
     given: dict[str, Any] = {"height": size.height, "width": size.width, **_AS_ASKED}
     given |= {"max_area": size.height * size.width} | dict.fromkeys(_FRAMES, size.frames)
-    return {name: value for name, value in given.items() if name in _known(pipe) and value is not None}
+    return {name: value for name, value in given.items() if name in call_parameters(pipe) and value is not None}
 
 
 def pixels_per_latent(pipe: Any) -> int:
@@ -75,9 +74,5 @@ def default_side(pipe: Any, denoiser: Any) -> int | None:
     latents = getattr(pipe, "default_sample_size", None) or denoiser.config.get("sample_size")
     if isinstance(latents, int):
         return latents * pixels_per_latent(pipe)
-    height = _known(pipe).get("height")
+    height = call_parameters(pipe).get("height")
     return height.default if height is not None and isinstance(height.default, int) else None
-
-
-def _known(pipe: Any) -> Any:
-    return inspect.signature(stock_class(pipe).__call__).parameters

@@ -103,11 +103,11 @@ class Fade:
             warnings.warn("`num_samples=1` has no standard error. Take 2 or more.", stacklevel=3)
         shared: dict[str, Any] = {"num_samples": num_samples, "estimator": estimator, "seed": seed}
         chosen = known | settings
-        rest: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
+        given: dict[str, Any] = {**shared, "progress": progress, **chosen}
         self.how: Any = (
-            fade_pictures.PictureFade(prompts, **shared, **rest, **chosen)
+            fade_pictures.PictureFade(prompts, **given)
             if pictures
-            else fade_texts.TextFade(processing_class, prompts, **shared, **rest, **chosen)
+            else fade_texts.TextFade(processing_class, prompts, batch_size=batch_size, **given)
         )
         self.settings = {"unit": self.how.unit, **shared, **{name: chosen[name] for name in known}}
         self._samples: Any = None

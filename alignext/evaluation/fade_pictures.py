@@ -12,7 +12,8 @@ import torch
 from diffusers import DDPMScheduler
 from tqdm.auto import tqdm
 
-from alignext.diffusion.denoiser import denoiser_name
+from alignext.diffusion.calls import quiet_copy
+from alignext.diffusion.denoiser import get_denoiser
 from alignext.diffusion.levels import prediction_type, training_levels
 from alignext.diffusion.recording import check_call_arguments, record_call, without_guidance
 from alignext.diffusion.schedulers import rebuild_scheduler
@@ -38,7 +39,7 @@ class PictureModel:
     def __init__(self, pipe: Any, call: dict[str, Any], embedded_guidance: float | None, num_samples: int) -> None:
         self.pipe, self.call, self.S = pipe, call, num_samples
         self.embedded_guidance = embedded_guidance
-        self.denoiser = getattr(pipe, denoiser_name(pipe))
+        self.denoiser = get_denoiser(pipe)
         if getattr(pipe, "transformer_2", None) is not None:
             raise NotImplementedError(f"{type(pipe).__name__} with two denoisers has no distance here yet.")
         self.prediction_type = prediction_type(pipe.scheduler)
@@ -75,7 +76,6 @@ class PictureFade:
         num_samples (`int`): Outputs per prompt.
         estimator (`str`): `"gap"`, `"elbo"` or `"path"`.
         seed (`int`): Of samples, levels and noise.
-        batch_size (`int`): Not used: a pass has the samples of a prompt.
         progress (`bool`): Show bars.
         num_timesteps (`int`): Levels at which a sample is looked at.
         weighting (`str`): `"likelihood"` or `"uniform"`.
@@ -91,7 +91,6 @@ class PictureFade:
         num_samples: int,
         estimator: str,
         seed: int,
-        batch_size: int,
         progress: bool,
         num_timesteps: int,
         weighting: str,
@@ -113,7 +112,7 @@ class PictureFade:
         self.prompts, self.S, self.estimator, self.seed = list(prompts), num_samples, estimator, seed
         self.K, self.weighting, self.guidance_scale = num_timesteps, weighting, guidance_scale
         self.embedded_guidance, self.progress, self.call = embedded_guidance, progress, call
-        self.pure, self.unit = guidance_scale == 1.0 and weighting == "likelihood", "sample"
+        self.unit = "sample"
         self._near = self._total = 0.0
 
     def law(self, model: Any, adapter: str | None = None) -> PictureModel:
@@ -149,8 +148,7 @@ class PictureFade:
 
     @torch.no_grad()
     def _steps(self, law: PictureModel, i: int) -> list[tuple[float, torch.Tensor]]:
-        twin = copy.copy(law.pipe)  # shares the models
-        twin._progress_bar_config = {**getattr(law.pipe, "_progress_bar_config", {}), "disable": True}
+        twin = quiet_copy(law.pipe)
         if self.estimator == "path":
             twin.scheduler = rebuild_scheduler(
                 law.pipe.scheduler, DDPMScheduler, variance_type="fixed_small", clip_sample=False, thresholding=False

@@ -2,7 +2,6 @@
 """Pictures of the model in training, as files and in the trackers."""
 
 import copy
-import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from alignext.diffusion.denoiser import get_denoiser
 from alignext.diffusion.prompts import TEXT_ENCODERS, KeptPrompts
-from alignext.diffusion.recording import capture_call, stock_class
+from alignext.diffusion.recording import call_parameters, capture_call
 from alignext.diffusion.sheets import contact_sheet
 from alignext.files import replacing
 from alignext.wrapping import evaluating
@@ -56,7 +55,7 @@ class SampleGridCallback(TrainerCallback):
         self.trainer, self.prompts, self.seed = trainer, list(prompts), seed
         self.pipe: DiffusionPipeline = trainer.pipe
         side = trainer.args.resolution
-        known = inspect.signature(stock_class(self.pipe).__call__).parameters
+        known = call_parameters(self.pipe)
         given = {"num_inference_steps": num_inference_steps, "height": side, "width": side}
         given |= {"guidance_scale": guidance_scale, "num_frames": getattr(trainer.args, "num_frames", None)}
         self.arguments = {k: v for k, v in given.items() if k in known and v is not None}

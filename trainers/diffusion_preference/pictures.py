@@ -1,7 +1,6 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """What trainers of pairs and of votes have in common: pictures, prompts and random numbers of a batch."""
 
-import inspect
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from transformers.utils import logging
 from alignext.diffusion.denoiser import get_denoiser
 from alignext.diffusion.draws import Draws
 from alignext.diffusion.latents import encode_images
-from alignext.diffusion.recording import stock_class
+from alignext.diffusion.recording import call_parameters
 from alignext.diffusion.sizes import Size, draws_videos, pixel_multiple, size_of_latents
 from alignext.training.diffusion import DiffusionTrainer
 
@@ -255,7 +254,7 @@ class PictureTrainer(DiffusionTrainer):
     @property
     def _fills(self) -> bool:
         """Whether a mask is what the pipeline is told, and not where it is trained."""
-        return "mask_image" in inspect.signature(stock_class(self.pipe).__call__).parameters
+        return "mask_image" in call_parameters(self.pipe)
 
     def _rehearse(self) -> None:
         """See on one row that the pipeline's call can be recorded, before anything is computed for all of them."""
@@ -265,7 +264,7 @@ class PictureTrainer(DiffusionTrainer):
                 self._rehearse_on(next(iter(dataset)))
 
     def _rehearse_on(self, row: dict[str, Any]) -> None:
-        known = inspect.signature(stock_class(self.pipe).__call__).parameters
+        known = call_parameters(self.pipe)
         name = type(self.pipe).__name__
         if "source" in row and "image" not in known:
             raise ValueError(

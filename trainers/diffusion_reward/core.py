@@ -1,7 +1,6 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """The core of `AlignPropTrainer` and `DDPOTrainer`: prompts in, pictures drawn, rewards, and their log."""
 
-import inspect
 import os
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -15,7 +14,7 @@ from torch.utils.data import DataLoader
 from alignext.diffusion.denoiser import DenoiserModule, adapter_off, adapter_scaled, denoiser_name
 from alignext.diffusion.draws import Draws
 from alignext.diffusion.levels import prediction_type
-from alignext.diffusion.recording import stock_class
+from alignext.diffusion.recording import call_parameters
 from alignext.diffusion.sizes import Size, size_arguments
 from alignext.logs import warn_once
 from alignext.training.diffusion import DiffusionTrainer
@@ -110,7 +109,7 @@ class RewardTrainer(DiffusionTrainer):
         Raises:
             ValueError: The pipeline does not take one that was given.
         """
-        known, name = inspect.signature(stock_class(pipe).__call__).parameters, type(pipe).__name__
+        known, name = call_parameters(pipe), type(pipe).__name__
         given = self._given(args)
         guidance = given["guidance_scale"]
         for argument, value in given.items():

@@ -5,7 +5,6 @@ A stock `__call__` is decorated with `torch.no_grad`. The function under the dec
 after each step decides from where on it keeps its graph. No loop of a family is written down here.
 """
 
-import copy
 import inspect
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,10 +14,10 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from alignext.diffusion.calls import loop_latents, starting_from, watching_start, watching_steps
+from alignext.diffusion.calls import loop_latents, quiet_copy, starting_from, watching_start, watching_steps
 from alignext.diffusion.decoders import decoder
-from alignext.diffusion.recorded_call import first_of, mapped
-from alignext.diffusion.recording import DENOISERS, stock_class
+from alignext.diffusion.recorded_call import first_of, in_dtype
+from alignext.diffusion.recording import denoisers, stock_class
 from alignext.diffusion.schedulers import rebuild_scheduler
 from alignext.wrapping import wrapped
 
@@ -92,8 +91,7 @@ class Rollout:
             latents (`torch.Tensor`, *optional*): Unit noise to start from, in the loop's layout.
             **changes: Other values of arguments of the call.
         """
-        twin = copy.copy(self.pipe)
-        twin._progress_bar_config = {**getattr(self.pipe, "_progress_bar_config", {}), "disable": True}
+        twin = quiet_copy(self.pipe)
         twin.scheduler = scheduler = rebuild_scheduler(self.pipe.scheduler) if scheduler is None else scheduler
         call = self._arguments(prompts) | {"generator": generators} | changes
         steps = call.get("num_inference_steps")
@@ -204,7 +202,7 @@ def around_denoisers(
             ours = name == trained
 
             def cast(function: Callable[..., Any]) -> Callable[..., Any]:
-                return _in_dtype(function, dtype) if ours and dtype is not None else function
+                return in_dtype(function, dtype) if ours and dtype is not None else function
 
             def called(*args: Any, **kwargs: Any) -> Any:
                 if ours and as_base and base is not None:
@@ -226,9 +224,8 @@ def around_denoisers(
         return around
 
     with ExitStack() as stack:
-        for name in DENOISERS:
-            if isinstance(module := getattr(pipe, name, None), torch.nn.Module):
-                stack.enter_context(wrapped(module, wrap(name)))
+        for name, module in denoisers(pipe).items():
+            stack.enter_context(wrapped(module, wrap(name)))
         yield distances
 
 
@@ -236,18 +233,3 @@ def _distance(output: Any, base: Any) -> torch.Tensor:
     if isinstance(output, list | tuple):  # a tensor for each sample
         return torch.stack([_distance(a, b) for a, b in zip(output, base, strict=True)]).mean()
     return (output.float() - base.float()).square().mean()
-
-
-def _in_dtype(forward: Callable[..., Any], dtype: torch.dtype) -> Callable[..., Any]:
-    """The call with its arguments cast, and its output cast back."""
-
-    def cast(value: torch.Tensor) -> torch.Tensor:
-        return value.to(dtype) if value.is_floating_point() and value.ndim > 1 else value
-
-    def called(*args: Any, **kwargs: Any) -> Any:
-        given = {v.dtype for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor) and v.is_floating_point()}
-        back = next((kind for kind in (torch.bfloat16, torch.float16) if kind in given), torch.float32)
-        output = forward(*mapped(args, cast), **mapped(kwargs, cast))
-        return mapped(output, lambda value: value.to(back))
-
-    return called
