@@ -18,6 +18,7 @@ from alignext.data.core import (
     add_columns,
     check_kind,
     chosen_rows,
+    groups_of,
     numbers,
     padded,
     share_of,
@@ -171,7 +172,7 @@ def filter_by_ches(
         if not 0 < drop_top < 1:
             raise ValueError(f"`drop_top` must be in (0, 1), received {drop_top}.")
         keep = 1 - drop_top
-    groups = None if by is None else _group_column(dataset, by)
+    groups = groups_of(dataset, by)
     if max_score is not None:
         kept = [i for i, value in enumerate(scores) if value <= max_score]
     else:
@@ -188,12 +189,6 @@ def filter_by_ches(
 
 def _names(kernel: bool) -> tuple[str, ...]:
     return (*COLUMNS, "ches_kernel") if kernel else COLUMNS
-
-
-def _group_column(dataset: Dataset, by: str) -> list[Any]:
-    if by not in dataset.column_names:
-        raise ValueError(f"`by` must be a column of the dataset, received {by!r}; it has {dataset.column_names}.")
-    return list(dataset[by])
 
 
 def _check(model: Any, dataset: Any) -> None:

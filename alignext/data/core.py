@@ -223,6 +223,20 @@ def numbers(dataset: Any, column: str) -> list[float]:
     return [math.nan if value is None else float(value) for value in dataset[column]]
 
 
+def groups_of(dataset: Any, by: str | None) -> list[Any] | None:
+    """
+    The cells of the column that parts the rows into groups; None without one.
+
+    Raises:
+        ValueError: If the dataset has no such column.
+    """
+    if by is None:
+        return None
+    if by not in dataset.column_names:
+        raise ValueError(f"`by` must be a column of the dataset, received {by!r}; it has {dataset.column_names}.")
+    return list(dataset[by])
+
+
 def share_of(keep: float, name: str) -> float:
     """
     Raises:

@@ -112,8 +112,7 @@ class LESSFeatures:
 
     def learn(self, blocks: Iterable[torch.Tensor]) -> None:
         """Take the gradients of some of the target's rows."""
-        blocks = list(blocks)
-        self.targets.append(self.sketch.of(blocks, len(blocks[0])))
+        self.targets.append(self.sketch.of(blocks))
 
     def finish(self) -> None:
         """Nothing is left to do."""
@@ -121,7 +120,7 @@ class LESSFeatures:
 
     def score(self, blocks: Iterable[torch.Tensor], count: int) -> Values:
         """Scores of a batch."""
-        found = self.sketch.of(self._steps(blocks), count)
+        found = self.sketch.of(self._steps(blocks))
         return {"less": less_scores(found, self.known, self.groups.to(found.device)).tolist()}
 
     def _steps(self, blocks: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
@@ -139,8 +138,8 @@ class SketchFeatures:
         self.size, self.seed = (0 if sum(gradients.sizes) <= size else size), seed
         self.width = size
 
-    def of(self, blocks: Iterable[torch.Tensor], count: int) -> torch.Tensor:
-        """The features `(count, size)` of a batch."""
+    def of(self, blocks: Iterable[torch.Tensor]) -> torch.Tensor:
+        """The features `(B, width)` of a batch, float32 or more."""
         if not self.size:
             whole = torch.cat(list(blocks), 1)
             return torch.nn.functional.pad(whole, (0, max(0, self.width - whole.shape[1])))
@@ -150,7 +149,7 @@ class SketchFeatures:
         return found
 
 
-FEATURES = {"gist": GISTFeatures, "cosine": CosineFeatures, "less": LESSFeatures}
+FEATURES = {"gist": GISTFeatures, "less": LESSFeatures, "cosine": CosineFeatures}
 
 
 def adam_moments(

@@ -21,8 +21,6 @@ from alignext.wrapping import evaluating
 
 logger = logging.get_logger(__name__)  # one that works without a trainer, too
 
-METHODS = ("gist", "less", "cosine")
-
 
 def add_gradient_scores(
     model: Any,
@@ -81,8 +79,8 @@ def add_gradient_scores(
             `normalisation="full"`, or the state of the optimizer does not fit.
         NotImplementedError: If rows have pictures or are packed, or the model is an encoder-decoder.
     """
-    if method not in METHODS:
-        raise ValueError(f"`method` must be one of {', '.join(METHODS)}, received {method!r}.")
+    if method not in FEATURES:
+        raise ValueError(f"`method` must be one of {', '.join(FEATURES)}, received {method!r}.")
     if normalisation not in ("subspace", "full"):
         raise ValueError(f"`normalisation` must be 'subspace' or 'full', received {normalisation!r}.")
     if rank == 1 and normalisation != "full":
@@ -171,7 +169,7 @@ def gradient_features(
         order = sorted(encoded, key=lambda i: len(encoded[i]["input_ids"]))
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            found[batch] = features.of(gradients.of([encoded[i] for i in batch]), len(batch)).float().cpu()
+            found[batch] = features.of(gradients.of([encoded[i] for i in batch])).float().cpu()
     return found
 
 

@@ -6,7 +6,7 @@ import math
 from datasets import Dataset
 from transformers.utils import logging
 
-from alignext.data.core import chosen_rows, numbers, share_of
+from alignext.data.core import chosen_rows, groups_of, numbers, share_of
 
 
 logger = logging.get_logger(__name__)  # one that works without a trainer, too
@@ -40,8 +40,7 @@ def select_for_task(
         raise ValueError(f"`top` must be 1 or more, received {top}.")
     scores = numbers(dataset, column)
     share = 1.0 if keep is None else share_of(keep, "keep")
-    if by is not None and by not in dataset.column_names:
-        raise ValueError(f"`by` must be a column of the dataset, received {by!r}; it has {dataset.column_names}.")
+    groups = groups_of(dataset, by)
     energy = numbers(dataset, "gist_energy") if "gist_energy" in dataset.column_names else [0.0] * len(scores)
     # Ranks instead of scores, so that equal ones are ordered by their energy.
     order = sorted((i for i, x in enumerate(scores) if math.isfinite(x)), key=lambda i: (-scores[i], -energy[i], i))
@@ -52,7 +51,7 @@ def select_for_task(
     def count(n: int) -> int:
         return math.ceil(round(share * n, 9)) if top is None else top
 
-    kept = chosen_rows(ranks, None if by is None else list(dataset[by]), count, largest=False)
+    kept = chosen_rows(ranks, groups, count, largest=False)
     if len(order) < len(scores):
         logger.warning("%d of %d rows have no score and are left out.", len(scores) - len(order), len(scores))
     if not kept:
