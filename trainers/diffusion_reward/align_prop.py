@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
-from alignext.diffusion.draws import Draws
 from alignext.functional.alignprop import Rule, backprop_steps, parse_backprop_steps, reward_loss
 from alignext.functional.direct_align import direct_align
 from alignext.functional.predictions import add_noise, clean_and_noise
@@ -16,7 +15,7 @@ from alignext.methods import method
 from .batch import RewardBatch
 from .config import RewardConfig
 from .core import RewardTrainer
-from .noise_levels import level_at, level_of, timestep_of_last
+from .noise_levels import level_at, level_of
 
 
 @dataclass
@@ -163,8 +162,8 @@ class AlignPropTrainer(RewardTrainer):
         return reward_loss(rewards, target=self.args.reward_target, margin=self.args.reward_margin)
 
     def _drawn(self, what: str) -> float:
-        """A random number in [0, 1) of this update, the same for all micro-batches and processes."""
-        return Draws(self.args.seed, self.state.global_step, torch.tensor([-1])).uniform(what).item()
+        """A random number in [0, 1) of this update."""
+        return self._shared_draws().uniform(what).item()
 
     def training_loss(self, model: torch.nn.Module, batch: RewardBatch) -> torch.Tensor:
         args = self.args
@@ -205,7 +204,7 @@ class AlignPropTrainer(RewardTrainer):
 
     def _noised_again(self, batch: RewardBatch, generators: list[torch.Generator]) -> torch.Tensor:
         rolled = self.rollout(batch.prompts, generators)
-        t = timestep_of_last(rolled.scheduler)
+        t = rolled.scheduler.timesteps[-1]
         level = level_of(rolled.scheduler, t)
         found = []
         for number in range(self.args.num_last_noises):

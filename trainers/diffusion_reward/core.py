@@ -206,6 +206,10 @@ class RewardTrainer(DiffusionTrainer):
         """What the random numbers of samples in training depend on."""
         return self.state.global_step
 
+    def _shared_draws(self) -> Draws:
+        """Random numbers of this update, the same for all micro-batches and processes."""
+        return Draws(self.args.seed, self.state.global_step, torch.tensor([-1]))
+
     def batch(self, inputs: dict[str, Any]) -> RewardBatch:
         """The samples of what the collator made: in training several of each prompt, in evaluation one."""
         training, index = self.model.training, inputs["index"].cpu()

@@ -9,7 +9,6 @@ from datasets import IterableDataset
 from diffusers import DiffusionPipeline
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from alignext.diffusion.draws import Draws
 from alignext.diffusion.levels import prediction_type
 from alignext.functional.ddpo import gaussian_kl, gaussian_log_prob, normalised, policy_loss
 from alignext.methods import method
@@ -188,8 +187,7 @@ class DDPOTrainer(RewardTrainer):
         count = self.args.num_train_steps
         if count is None or count >= len(steps):
             return steps
-        draws = Draws(self.args.seed, self.state.global_step, torch.tensor([-1]))
-        return sorted(steps[i] for i in draws.points("steps", count, len(steps))[:, 0].tolist())
+        return sorted(steps[i] for i in self._shared_draws().points("steps", count, len(steps))[:, 0].tolist())
 
     # Files
 

@@ -11,11 +11,6 @@ from alignext.diffusion.levels import prediction_type
 Level = tuple[float, float]
 
 
-def timestep_of_last(scheduler: Any) -> torch.Tensor:
-    """The timestep of a schedule's last step."""
-    return scheduler.timesteps[-1]
-
-
 def level_of(scheduler: Any, t: torch.Tensor) -> Level:
     """The level of one of a schedule's timesteps."""
     if prediction_type(scheduler) == "flow_prediction":

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from alignext.rewards.protocol import CheckedReward, RewardError
+from alignext.rewards.texts import function_name
 
 
 class Rewards:
@@ -49,7 +50,7 @@ class Rewards:
                     "attribute `differentiable = True` if gradients flow from its result to the pictures; if not, "
                     "train with DDPOTrainer, which takes any reward."
                 )
-        names = [_short(function) for function in given]
+        names = [function_name(function).strip("<>") for function in given]
         repeated = {name for name in names if names.count(name) > 1}
         self.names = [f"{name}_{i}" if name in repeated else name for i, name in enumerate(names)]
 
@@ -76,10 +77,3 @@ class Rewards:
             found[name] = values.detach().float()
             total = total + weight * values.float()
         return total, found
-
-
-def _short(function: Any) -> str:
-    """A name for the log."""
-    while hasattr(function, "func"):
-        function = function.func
-    return getattr(function, "__name__", type(function).__name__).strip("<>")
