@@ -172,16 +172,16 @@ def public_name(cls: type) -> str:
     return next(c.__name__ for c in cls.__mro__ if c.__name__ in alignext.__all__)
 
 
-def write_files(folder: str | os.PathLike, files: dict[str, str], card: ModelCard) -> None:
+def write_files(folder: str | os.PathLike, files: dict[str, str], card: ModelCard | None = None) -> None:
     """
     Write a repository's files, and its card where there is none.
 
     Args:
         folder (`str` or `os.PathLike`): Where to.
         files (`dict[str, str]`): Texts by path.
-        card (`ModelCard`): Its `README.md`.
+        card (`ModelCard`, *optional*): Its `README.md`.
     """
-    if not Path(folder, "README.md").exists():
+    if card is not None and not Path(folder, "README.md").exists():
         files = files | {"README.md": str(card)}
     for path, text in files.items():
         Path(folder, path).parent.mkdir(parents=True, exist_ok=True)
@@ -221,8 +221,7 @@ def write_blocks(blocks: Any, folder: str | os.PathLike, repo_id: str, base: str
         base (`str`, *optional*): A folder or Hub id of the base model. With it the folder gets a
             `modular_model_index.json`, and `ModularPipeline.from_pretrained` knows where the components are.
     """
-    if not Path(folder, "README.md").exists():
-        write_files(folder, {}, blocks_card(blocks, repo_id, base))
+    write_files(folder, {}, blocks_card(blocks, repo_id, base))
     blocks.save_pretrained(folder)
     if base is not None:
         blocks.init_pipeline(base).save_pretrained(os.fspath(folder), overwrite_modular_index=False)

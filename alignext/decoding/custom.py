@@ -179,7 +179,7 @@ class Scorer:
         tokenizer (`PreTrainedTokenizerBase`): Of the model.
         reward (`TextRewards`): Scores texts.
         ids (`torch.Tensor` of shape `(B, P)`): The prompts, padded on the left.
-        mask (`torch.Tensor` of shape `(B, P)`): 0 where they are padded.
+        mask (`torch.Tensor` of shape `(B, P)`, *optional*): 0 where they are padded.
         prompts (`Sequence` of `str` or `list[dict]`, *optional*):
             What rewards get as prompts, one for each row, or one for several that follow each other; decoded from the
             ids if not given.
@@ -194,11 +194,12 @@ class Scorer:
         tokenizer: PreTrainedTokenizerBase,
         reward: TextRewards,
         ids: torch.Tensor,
-        mask: torch.Tensor,
+        mask: torch.Tensor | None = None,
         prompts: Sequence[Prompt] | None = None,
         columns: Mapping[str, Sequence[Any]] | None = None,
     ) -> None:
         self.tokenizer, self.reward = tokenizer, reward
+        mask = torch.ones_like(ids) if mask is None else mask
         self.ids = [row[kept.bool()].tolist() for row, kept in zip(ids, mask, strict=True)]
         self.starts = [self._decode(row) for row in self.ids]
         self.prompts = self.starts if prompts is None else _spread("prompts", prompts, len(ids))

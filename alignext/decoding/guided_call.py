@@ -127,10 +127,8 @@ class GuidedDecoding(CustomGenerate):
             )
         if columns is not None:
             raise NotImplementedError("GuidedDecoding does not support `columns`. Leave them out.")
-        mask = model_kwargs.get("attention_mask")
-        mask = torch.ones_like(input_ids) if mask is None else mask
         reward = self.reward_of(self.reward_funcs, model.device)
-        scorer = Scorer(self.processing_class, reward, input_ids, mask, prompts)
+        scorer = Scorer(self.processing_class, reward, input_ids, model_kwargs.get("attention_mask"), prompts)
         before = reward.calls
         eos, pad = generation_config._eos_token_tensor, generation_config._pad_token_tensor
         pad = 0 if pad is None else int(pad)

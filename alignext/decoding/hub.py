@@ -2,16 +2,15 @@
 """Decoding methods as repositories of `custom_generate`, run by plain transformers with `trust_remote_code=True`."""
 
 import inspect
+import os
 import pprint
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationMixin, LogitsProcessorList
 
 import alignext
-from alignext.files import replacing
-from alignext.hub_code import FORMAT
+from alignext.hub_code import FORMAT, write_files
 
 
 # Name of the class -> its module, which is imported when it decodes.
@@ -64,20 +63,16 @@ def custom_generate_files(name: str, settings: dict[str, Any]) -> dict[str, str]
     return {"custom_generate/generate.py": text, "custom_generate/requirements.txt": "alignext\n"}
 
 
-def write_custom_generate(folder: str | Path, name: str, settings: dict[str, Any]) -> None:
+def write_custom_generate(folder: str | os.PathLike, name: str, settings: dict[str, Any]) -> None:
     """
     Write `custom_generate/generate.py` and its requirements into a folder, see [`custom_generate_files`].
 
     Args:
-        folder (`str` or `Path`): New, or with other files in it.
+        folder (`str` or `os.PathLike`): New, or with other files in it.
         name (`str`): The method.
         settings (`dict`): Its settings.
     """
-    files = custom_generate_files(name, settings)
-    Path(folder, "custom_generate").mkdir(parents=True, exist_ok=True)
-    for file, content in files.items():
-        with replacing(Path(folder, file)) as part:
-            part.write_text(content, encoding="utf-8")
+    write_files(folder, custom_generate_files(name, settings))
 
 
 def _plain(value: Any) -> bool:

@@ -195,7 +195,6 @@ class TransferQ(CustomGenerate):
         if self.streamer is not None and len(input_ids) > 1:
             raise ValueError(f"`streamer` must be left out for more than one prompt, received {len(input_ids)}.")
         mask = model_kwargs.get("attention_mask")
-        mask = torch.ones_like(input_ids) if mask is None else mask
         funcs = {"reward_funcs": self.reward_funcs}
         if self.baseline_reward_funcs is not None:
             funcs["baseline_reward_funcs"] = self.baseline_reward_funcs

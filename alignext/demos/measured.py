@@ -21,10 +21,7 @@ def demo(*, seed: int, steps: int | None) -> list[Section]:
         verdict=f"Beyond the error: {_listed(told)}. Within it, nothing could be told: {_listed(rest)}.",
     )
     print_table(table)
-    points = {
-        name: [(row["distance"], rows.index(row) + 1) for row in some]
-        for name, some in (("beyond the error", told), ("within it", rest))
-    }
+    groups = {"beyond the error": told, "within it": rest}
     return [
         Section(
             "Longer runs, read from their results",
@@ -36,11 +33,8 @@ def demo(*, seed: int, steps: int | None) -> list[Section]:
                     "How far from nothing",
                     "difference, in halves of its 95 % interval",
                     "line of the table",
-                    points,
-                    labels={
-                        name: [row["method"] for row in some]
-                        for name, some in (("beyond the error", told), ("within it", rest))
-                    },
+                    {name: [(row["distance"], rows.index(row) + 1) for row in some] for name, some in groups.items()},
+                    labels={name: [row["method"] for row in some] for name, some in groups.items()},
                     lines=False,
                 )
             ],

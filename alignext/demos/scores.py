@@ -66,8 +66,10 @@ def page(folder: Path, scored: Any, words: Words) -> Path:
 
     values = _values(scored, words.column)
     names = [name for name in words.texts if name in scored.column_names]
-    rows = [[i, scored[i][words.column], *(_plain(scored[i][name]) for name in names)] for i in _top(scored, words)]
-    low = [[i, scored[i][words.column], *(_plain(scored[i][name]) for name in names)] for i in _top(scored, words, -1)]
+    rows, low = (
+        [[i, scored[i][words.column], *(_plain(scored[i][name]) for name in names)] for i in _top(scored, words, sign)]
+        for sign in (1, -1)
+    )
     section = Section(
         title=words.title,
         text=f"{words.meaning}\n\n{words.advice}\n\n{len(values)} rows have a score, {len(scored) - len(values)} have "

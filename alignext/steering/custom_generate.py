@@ -65,7 +65,7 @@ def save(vector: SteeringVector, folder: str | os.PathLike, method: str | None =
         folder (`str` or `os.PathLike`): Where to.
         method (`str`, *optional*), alpha (`float`, *optional*, defaults to 1.0): See [`SteeringVector.attach`].
     """
-    write_custom_generate(os.fspath(folder), "Steering", _settings(vector, method, alpha))
+    write_custom_generate(folder, "Steering", _settings(vector, method, alpha))
 
 
 def _settings(vector: SteeringVector, method: str | None, alpha: float) -> dict[str, Any]:
