@@ -184,6 +184,7 @@ class AnyRow(ABC):
     draws: ClassVar[dict[str, Any]] = {}  # config fields that let the data draw random numbers
     from_instance = False  # whether `start` hands a model over, where it is not told; it names a path otherwise
     files = frozenset({"README.md"})  # what is pushed
+    idle = None  # part of the names of weights that a model has and its output does not depend on
 
     def __str__(self) -> str:
         return self.name or self.trainer.__name__

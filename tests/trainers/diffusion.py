@@ -23,7 +23,7 @@ from alignext.diffusion.sizes import Size
 
 from .contract import SHORT_RUN, AnyRow
 from .contract import weights as of_model
-from .diffusion_preference.tiny import SIZE, sd
+from .diffusion_preference.tiny import SIZE, sd, sd3
 
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -110,6 +110,10 @@ class DiffusionRow(AnyRow):
     @property
     def summed(self) -> tuple[str, ...]:
         return ("loss", "grad_norm", *(("rewards/margins", "mse/policy") if self.learns == "pairs" else ()))
+
+    @property
+    def idle(self) -> str | None:
+        return "attn.add_q_proj" if self.pipe is sd3 else None  # the last block, here the only one, makes no text
 
     @property
     def files(self) -> set[str]:
