@@ -1,4 +1,5 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+# More than 300 lines: what goes in, the loss, the vector and its files are steps of one Trainer, each a hook of it.
 """Trains one direction at one layer of a frozen language model, by exchanging its coordinate between prompts."""
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,4 +1,5 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+# More than 300 lines: hooks of one Trainer; objectives, reference and figures have files of their own.
 """`MAHDPOTrainer`: TRL's DPO trainer with one output head per objective."""
 
 from functools import cached_property, partial
