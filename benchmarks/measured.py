@@ -1,7 +1,7 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """One page of everything that was measured, read from the result files: `docs/measured.md`.
 
-    python benchmarks/measured.py   # writes the page, a table of docs/costs.md, and what the demo shows of long runs
+    python benchmarks/measured.py   # writes the page, its pictures, a table of docs/costs.md, what the demo says
 
 A row names a result file, a table in it, a line of that table and a column. Nothing is typed in by hand: a file that
 was made again changes the page, and a line that is gone is an error.
@@ -13,12 +13,14 @@ from math import hypot
 from pathlib import Path
 from typing import NamedTuple
 
+import PIL.Image
+
 from alignext.methods import METHODS
 
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "measured.md"
-COSTS = ROOT / "docs" / "costs.md"
+ASSETS, COSTS = ROOT / "docs" / "assets", ROOT / "docs" / "costs.md"
 SHIPPED = ROOT / "alignext" / "demos" / "measured.json"
 
 
@@ -289,6 +291,16 @@ QUOTED = {
     "alignedgen": "{alignedgen-open#2: stock > texture}",
     "search": "{latent-search-effect-video-motion#1: beam 4 x 2 > motion (searched)}",
 }
+# Pictures of the pages: which result's, and how much of it from the top, in pixels.
+PICTURES = {
+    "alignedgen.png": ("alignedgen-open.png", 1504),
+    "alignedgen-levers.png": ("alignedgen-levers.png", None),
+    "diffusion-preference.png": ("diffusion-preference-effect.png", 224),
+    "diffusion-preference-methods.png": ("diffusion-preference-effect.png", None),
+    "latent-search.png": ("latent-search-effect-style.png", None),
+    "latent-search-effect.png": ("latent-search-effect-compressibility-50-steps.png", None),
+    "process-reward.png": ("guided-decoding-effect.png", None),
+}
 
 
 def tables(text: str) -> list[list[list[str]]]:
@@ -342,6 +354,14 @@ change: one that holds 0 is none that could be told. `python benchmarks/COMMAND`
 | method | what | effect | cost, as a ratio | memory | command |
 |---|---|---|---|---|---|
 """
+
+
+def picture(name: str) -> PIL.Image.Image:
+    """A picture of the pages, in 128 colours where it has more."""
+    file, height = PICTURES[name]
+    whole = PIL.Image.open(RESULTS / file)
+    part = whole.crop((0, 0, whole.width, height or whole.height))
+    return part if part.mode == "P" else part.convert("RGB").quantize(128)
 
 
 def page() -> str:
@@ -412,3 +432,5 @@ if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
     COSTS.write_text(costs(), encoding="utf-8")
     SHIPPED.write_text(shipped(), encoding="utf-8")
+    for name in PICTURES:
+        picture(name).save(ASSETS / name, optimize=True)

@@ -2,13 +2,14 @@
 # More than 300 lines: a script, read from top to bottom.
 """RIVAL: what it costs, and what it does to held-out drawings on the embedded model.
 
-    python benchmarks/rival.py                    # both parts, about 20 minutes on one CPU core
+    python benchmarks/rival.py                    # all parts, about 20 minutes on one CPU core
     python benchmarks/rival.py --part cost
     python benchmarks/rival.py --part effect --guidance 2
     python benchmarks/rival.py --part cost --device cuda --model-shape sdxl --dtype float16
 
 The shapes `sd15` and `sdxl` are U-Nets of those architectures with random weights: they tell the cost, not the effect.
-Results go to `results/rival-cost*` and `results/rival-effect*`, as JSON with a Markdown table beside it.
+Results go to `results/rival-cost*` and `results/rival-effect*`, as JSON with a Markdown table beside it; the picture
+of the three thresholds is `docs/assets/rival-knobs.png`.
 """
 
 import argparse
@@ -25,7 +26,7 @@ import alignext
 from alignext import RIVALPipeline, RIVALXLPipeline, hub, mini
 from alignext.diffusion.sheets import contact_sheet
 from alignext.mini.judges import Judge, palette_overlap
-from common import RESULTS, about, clock_of, interval, median, parser, ratios, shown, table, timed, write
+from common import ASSETS, RESULTS, about, clock_of, interval, median, parser, ratios, shown, table, timed, write
 from shapes import random_pipeline
 
 
@@ -353,9 +354,29 @@ def effect(args: argparse.Namespace) -> None:
     picture.quantize(128).save(RESULTS / f"{name}.png", optimize=True)
 
 
+def knobs(args: argparse.Namespace) -> None:
+    """The first held-out drawing of the unseen style under five values of each threshold, one seed."""
+    picture, values = mini.pictures("unseen_style")[0], (200, 400, 600, 800, 1000)
+    pipe = RIVALPipeline.from_pretrained(mini.path("sd"))
+    pipe.set_progress_bar_config(disable=True)
+    rows = {f"{knob} {', '.join(map(str, values))}": [picture.image] for knob in ("t_align", "t_early", "t_inject")}
+    for label, row in rows.items():
+        for value in values:
+            row += pipe(
+                picture.caption,
+                reference_image=picture.image,
+                generator=torch.Generator().manual_seed(0),
+                num_inference_steps=args.steps,
+                **{label.split()[0]: value},
+            ).images
+    labels = ["picture", "smallest", "", "", "", "largest"]
+    sheet = contact_sheet(list(rows.values()), row_labels=list(rows), col_labels=labels, cell=96)
+    sheet.quantize(128).save(ASSETS / "rival-knobs.png", optimize=True)
+
+
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--part", choices=("cost", "effect"), help="default: both")
+    options.add_argument("--part", choices=("cost", "effect", "knobs"), help="default: all")
     options.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
     options.add_argument("--model-shape", choices=("mini", "sd15", "sdxl"), default="mini", help="cost only")
@@ -367,10 +388,14 @@ def main() -> None:
     options.add_argument("--seeds", type=int, default=4, help="effect only: images per drawing")
     options.add_argument("--per-split", type=int, help="effect only: drawings of each of the three held-out splits")
     args = options.parse_args()
-    if args.part != "effect":
+    if args.part in (None, "cost"):
         cost(args)
-    if args.part != "cost" and args.model_shape == "mini":
+    if args.model_shape != "mini":
+        return
+    if args.part in (None, "effect"):
         effect(args)
+    if args.part in (None, "knobs"):
+        knobs(args)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import importlib.util
 import json
 from pathlib import Path
 
+import PIL.Image
 import pytest
 
 from alignext.methods import METHODS
@@ -31,6 +32,14 @@ def test_the_costs_of_commands_are_what_was_measured(measured):
 
 def test_the_demo_shows_what_the_results_say(measured):
     assert measured.SHIPPED.read_text() == measured.shipped(), "python benchmarks/measured.py"
+
+
+def test_pictures_of_the_pages_are_those_of_the_results(measured):
+    for name in measured.PICTURES:
+        shown, made = PIL.Image.open(ROOT / "docs" / "assets" / name), measured.picture(name)
+        assert shown.convert("RGB").tobytes() == made.convert("RGB").tobytes(), (
+            f"{name}: python benchmarks/measured.py"
+        )
 
 
 def test_every_method_is_in_the_demo(measured):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from alignext.mini import path, pictures
-from alignext.mini.recipe import drawings, dual_encoder, fitting, latents, render, scores, words
+from alignext.mini.recipe import drawings, dual_encoder, fitting, latents, render, scores, sd, video, words
 
 
 class Interrupt(Exception):
@@ -180,3 +180,35 @@ def test_disturbed_pictures_stay_pictures_and_some_stay_what_they_are():
     assert disturbed.shape == images.shape and disturbed.min() >= 0 and disturbed.max() <= 1
     far = (disturbed - images).abs().mean(dim=(1, 2, 3))
     assert far.min() < 0.01 and 0.03 < far.mean() < 0.08
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "module, kind, denoiser",
+    [(sd, "StableDiffusionPipeline", "unet"), (video, "LattePipeline", "transformer")],
+    ids=["sd", "video"],
+)
+def test_a_denoiser_goes_on_from_what_is_shipped(tmp_path, monkeypatch, module, kind, denoiser):
+    """Its weights and those of its text encoder move a little; autoencoder and tokenizer stay."""
+    import diffusers
+    import yaml
+
+    monkeypatch.setattr(render, "CACHE", tmp_path)
+    images = (scores.tensor([p.image for p in pictures("unseen_concept")[:4]]) * 255).byte()
+    cells = [(name, style) for name in render.MOVED[:2] for style in render.MOVED_STYLES]
+    rows = [
+        {"name": n, "concept": render.word(n), "style": s, "caption": render.caption(render.word(n), s)}
+        for n, s in cells
+    ]
+    monkeypatch.setattr(module, "pictures", lambda *splits: (images, rows))
+    name = module.__name__.rpartition(".")[2]
+    config = yaml.safe_load((path("sd").parent / "recipe" / "configs" / f"{name}-longer.yaml").read_text())
+    config |= {"steps": 2, "batch": 8 if name == "sd" else 2, "versions": 1, "export_at": [], "warmup": 1}
+    torch.manual_seed(0)
+    getattr(module, f"train_{name}")(config, tmp_path / "run")
+    made, shipped = (getattr(diffusers, kind).from_pretrained(f) for f in (tmp_path / "run" / name, path(name)))
+    assert made.tokenizer.get_vocab() == shipped.tokenizer.get_vocab()
+    for part in ("vae", denoiser, "text_encoder"):
+        a, b = (getattr(p, part).state_dict() for p in (made, shipped))
+        far = max(float((a[k].float() - b[k].float()).abs().max()) for k in a)
+        assert far < 0.1 and (far > 0) == (part != "vae"), part

@@ -59,14 +59,49 @@ def test_a_nudge_moves_whole_pixels_and_softens_nothing():
     assert len({found[0] for found in places}) > 6
 
 
+def test_critic_and_decoder_learn_from_each_other_in_one_backward_pass():
+    """The reproach moves the pictures and not the critic, the critic's error moves the critic and not the pictures."""
+    torch.manual_seed(0)
+    critic, real = autoencoder.Critic(), torch.rand(2, 3, 64, 64) * 2 - 1
+    decoded = (torch.rand(2, 3, 64, 64) * 2 - 1).requires_grad_()
+    critic.reproach(decoded).backward()
+    assert decoded.grad.abs().sum() > 0 and all(p.grad is None for p in critic.parameters())
+    decoded.grad = None
+    critic.error(real, decoded.detach()).backward()
+    assert decoded.grad is None and all(p.grad is not None for p in critic.parameters())
+    scores = critic.score(real)
+    assert scores.shape == (2, 1, 8, 8)
+    torch.testing.assert_close(critic.reproach(real), -scores.mean())
+    wanted = (1 - scores).clamp(min=0).mean() + (1 + critic.score(decoded)).clamp(min=0).mean()
+    torch.testing.assert_close(critic.error(real, decoded), wanted)
+
+
+def test_features_are_as_far_apart_as_the_pictures_look():
+    images = scores.tensor([p.image for p in pictures("unseen_concept")[:8]]) * 2 - 1
+    seen = autoencoder.Features(path("judge-style"))
+    soft = torch.nn.functional.avg_pool2d(torch.nn.functional.pad(images, (1,) * 4, mode="replicate"), 3, stride=1)
+    blurred = soft.clone().requires_grad_()
+    near, far = seen.distance(blurred, images), seen.distance(images.roll(1, 0), images)
+    assert seen.distance(images, images) == 0 and 0 < near < far
+    near.backward()
+    assert blurred.grad.abs().sum() > 0
+    for depth in seen(soft):
+        torch.testing.assert_close(depth.square().sum(1), torch.ones_like(depth[:, 0]))
+    unit = torch.stack([(1 - (a * b).sum(1)).mean() * 2 for a, b in zip(seen(soft), seen(images), strict=True)])
+    torch.testing.assert_close(near, unit.mean())  # the squared distance of unit vectors
+
+
 @pytest.mark.slow
-def test_both_halves_go_on_and_the_latents_stay_near(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["sharper", "sharper-longer"])
+def test_both_halves_go_on_and_the_latents_stay_near(tmp_path, monkeypatch, name):
     """The pull keeps the latents nearer than the other losses alone would."""
     monkeypatch.setattr(render, "CACHE", tmp_path)
     monkeypatch.setattr(autoencoder, "pictures", some_pictures)
     start = tmp_path / "train" / "vae" / "decoder" / "vae"
     shutil.copytree(path("sd") / "vae", start)
-    file = path("sd").parent / "recipe" / "configs" / "sharper.yaml"
+    shutil.copytree(path("judge-style"), tmp_path / "train" / "features" / "features")
+    torch.save(torch.randn(4, 16, 8, 8), tmp_path / "samples-512.pt")
+    file = path("sd").parent / "recipe" / "configs" / f"{name}.yaml"
     config = yaml.safe_load(file.read_text()) | {"steps": 4, "batch": 2, "warmup": 1, "pull_every": 1, "export_at": []}
     losses = []
     for pull in (0.0, 100.0):

@@ -2,10 +2,14 @@
 """The autoencoder that the three denoisers share."""
 
 import copy
+import itertools
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
+from alignext import mini
+from alignext.files import replacing
 from alignext.mini.recipe import render
 from alignext.mini.recipe.drawings import augment, nudge, pictures
 from alignext.mini.recipe.fitting import fit, forget_origin
@@ -77,25 +81,36 @@ def standardize(vae: torch.nn.Module, images: torch.Tensor) -> None:
 
 
 def train_sharper(config: dict, folder: Path) -> None:
-    """Go on with both halves, held to the latents that the denoisers know."""
+    """Go on with both halves, held to the latents that the denoisers know.
+
+    With `goes_on`, from what is shipped; with `like` and `critic`, compared by features and by a critic as well.
+    """
     from diffusers import AutoencoderKL
 
-    vae = AutoencoderKL.from_pretrained(render.CACHE / "train" / "vae" / "decoder" / "vae")
+    started = mini.path("sd") if config.get("goes_on") else render.CACHE / "train" / "vae" / "decoder"
+    vae = AutoencoderKL.from_pretrained(started / "vae")
     before, scale = copy.deepcopy(vae).requires_grad_(False), vae.config.scaling_factor
     drawn, _ = pictures("train")
     others, _ = pictures("extra")
     images = torch.cat([drawn, others])
     odds = torch.ones(len(images))
     odds[: len(drawn)] = config["drawn"] * len(others) / len(drawn) / (1 - config["drawn"])
+    model = torch.nn.ModuleDict({"vae": vae})
+    if "critic" in config:
+        model["critic"] = Critic()
+        seen, sampled = Features(render.CACHE / "train" / "features" / "features"), samples_of_denoisers()
 
     def loss_fn(step: int, rng: torch.Generator) -> torch.Tensor:
         chosen = torch.multinomial(odds, config["batch"], generator=rng)
         x = nudge(images[chosen].float() / 255, rng, config["shift"]) * 2 - 1
         posterior = vae.encode(x).latent_dist
-        mean, std = posterior.mean * scale, posterior.std * scale
+        mean, std = posterior.mean.float() * scale, posterior.std.float() * scale
         z = mean + std * torch.randn(mean.shape, generator=rng)
         z = z + config["noise"] * torch.randn(z.shape, generator=rng) * torch.rand(len(z), 1, 1, 1, generator=rng)
-        error = vae.decode(z / scale).sample - x
+        if "critic" in config:
+            z = torch.cat([z, sampled[torch.randint(len(sampled), (config["sampled"],), generator=rng)]])
+        decoded = vae.decode(z / scale).sample.float()
+        error = decoded[: len(x)] - x
         edges = sum((error.diff(dim=dim).abs().mean() for dim in (2, 3)), torch.zeros(()))
         loss = error.abs().mean() + config["edges"] * edges + error.pow(2).mean()
         loss = loss + config["kl"] * 0.5 * (mean.square() + std.square() - 1 - 2 * std.log()).mean()
@@ -103,10 +118,71 @@ def train_sharper(config: dict, folder: Path) -> None:
             with torch.no_grad():
                 known = before.encode(x).latent_dist.mean * scale
             loss = loss + config["pull"] * config["pull_every"] * (mean - known).square().mean()
+        if "critic" in config:
+            loss = loss + config["like"] * seen.distance(decoded[: len(x)], x)
+            weight = config["critic"] * min(1.0, step / config["critic_from"])  # it has to learn first
+            loss = loss + weight * model["critic"].reproach(decoded) + model["critic"].error(x, decoded.detach())
         return loss
 
     def export(average: torch.nn.Module) -> None:
-        average.half().save_pretrained(folder / "vae")
+        average["vae"].half().save_pretrained(folder / "vae")
         forget_origin(folder / "vae")
 
-    fit(vae, loss_fn, config, folder, export)
+    fit(model, loss_fn, config, folder, export)
+
+
+class Critic(torch.nn.Module):
+    """Tells patches of drawings from patches of what is decoded: a score above 0 says drawing, one per 8x8 pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes, layers = (3, 32, 64, 96), []
+        for a, b in itertools.pairwise(sizes):
+            layers += [torch.nn.Conv2d(a, b, 4, stride=2, padding=1), torch.nn.LeakyReLU(0.2)]
+        self.score = torch.nn.Sequential(*layers, torch.nn.Conv2d(sizes[-1], 1, 3, padding=1))
+
+    def error(self, real: torch.Tensor, decoded: torch.Tensor) -> torch.Tensor:
+        """What the critic learns from: both sides of the hinge."""
+        return F.relu(1 - self.score(real).float()).mean() + F.relu(1 + self.score(decoded).float()).mean()
+
+    def reproach(self, decoded: torch.Tensor) -> torch.Tensor:
+        """What the decoder learns from the critic as it stands."""
+        frozen = {name: p.detach() for name, p in self.score.named_parameters()}
+        return -torch.func.functional_call(self.score, frozen, (decoded,)).float().mean()
+
+
+class Features:
+    """Compares pictures by a frozen classifier: squared distance of unit vectors, at every place of every depth."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import ResNetForImageClassification
+
+        classifier = ResNetForImageClassification.from_pretrained(folder)
+        self.net = classifier.resnet.requires_grad_(False).eval()
+
+    def __call__(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return [F.normalize(h.float(), dim=1) for h in self.net(x, output_hidden_states=True).hidden_states]
+
+    def distance(self, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            wanted = self(target)
+        depths = [(a - b).square().sum(dim=1).mean() for a, b in zip(self(x), wanted, strict=True)]
+        return torch.stack(depths).mean()
+
+
+def samples_of_denoisers(number: int = 512) -> torch.Tensor:
+    """Scaled latents of mini-SD and of mini-Flux, as many of each (2 * number, 16, 8, 8); cached."""
+    from diffusers import FluxPipeline, StableDiffusionPipeline
+
+    from alignext.mini.recipe.samples import generate_latents, trained_cells
+
+    file = render.CACHE / f"samples-{number}.pt"
+    if not file.exists():
+        captions, latents = [p.caption for p in trained_cells(number)], []
+        for kind, name in ((StableDiffusionPipeline, "sd"), (FluxPipeline, "flux")):
+            pipe = kind.from_pretrained(mini.path(name))
+            pipe.set_progress_bar_config(disable=True)
+            latents.append(generate_latents(pipe, captions))
+        with replacing(file) as part:
+            torch.save(torch.cat(latents), part)
+    return torch.load(file, weights_only=True)

@@ -5,7 +5,9 @@ import copy
 from pathlib import Path
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from alignext import mini
 from alignext.mini.recipe import render
 from alignext.mini.recipe.drawings import pictures
 from alignext.mini.recipe.fitting import fit, load_in_float32
@@ -17,13 +19,19 @@ def train_sd(config: dict, folder: Path) -> None:
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel
 
-    vae = AutoencoderKL.from_pretrained(render.CACHE / "train" / "vae" / "decoder" / "vae")
     images, rows = pictures("train")
     others, _ = pictures("extra")
-    tokenizer = make_tokenizer([row["caption"] for row in rows], config["text_encoder"]["max_position_embeddings"])
-    text = CLIPTextModel(make_clip_config(tokenizer, config["text_encoder"]))
-    model = torch.nn.ModuleDict({"unet": UNet2DConditionModel(**config["unet"]), "text": text})
-    scheduler = DDIMScheduler(**config["scheduler"])
+    if config.get("goes_on"):  # from what is shipped, on the autoencoder that is shipped
+        shipped = StableDiffusionPipeline.from_pretrained(mini.path("sd"))
+        vae, tokenizer, scheduler = shipped.vae, shipped.tokenizer, shipped.scheduler
+        unet, text = shipped.unet.train(), shipped.text_encoder.train()
+    else:
+        vae = AutoencoderKL.from_pretrained(render.CACHE / "train" / "vae" / "decoder" / "vae")
+        tokenizer = make_tokenizer([row["caption"] for row in rows], config["text_encoder"]["max_position_embeddings"])
+        scheduler = DDIMScheduler(**config["scheduler"])
+        unet = UNet2DConditionModel(**config["unet"])
+        text = CLIPTextModel(make_clip_config(tokenizer, config["text_encoder"]))
+    model = torch.nn.ModuleDict({"unet": unet, "text": text})
     abar = scheduler.alphas_cumprod
     weight = (config["min_snr"] * (1 - abar) / abar).clamp(max=1)  # min(SNR, gamma) / SNR
 
@@ -36,8 +44,9 @@ def train_sd(config: dict, folder: Path) -> None:
         z, ids = draw(config["batch"], rng)
         noise = torch.randn(z.shape, generator=rng)
         t = torch.randint(len(abar), (len(z),), generator=rng)
-        text = model["text"](tokens[ids]).last_hidden_state
-        prediction = model["unet"](scheduler.add_noise(z, noise, t), t, text).sample
+        with sdpa_kernel(SDPBackend.MATH):  # the CPU's flash attention is slow on so few tokens, in bfloat16 most
+            text = model["text"](tokens[ids]).last_hidden_state
+            prediction = model["unet"](scheduler.add_noise(z, noise, t), t, text).sample
         return (weight[t] * (prediction - noise).pow(2).mean(dim=(1, 2, 3))).mean()
 
     def export(average: torch.nn.Module) -> None:

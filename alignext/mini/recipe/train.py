@@ -1,7 +1,8 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """Train the embedded models: `python -m alignext.mini.recipe.train vae sd flux video sharper judge-concept clip`.
 
-Each name is a file in `configs/` (or a YAML file of your own). A run resumes from its last checkpoint in the cache.
+Each name is a file in `configs/` (or a YAML file of your own). A run resumes from its last checkpoint in the cache;
+`sd-longer` and the like begin with what is shipped.
 Its randomness comes from (seed, step), so an interrupted run ends where the uninterrupted one would.
 """
 
@@ -38,10 +39,11 @@ def main(names: list[str]) -> None:
             "judge": train_judge, "clip": train_clip,
         }  # fmt: skip
         kinds[config["kind"]](config, folder)
-        if file.stem in mini.NAMES:
-            forget_origin(folder / file.stem)
-            compact(folder / file.stem)
-            shutil.copytree(folder / file.stem, Path(__file__).parents[1] / file.stem, dirs_exist_ok=True)
+        model = file.stem.removesuffix("-longer")
+        if model in mini.NAMES:
+            forget_origin(folder / model)
+            compact(folder / model)
+            shutil.copytree(folder / model, Path(__file__).parents[1] / model, dirs_exist_ok=True)
         if config["kind"] == "sharper":  # the three share one autoencoder
             for owner in ("sd", "flux", "video"):
                 shutil.copy(folder / "vae" / WEIGHTS, mini.path(owner) / "vae" / WEIGHTS)
