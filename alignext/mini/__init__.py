@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 NAMES = ("sd", "flux", "lm", "video", "clip", "judge-concept", "judge-style", "pictures")
-VERSION = 2  # of the models that draw: docs/mini.md lists what changed, and other pages say which one they measured
+VERSION = 3  # of the models that draw: docs/mini.md lists what changed, and other pages say which one they measured
 # How to call mini-Flux, whose stock defaults are for 1024 pixels. True CFG also needs a negative prompt per prompt.
 FLUX_CALL = {"height": 64, "width": 64, "max_sequence_length": 16, "true_cfg_scale": 3.0}
 # How to call mini-video, whose stock defaults are for 16 frames of 512 pixels.

@@ -1,7 +1,7 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """Measure the embedded models and draw their sample sheets: `python -m alignext.mini.recipe.measure docs/assets`.
 
-With the folder of another autoencoder as a second argument, the two are compared.
+With the folder of another version of the models (as `alignext/mini` is one) as a second argument, both are compared.
 """
 
 import random
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, FluxPipeline, LattePipeline, StableDiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline, FluxPipeline, LattePipeline, StableDiffusionPipeline
 
 from alignext.mini import MOTIONS, Picture, path, pictures
 from alignext.mini.judges import Judge, motion
@@ -103,31 +103,51 @@ def sharpness(
     return lines
 
 
-@torch.no_grad()
-def gains(before: AutoencoderKL, after: AutoencoderKL, judges: tuple[Judge, Judge]) -> list[str]:
-    """What an autoencoder gains on held-out drawings, paired by drawing: means with 95 % bootstrap intervals."""
+def interval(x: torch.Tensor) -> str:
+    """A mean with the 95 % interval of a bootstrap."""
     rng = torch.Generator().manual_seed(0)
+    means = x[torch.randint(len(x), (4000, len(x)), generator=rng)].mean(1)
+    low, high = means.quantile(torch.tensor([0.025, 0.975]))
+    return f"{x.mean():+.2f} ({low:+.2f} to {high:+.2f})"
 
-    def interval(x: torch.Tensor) -> str:
-        low, high = (
-            x[torch.randint(len(x), (4000, len(x)), generator=rng)].mean(1).quantile(torch.tensor([0.025, 0.975]))
+
+def gained(
+    before: torch.Tensor,
+    after: torch.Tensor,
+    chosen: list[Picture],
+    originals: torch.Tensor,
+    judges: tuple[Judge, Judge],
+) -> str:
+    """Cells of edges, fine and both judges' verdicts: what pictures gain, paired by drawing or caption."""
+    cells = [interval((how(after) - how(before)) / how(originals).mean()) for how in (edges, fine)]
+    for judge, labels in zip(judges, ([p.concept for p in chosen], [p.style for p in chosen]), strict=True):
+        if not set(labels) <= set(judge.labels):
+            cells.append("-")
+            continue
+        old, new = (
+            torch.tensor([a == b for a, b in zip(judge.name(x), labels, strict=True)]) for x in (before, after)
         )
-        return f"{x.mean():+.2f} ({low:+.2f} to {high:+.2f})"
+        cells.append(interval(new.float() - old.float()))
+    return " | ".join(cells)
 
-    lines = ["| split | PSNR, dB | edges | fine | concept | style |", "|---|---|---|---|---|---|"]
+
+def gains(
+    vaes: tuple[AutoencoderKL, AutoencoderKL],
+    drawn: dict[str, tuple[torch.Tensor, torch.Tensor]],
+    judges: tuple[Judge, Judge],
+) -> list[str]:
+    """What a version gains over another: on held-out drawings, and on what both draw of the same captions and seeds."""
+    lines = ["| pictures | PSNR, dB | edges | fine | concept | style |", "|---|---|---|---|---|---|"]
     for split in HELD_OUT:
         chosen = pictures(split)
         images = tensor([p.image for p in chosen])
-        old, new = (reconstruct(vae, images) for vae in (before, after))
-        cells = [interval(psnr(images, new) - psnr(images, old))]
-        cells += [interval((how(new) - how(old)) / how(images).mean()) for how in (edges, fine)]
-        for judge, labels in zip(judges, ([p.concept for p in chosen], [p.style for p in chosen]), strict=True):
-            if not set(labels) <= set(judge.labels):
-                cells.append("-")
-                continue
-            right = [torch.tensor([a == b for a, b in zip(judge.name(x), labels, strict=True)]) for x in (old, new)]
-            cells.append(interval(right[1].float() - right[0].float()))
-        lines.append(f"| `{split}` | {' | '.join(cells)} |")
+        old, new = (reconstruct(vae, images) for vae in vaes)
+        like = interval(psnr(images, new) - psnr(images, old))
+        lines.append(f"| `{split}` | {like} | {gained(old, new, chosen, images, judges)} |")
+    for who, latents in drawn.items():
+        chosen = trained_cells(len(latents[0]))
+        old, new = (decode(vae, x) for vae, x in zip(vaes, latents, strict=True))
+        lines.append(f"| by {who} | - | {gained(old, new, chosen, drawings_of(chosen), judges)} |")
     return lines
 
 
@@ -186,20 +206,27 @@ def details(vaes: dict[str, AutoencoderKL], file: Path) -> None:
     sheet([originals, *(reconstruct(vae, originals) for vae in vaes.values())], file, zoom=2)
 
 
+def load(kind: type[DiffusionPipeline], folder: Path) -> DiffusionPipeline:
+    pipe = kind.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 def main(folder: Path, before: Path | None = None) -> None:
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
-    pipe = StableDiffusionPipeline.from_pretrained(path("sd"))
-    pipe.set_progress_bar_config(disable=True)
     judges = Judge("concept"), Judge("style")
     captions = [p.caption for p in trained_cells(256)]
-    flux = FluxPipeline.from_pretrained(path("flux"))
-    flux.set_progress_bar_config(disable=True)
+    pipe, flux = load(StableDiffusionPipeline, path("sd")), load(FluxPipeline, path("flux"))
     drawn = {"mini-SD": generate_latents(pipe, captions), "mini-Flux": generate_latents(flux, captions)}
     vaes = {"shipped": pipe.vae}
     if before is not None:
-        vaes = {"before": AutoencoderKL.from_pretrained(before)} | vaes
-        print("\n".join([*gains(vaes["before"], pipe.vae, judges), ""]), flush=True)
+        older = load(StableDiffusionPipeline, before / "sd"), load(FluxPipeline, before / "flux")
+        vaes = {"before": older[0].vae} | vaes
+        old = {who: generate_latents(p, captions) for who, p in zip(drawn, older, strict=True)}
+        both = {who: (old[who], drawn[who]) for who in drawn}
+        print("\n".join([*gains((older[0].vae, pipe.vae), both, judges), ""]), flush=True)
+        drawn |= {f"{who} before": latents for who, latents in old.items()}
     details(vaes, folder / "mini-sharper.png")
     print("\n".join([*sharpness(vaes, drawn, judges), "", *measure_clip(judges), ""]), flush=True)
     lines = ["| pictures | number | concept top-1 | concept top-5 | style |", "|---|---|---|---|---|"]
@@ -226,8 +253,7 @@ def main(folder: Path, before: Path | None = None) -> None:
 
 def measure_video(folder: Path, judges: tuple[Judge, Judge]) -> list[str]:
     """The table of clips; writes the sample sheet, a clip per row: the first ones of each motion and style."""
-    pipe = LattePipeline.from_pretrained(path("video"))
-    pipe.set_progress_bar_config(disable=True)
+    pipe = load(LattePipeline, path("video"))
     clips = some_clips(64)
     lines = ["| clips | number | concept top-1 | concept top-5 | style | motion |", "|---|---|---|---|---|---|"]
     lines.append(
