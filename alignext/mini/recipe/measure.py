@@ -136,7 +136,7 @@ def gains(
     drawn: dict[str, tuple[torch.Tensor, torch.Tensor]],
     judges: tuple[Judge, Judge],
 ) -> list[str]:
-    """What a version gains over another: on held-out drawings, and on what both draw of the same captions and seeds."""
+    """What a version gains over another: on held-out drawings, and on what both draw of the same captions."""
     lines = ["| pictures | PSNR, dB | edges | fine | concept | style |", "|---|---|---|---|---|---|"]
     for split in HELD_OUT:
         chosen = pictures(split)
@@ -244,14 +244,14 @@ def main(folder: Path, before: Path | None = None) -> None:
     chosen = trained_cells(256)
     captions = [render.caption(concept, style) for style in render.STYLES for concept in SHEET]
     for name, model in (("SD", pipe), ("Flux", flux)):
-        lines.append(report(f"drawn by mini-{name}", generate(model, [p.caption for p in chosen]), chosen, judges))
+        lines.append(report(f"drawn by mini-{name}", decode(pipe.vae, drawn[f"mini-{name}"]), chosen, judges))
         sheet(list(generate(model, captions).split(len(SHEET))), folder / f"mini-{name.lower()}.png")
     images = generate(flux, [p.caption for p in chosen[:32]], max_sequence_length=512)
     lines.append(report("drawn by mini-Flux, prompts padded to 512 tokens", images, chosen[:32], judges))
-    print("\n".join([*lines, "", *decoded, "", *measure_video(folder, judges)]))
+    print("\n".join([*lines, "", *decoded, "", *measure_video(folder, judges, before)]))
 
 
-def measure_video(folder: Path, judges: tuple[Judge, Judge]) -> list[str]:
+def measure_video(folder: Path, judges: tuple[Judge, Judge], before: Path | None = None) -> list[str]:
     """The table of clips; writes the sample sheet, a clip per row: the first ones of each motion and style."""
     pipe = load(LattePipeline, path("video"))
     clips = some_clips(64)
@@ -261,6 +261,9 @@ def measure_video(folder: Path, judges: tuple[Judge, Judge]) -> list[str]:
     )
     films = film(pipe, list(map(told, clips)))
     lines.append(film_report("by mini-video", films, clips, judges))
+    if before is not None:
+        older = film(load(LattePipeline, before / "video"), list(map(told, clips)))
+        lines.append(film_report("by mini-video before", older, clips, judges))
     first = {clip[1:]: i for i, clip in reversed(list(enumerate(clips)))}
     sheet([films[first[style, way]] for way in MOTIONS for style in render.MOVED_STYLES], folder / "mini-video.png")
     few = film(pipe, list(map(told, clips[:16])), together=8)
