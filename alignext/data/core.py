@@ -15,6 +15,8 @@ from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
 from tqdm.auto import tqdm
 
+from alignext.checks import check_counts
+
 
 class NoScore(Exception):
     """A row that cannot be scored; its text is the reason."""
@@ -58,8 +60,7 @@ def add_columns(
         ValueError: If the dataset has one of the columns, `batch_size` is not positive, or several processes were
             started that do not know of each other.
     """
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` must be 1 or more, received {batch_size}.")
+    check_counts(batch_size=batch_size)
     there = [name for name in (*names, note) if name in (dataset.column_names or ())]
     if there:
         raise ValueError(

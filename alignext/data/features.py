@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from transformers import Trainer
 
+from alignext.checks import check_counts
 from alignext.data.core import Values
 from alignext.data.gradients import RowGradients
 from alignext.functional.gist import (
@@ -104,8 +105,7 @@ class LESSFeatures:
         seed: int,
         **_: Any,
     ) -> None:
-        if size < 1:
-            raise ValueError(f"`projection_size` must be 1 or more, received {size}.")
+        check_counts(projection_size=size)
         self.groups, self.moments, self.betas = groups, *adam_moments(optimizer_state, gradients)
         self.sketch = SketchFeatures(gradients, size, seed)
         self.targets: list[torch.Tensor] = []

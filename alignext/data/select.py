@@ -6,6 +6,7 @@ import math
 from datasets import Dataset
 from transformers.utils import logging
 
+from alignext.checks import check_counts
 from alignext.data.core import chosen_rows, groups_of, numbers, share_of
 
 
@@ -36,8 +37,8 @@ def select_for_task(
     """
     if (keep is None) == (top is None):
         raise ValueError(f"One of `keep` and `top` must be given, received keep={keep} and top={top}.")
-    if top is not None and top < 1:
-        raise ValueError(f"`top` must be 1 or more, received {top}.")
+    if top is not None:
+        check_counts(top=top)
     scores = numbers(dataset, column)
     share = 1.0 if keep is None else share_of(keep, "keep")
     groups = groups_of(dataset, by)

@@ -16,6 +16,7 @@ import torch
 from accelerate.utils import is_peft_model
 from transformers import PreTrainedTokenizerBase
 
+from alignext.checks import check_counts, is_count
 from alignext.decoding.rows import prompt_rows, refuse_shards
 from alignext.decoding.steps import Candidate, GuidedStep, Steps, StepSampler, Text, steps_of
 from alignext.loaded import check_loaded
@@ -197,11 +198,12 @@ def guided_generate(
 
 def check_candidates(num_candidates: int, max_attempts: int | None) -> int:
     """`max_attempts`, in the place of None what is sampled at most by default."""
+    check_counts(num_candidates=num_candidates)
     max_attempts = 3 * num_candidates if max_attempts is None else max_attempts
-    if not 1 <= num_candidates <= max_attempts:
+    if not is_count(max_attempts, num_candidates):
         raise ValueError(
-            f"`num_candidates` is {num_candidates} and `max_attempts` {max_attempts}, but at least 1 candidate is "
-            "needed, and at least as many attempts."
+            f"`max_attempts` must be an integer of at least `num_candidates`, {num_candidates}, received "
+            f"{max_attempts!r}."
         )
     return max_attempts
 

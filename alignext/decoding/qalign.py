@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from alignext.checks import check_counts
 from alignext.decoding.chains import SELECTIONS, QAlignOutput, QAlignState, padded_sequences, selected
 from alignext.decoding.custom import CustomGenerate, Scorer
 from alignext.decoding.rows import drawing_from
@@ -102,13 +103,8 @@ class QAlign(CustomGenerate):
         super().__init__(reward_funcs, processing_class, reward_weights, stop_strings)
         if not 0 < beta < float("inf"):
             raise ValueError(f"`beta` must be positive and finite, received {beta}.")
-        for name, value, least in (
-            ("num_steps", num_steps, 0),
-            ("num_chains", num_chains, 1),
-            ("burn_in", burn_in, 0),
-        ):
-            if value < least:
-                raise ValueError(f"`{name}` must be at least {least}, received {value}.")
+        check_counts(num_chains=num_chains)
+        check_counts(0, num_steps=num_steps, burn_in=burn_in)
         if burn_in > num_steps:
             raise ValueError(f"`burn_in` must leave a state of {num_steps + 1}, received {burn_in}.")
         for name, choice, choices in (

@@ -9,6 +9,7 @@ import torch
 from transformers import DynamicCache, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import Cache, DynamicLayer
 
+from alignext.checks import check_counts
 from alignext.decoding.boundaries import no_boundary, paragraph_boundary, sentence_boundary
 from alignext.decoding.rows import CachedRow, cache_name, drawing_from, forked, joined, left_padded
 from alignext.rewards.process import Prompt
@@ -72,9 +73,8 @@ def steps_of(boundary: str | Callable[[str], bool], **given: Any) -> Steps:
     else:
         steps = _BOUNDARIES["sentence"]._replace(ends=boundary, min_step_tokens=1)
     steps = steps._replace(**{name: value for name, value in given.items() if value is not None})
-    for name in ("min_step_tokens", "max_step_tokens", "max_steps", "max_new_tokens"):
-        if getattr(steps, name) < 1:
-            raise ValueError(f"`{name}` is {getattr(steps, name)}, but it must be at least 1.")
+    names = ("min_step_tokens", "max_step_tokens", "max_steps", "max_new_tokens")
+    check_counts(**{name: getattr(steps, name) for name in names})
     return steps
 
 

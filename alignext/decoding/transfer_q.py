@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
+from alignext.checks import check_counts
 from alignext.decoding.custom import CustomGenerate, Scorer
 from alignext.decoding.lookahead import Lookahead
 from alignext.functional.transfer_q import VALUES
@@ -119,14 +120,8 @@ class TransferQ(CustomGenerate):
             raise ValueError(f"`alpha` must be positive, received {alpha}. `float('inf')` turns values off.")
         if not 0 < beta < math.inf:
             raise ValueError(f"`beta` must be positive and finite, received {beta}.")
-        for name, number, least in (
-            ("k", k, 1),
-            ("num_rollouts", num_rollouts, 1),
-            ("rollout_tokens", rollout_tokens, 0),
-            ("commit_tokens", commit_tokens, 1),
-        ):
-            if number < least:
-                raise ValueError(f"`{name}` must be at least {least}, received {number}.")
+        check_counts(k=k, num_rollouts=num_rollouts, commit_tokens=commit_tokens)
+        check_counts(0, rollout_tokens=rollout_tokens)
         if commit_tokens > rollout_tokens + 1:
             raise ValueError(
                 f"`commit_tokens` must be at most `rollout_tokens` + 1 = {rollout_tokens + 1}, received "

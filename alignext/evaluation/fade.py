@@ -9,6 +9,7 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
+from alignext.checks import check_counts
 from alignext.evaluation import fade_pictures, fade_texts
 from alignext.functional.fade import Estimate, estimate
 from alignext.loaded import check_loaded
@@ -95,10 +96,7 @@ class Fade:
         if estimator not in module.ESTIMATORS:
             raise ValueError(f"`estimator` must be one of {', '.join(module.ESTIMATORS)}, received {estimator!r}.")
         num_samples = (8 if pictures else 32) if num_samples is None else num_samples
-        if num_samples < 1 or batch_size < 1:
-            raise ValueError(
-                f"`num_samples` and `batch_size` must be 1 or more, received {num_samples} and {batch_size}."
-            )
+        check_counts(num_samples=num_samples, batch_size=batch_size)
         if num_samples == 1:
             warnings.warn("`num_samples=1` has no standard error. Take 2 or more.", stacklevel=3)
         shared: dict[str, Any] = {"num_samples": num_samples, "estimator": estimator, "seed": seed}

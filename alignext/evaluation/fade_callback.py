@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from alignext.checks import check_counts
 from alignext.evaluation.fade import Fade
 from alignext.logs import log_beside
 from alignext.methods import method
@@ -38,8 +39,7 @@ class FADECallback(TrainerCallback):
     _paper = method("FADE").paper
 
     def __init__(self, trainer: Trainer, reference: Any, prompts: Sequence[Any], every: int, **settings: Any) -> None:
-        if every < 1:
-            raise ValueError(f"`every` must be 1 or more, received {every}.")
+        check_counts(every=every)
         self.trainer, self.every, self._last = trainer, every, -1
         self._pipe = getattr(trainer, "pipe", None)  # of trainers of diffusion models
         tokenizer = None if self._pipe is not None else trainer.processing_class

@@ -12,6 +12,7 @@ import torch
 from diffusers import DDPMScheduler
 from tqdm.auto import tqdm
 
+from alignext.checks import check_counts
 from alignext.diffusion.calls import quiet_copy
 from alignext.diffusion.denoiser import get_denoiser
 from alignext.diffusion.levels import prediction_type, training_levels
@@ -100,8 +101,7 @@ class PictureFade:
     ) -> None:
         if weighting not in ("likelihood", "uniform"):
             raise ValueError(f"`weighting` must be 'likelihood' or 'uniform', received {weighting!r}.")
-        if num_timesteps < 1:
-            raise ValueError(f"`num_timesteps` must be 1 or more, received {num_timesteps}.")
+        check_counts(num_timesteps=num_timesteps)
         if isinstance(prompts, str) or not len(prompts):
             raise ValueError(f"`prompts` must be a list with at least one prompt, received {prompts!r}.")
         if isinstance(prompts[0], dict):

@@ -12,6 +12,7 @@ from accelerate.utils import is_peft_model
 from tqdm.auto import tqdm
 from transformers import GenerationConfig
 
+from alignext.checks import check_counts
 from alignext.decoding.rows import drawing_from, left_padded, prompt_rows
 from alignext.functional.fade import token_kl, token_log_ratios
 from alignext.wrapping import evaluating
@@ -127,10 +128,11 @@ class TextFade:
     ) -> None:
         if processing_class is None:
             raise ValueError("`processing_class` must be the tokenizer of the models, received None.")
-        if not temperature > 0 or top_k < 0 or not 0 < top_p <= 1 or max_new_tokens < 1:
+        check_counts(max_new_tokens=max_new_tokens)
+        check_counts(0, top_k=top_k)
+        if not temperature > 0 or not 0 < top_p <= 1:
             raise ValueError(
-                "`temperature` must be above 0, `top_k` 0 or more, `top_p` in (0, 1] and `max_new_tokens` 1 or more, "
-                f"received {temperature}, {top_k}, {top_p} and {max_new_tokens}."
+                f"`temperature` must be above 0 and `top_p` in (0, 1], received {temperature} and {top_p}."
             )
         self.prompts = [ids for _, ids in prompt_rows(processing_class, prompts)]
         self.pad = processing_class.pad_token_id or 0

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from alignext.checks import check_counts
 from alignext.evaluation.diversity import DiversityEvaluator
 from alignext.evaluation.reward_watch import Watch, plot
 from alignext.logs import log_beside, pipeline_logger
@@ -63,8 +64,7 @@ class RewardHackingCallback(TrainerCallback):
     ) -> None:
         evaluator = DiversityEvaluator() if evaluator is None else evaluator
         self.metric = evaluator.metrics[0] if metric is None else metric
-        if every < 1:
-            raise ValueError(f"`every` must be 1 or more, received {every}.")
+        check_counts(every=every)
         if not 0 < warn_share <= 1:
             raise ValueError(f"`warn_share` must be in (0, 1], received {warn_share}.")
         if self.metric not in evaluator.metrics or self.metric == "duplicates":

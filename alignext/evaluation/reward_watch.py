@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from alignext.checks import check_counts
 from alignext.evaluation.diversity import DiversityEvaluator, by_prompt
 from alignext.files import replacing
 from alignext.rewards.protocol import CheckedReward
@@ -37,8 +38,7 @@ class Watch:
         num_images: int,
         seed: int,
     ) -> None:
-        if num_images < 2:
-            raise ValueError(f"`num_images` must be 2 or more, received {num_images}: one picture has no diversity.")
+        check_counts(2, num_images=num_images)  # one picture has no diversity
         by_prompt(torch.empty(len(prompts)), prompts)
         self.prompts, self.num_images, self.evaluator = list(prompts), num_images, evaluator
         self.rewards = {name: CheckedReward.of(f) for name, f in {"reward": reward, **(held_out or {})}.items()}

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from alignext.checks import check_counts
 from alignext.functional.mah_dpo import normalize_weights
 
 
@@ -50,8 +51,7 @@ class HeadSettings:
         self.objectives = [str(name) for name in names]
         if self.head_type not in ("full", "low_rank"):
             raise ValueError(f"`head_type` must be 'full' or 'low_rank', received {self.head_type!r}.")
-        if self.rank < 1:
-            raise ValueError(f"`head_rank` must be at least 1, received {self.rank}.")
+        check_counts(head_rank=self.rank)
         self.alpha = self.rank if self.alpha is None else self.alpha
         self.dtype = str(self.dtype).removeprefix("torch.")
         if self.dtype not in _DTYPES:

@@ -5,6 +5,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Self
 
+from alignext.checks import check_counts, is_count
+
 
 STRATEGIES = ("beam", "greedy", "best_of_n", "local", "smc", "none")
 NOISES = ("ddpm", "rf_ancestral", "cps", "renoise", "flow_grpo")
@@ -81,10 +83,8 @@ class SearchConfig:
     def __post_init__(self) -> None:
         optional = ("max_children_per_beam", "decode_batch_size", "reward_batch_size", "model_batch_size")
         counts = ("num_beams", "num_candidates", "lookahead_steps", "score_every")
-        for name in (*counts, *optional):
-            value = getattr(self, name)
-            if not (value is None and name in optional) and (type(value) is not int or value < 1):
-                raise ValueError(f"`{name}` must be an integer of at least 1, received {value!r}.")
+        given = {name: getattr(self, name) for name in (*counts, *optional)}
+        check_counts(**{name: value for name, value in given.items() if not (value is None and name in optional)})
         for name, known in (("strategy", STRATEGIES), ("noise", NOISES), ("smc_potential", POTENTIALS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"`{name}` must be one of {', '.join(known)}, received {getattr(self, name)!r}.")
@@ -117,7 +117,7 @@ class SearchConfig:
         Raises:
             ValueError: If `n` is odd, greater than 1, and so cannot be shared out.
         """
-        if n != 1 and (n < 1 or n % 2):
+        if not is_count(n) or (n != 1 and n % 2):
             raise ValueError(f"`n` must be 1 or an even number, received {n!r}. Set `num_beams` and `num_candidates`.")
         return cls(num_beams=max(1, n // 2), num_candidates=min(n, 2), **settings)
 

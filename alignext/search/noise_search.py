@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
+from alignext.checks import check_counts
 from alignext.functional.latent_search import neighbor
 
 
@@ -23,7 +24,7 @@ class RandomNoiseSearch:
     rounds: int = 4
 
     def __post_init__(self) -> None:
-        _at_least_one(rounds=self.rounds)
+        check_counts(rounds=self.rounds)
 
     def pool(self, i: int, best: torch.Tensor | None, improved: bool, draw: Callable[[int], torch.Tensor]):
         """The initial latents that round `i` tries."""
@@ -47,7 +48,7 @@ class ZeroOrderNoiseSearch:
     threshold: float = 0.95
 
     def __post_init__(self) -> None:
-        _at_least_one(rounds=self.rounds, neighbors=self.neighbors)
+        check_counts(rounds=self.rounds, neighbors=self.neighbors)
         if not 0 <= self.threshold < 1:
             raise ValueError(f"`threshold` must be in [0, 1), received {self.threshold!r}.")
 
@@ -99,9 +100,3 @@ def search_noise(
         if reward is None or rewards[k] > reward:
             sample, reward = samples[k], rewards[k]
     return sample, reward, history
-
-
-def _at_least_one(**counts: int) -> None:
-    for name, value in counts.items():
-        if type(value) is not int or value < 1:
-            raise ValueError(f"`{name}` must be an integer of at least 1, received {value!r}.")

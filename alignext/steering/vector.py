@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from alignext.checks import check_counts
 from alignext.functional.steering import (
     clamp_factor,
     clamp_step,
@@ -85,12 +86,11 @@ class SteeringVector(FileHubMixin):
                 f"`direction` must be a finite vector that is not zero, received shape {tuple(v.shape)} with norm "
                 f"{float(v.double().norm()):.4g}."
             )
-        if self.layer < 0:
-            raise ValueError(f"`layer` must be 0 or more, received {self.layer}.")
+        check_counts(0, layer=self.layer)
         if self.sigma_positive is not None and not self.sigma_positive >= 0:
             raise ValueError(f"`sigma_positive` must be 0 or more, received {self.sigma_positive}.")
         _check_method(self.method)
-        _check_first(self.exclude_first)
+        check_counts(0, exclude_first=self.exclude_first)
         object.__setattr__(self, "direction", v.detach().double().cpu() / v.double().norm().cpu())
 
     def step(self, rho: torch.Tensor, method: str, alpha: float) -> torch.Tensor:
@@ -179,7 +179,7 @@ class SteeringVector(FileHubMixin):
             raise ValueError(f"`position` must be 'all' or 'response', received {position!r}.")
         if (position == "response") != (prompt_lengths is not None):
             raise ValueError("`prompt_lengths` must be given with `position='response'`, and only then.")
-        _check_first(exclude_first)
+        check_counts(0, exclude_first=exclude_first)
         first = None if prompt_lengths is None else torch.as_tensor(prompt_lengths)
         started = allow_cache or position != "all"
         moved: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}  # copied once per device
@@ -255,8 +255,3 @@ class SteeringVector(FileHubMixin):
 def _check_method(method: str) -> None:
     if method not in METHODS:
         raise ValueError(f"`method` must be one of {', '.join(METHODS)}, received {method!r}.")
-
-
-def _check_first(exclude_first: int) -> None:
-    if exclude_first < 0:
-        raise ValueError(f"`exclude_first` must be 0 or more, received {exclude_first}.")

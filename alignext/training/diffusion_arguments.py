@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from alignext.checks import check_kinds
+
 
 # Inherited arguments that would do nothing, or harm, and the values that are taken.
 _NOT_FOR_PICTURES = {
@@ -101,6 +103,7 @@ class DiffusionTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
+        check_kinds(self)
         super().__post_init__()
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"`ema_decay` must be in [0, 1), received {self.ema_decay}; 0.999 is usual.")

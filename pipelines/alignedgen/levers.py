@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from alignext.checks import check_counts
 from alignext.functional.alignedgen import sigma_squared
 
 
@@ -78,10 +79,9 @@ class Levers:
             raise ValueError(
                 f"`share_blocks` must be 'single', 'double', 'all' or (lo, hi), received {self.share_blocks!r}."
             )
-        if self.anchor_index < 0:
-            raise ValueError(f"`anchor_index` must be a row of the batch, 0 or more, received {self.anchor_index}.")
-        if self.target_batch_size is not None and self.target_batch_size < 1:
-            raise ValueError(f"`target_batch_size` must be None or at least 1, received {self.target_batch_size}.")
+        check_counts(0, anchor_index=self.anchor_index)
+        if self.target_batch_size is not None:
+            check_counts(target_batch_size=self.target_batch_size)
 
     @property
     def off(self) -> bool:

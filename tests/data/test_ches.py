@@ -289,7 +289,7 @@ def test_bad_data(lm: tuple):
         add_ches_scores(MINI_LM, preference(), **settings)
     with pytest.raises(NotImplementedError, match="a column 'images'"):
         add_ches_scores(model, preference().add_column("images", [[]] * 8), **settings)
-    with pytest.raises(ValueError, match="`batch_size` must be 1 or more"):
+    with pytest.raises(ValueError, match="`batch_size` must be an integer of at least 1"):
         add_ches_scores(model, preference(), batch_size=0, **settings)
     with pytest.raises(ValueError, match="`max_length` must be 2 or more"):
         add_ches_scores(model, preference(), max_length=1, **settings)

@@ -260,7 +260,7 @@ def test_selection():
         ({}, "One of `keep` and `top`"),
         ({"keep": 0.5, "top": 1}, "One of `keep` and `top`"),
         ({"keep": 0.0}, r"`keep` must be in \(0, 1\]"),
-        ({"top": 0}, "`top` must be 1 or more"),
+        ({"top": 0}, "`top` must be an integer of at least 1"),
         ({"top": 1, "column": "less"}, "no column 'less'"),
         ({"top": 1, "by": "source"}, "`by` must be a column"),
     ):

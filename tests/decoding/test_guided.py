@@ -605,12 +605,15 @@ def unsure(completions: list, **kwargs: object) -> list[float]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_candidates": 0}, "`num_candidates` is 0"),
-        ({"num_candidates": 4, "max_attempts": 3}, "`max_attempts` 3"),
+        ({"num_candidates": 0}, "`num_candidates` must be an integer of at least 1, received 0"),
+        (
+            {"num_candidates": 4, "max_attempts": 3},
+            "`max_attempts` must be an integer of at least `num_candidates`, 4, received 3",
+        ),
         ({"boundary": "word"}, "`boundary` is 'word'"),
-        ({"max_steps": 0}, "`max_steps` is 0"),
-        ({"max_step_tokens": 0}, "`max_step_tokens` is 0"),
-        ({"max_new_tokens": -1}, "`max_new_tokens` is -1"),
+        ({"max_steps": 0}, "`max_steps` must be an integer of at least 1, received 0"),
+        ({"max_step_tokens": 0}, "`max_step_tokens` must be an integer of at least 1, received 0"),
+        ({"max_new_tokens": -1}, "`max_new_tokens` must be an integer of at least 1, received -1"),
         ({"num_beams": 2}, "sets num_beams itself"),
         ({"prompts": []}, "at least one prompt"),
         ({"reward_fn": 3}, "`reward_fn` is a int"),

@@ -217,7 +217,7 @@ def test_guided_decoding_refuses_what_the_others_do(model, tokenizer, batch):
     ):
         with pytest.raises(error, match=message):
             written(model, batch, GuidedDecoding(arbitrary, tokenizer), **settings)
-    with pytest.raises(ValueError, match="`num_candidates` is 0"):
+    with pytest.raises(ValueError, match="`num_candidates` must be an integer of at least 1, received 0"):
         GuidedDecoding(arbitrary, tokenizer, num_candidates=0)
     with pytest.raises(ValueError, match="`reward_funcs` must have a reward, received an empty list"):
         GuidedDecoding([], tokenizer)

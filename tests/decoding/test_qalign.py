@@ -343,8 +343,8 @@ def test_rewards_get_prompts_and_columns(tiny, tokenizer, batch):
     [
         ({"beta": 0}, "`beta` must be positive and finite, received 0"),
         ({"beta": math.inf}, "received inf"),
-        ({"num_steps": -1}, "`num_steps` must be at least 0"),
-        ({"num_chains": 0}, "`num_chains` must be at least 1"),
+        ({"num_steps": -1}, "`num_steps` must be an integer of at least 0"),
+        ({"num_chains": 0}, "`num_chains` must be an integer of at least 1"),
         ({"burn_in": 65}, "`burn_in` must leave a state of 65, received 65"),
         ({"select": "best"}, "`select` must be one of last"),
         ({"select": "majority"}, "`extract` must be given"),

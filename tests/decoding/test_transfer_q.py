@@ -310,9 +310,9 @@ def test_streamer_and_stop_strings(storyteller, tokenizer):
     [
         ({"alpha": 0}, r"`alpha` must be positive, received 0. `float\('inf'\)` turns"),
         ({"alpha": math.nan}, "`alpha` must be positive"),
-        ({"k": 0}, "`k` must be at least 1, received 0"),
-        ({"rollout_tokens": -1}, "`rollout_tokens` must be at least 0, received -1"),
-        ({"num_rollouts": 0}, "`num_rollouts` must be at least 1"),
+        ({"k": 0}, "`k` must be an integer of at least 1, received 0"),
+        ({"rollout_tokens": -1}, "`rollout_tokens` must be an integer of at least 0, received -1"),
+        ({"num_rollouts": 0}, "`num_rollouts` must be an integer of at least 1"),
         ({"commit_tokens": 22}, r"`commit_tokens` must be at most `rollout_tokens` \+ 1 = 21, received 22"),
         ({"min_p": 2}, r"`min_p` must be in \[0, 1\]"),
         ({"value": "best"}, "`value` must be one of mean, soft, max"),

@@ -88,9 +88,9 @@ def test_bad_settings_are_named():
         DiversityEvaluator()(SETS, base={"a fox": IMAGES[0]})
     trainer = Trained()
     for settings, text in (
-        ({"every": 0}, "`every` must be 1"),
+        ({"every": 0}, "`every` must be an integer of at least 1"),
         ({"warn_share": 0.0}, "`warn_share` must be in"),
-        ({"num_images": 1}, "`num_images` must be 2 or more, received 1"),
+        ({"num_images": 1}, "`num_images` must be an integer of at least 2, received 1"),
         ({"metric": "duplicates"}, "`metric` must be a diversity of the evaluator"),
     ):
         with pytest.raises(ValueError, match=text):

@@ -180,7 +180,7 @@ def other_prediction(pipe: Any) -> Any:
         ({"prompts": [{"prompt": "a fox"}]}, r"row with the columns \['prompt'\]"),
         ({"num_smples": 3}, "has no `num_smples`"),
         ({"reference": lambda pipe: Path("sd")}, r"`reference` must be a model .* Pass `DiffusionPipeline.from_pre"),
-        ({"num_timesteps": 0}, "`num_timesteps` must be 1 or more"),
+        ({"num_timesteps": 0}, "`num_timesteps` must be an integer of at least 1"),
         ({"weighting": "snr"}, "`weighting` must be 'likelihood' or 'uniform'"),
         ({"estimator": "mc"}, "`estimator` must be one of gap, elbo, path"),
     ],

@@ -191,7 +191,7 @@ def encoder_decoder() -> Any:
         ({"max_new_tokens": 80}, ValueError, "context of LlamaForCausalLM is 64"),
         ({"temperature": 0}, ValueError, "`temperature` must be above 0"),
         ({"estimator": "gap"}, ValueError, "`estimator` must be one of rao_blackwell, mc"),
-        ({"num_samples": 0}, ValueError, "must be 1 or more"),
+        ({"num_samples": 0}, ValueError, "must be an integer of at least 1"),
         ({"num_timesteps": 5}, TypeError, "`num_timesteps` is no setting for texts"),
     ],
 )  # fmt: skip
@@ -241,5 +241,5 @@ def test_a_training_is_watched_and_does_not_notice(tokenizer, tmp_path):
     # The trainer's own log of a step is there, too.
     losses, of_plain = ([(row["step"], row["loss"]) for row in rows if "loss" in row] for rows in (history, plain))
     assert losses == of_plain and len(losses) == 4
-    with pytest.raises(ValueError, match="`every` must be 1 or more"):
+    with pytest.raises(ValueError, match="`every` must be an integer of at least 1"):
         FADECallback(None, "base", PROMPTS, every=0)  # type: ignore[arg-type]

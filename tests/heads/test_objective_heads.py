@@ -466,7 +466,10 @@ def test_adapter_with_heads(checkpoint, tmp_path: Path, head_type: str) -> None:
         ({"objectives": ["a", "a"]}, "each once"),
         ({"objectives": "honest"}, "at least one objective"),
         ({"objectives": ["a"], "head_type": "wide"}, "'wide'"),
-        ({"objectives": ["a"], "head_type": "low_rank", "head_rank": 0}, "`head_rank` must be at least 1, received 0"),
+        (
+            {"objectives": ["a"], "head_type": "low_rank", "head_rank": 0},
+            "`head_rank` must be an integer of at least 1, received 0",
+        ),
         ({"objectives": ["a"], "head_dtype": "int8"}, "'int8'"),
         ({"objectives": ["a"], "config": T5Config()}, "encoder-decoder"),
     ],

@@ -230,7 +230,7 @@ BAD = {
     "size": ({"size": 12}, {}, "hidden size 12"),
     "position": ({}, {"position": "last"}, "`position` must be"),
     "lengths": ({}, {"position": "response"}, "`prompt_lengths` must be given"),
-    "first": ({}, {"exclude_first": -1}, "`exclude_first` must be 0 or more"),
+    "first": ({}, {"exclude_first": -1}, "`exclude_first` must be an integer of at least 0"),
 }
 
 
@@ -249,7 +249,7 @@ def test_directions_that_are_none(direction: torch.Tensor):
 def test_negative_spread_and_layer():
     with pytest.raises(ValueError, match="`sigma_positive` must be 0 or more, received -1"):
         SteeringVector(torch.ones(4), 0, sigma_positive=-1)
-    with pytest.raises(ValueError, match="`layer` must be 0 or more, received -1"):
+    with pytest.raises(ValueError, match="`layer` must be an integer of at least 0, received -1"):
         SteeringVector(torch.ones(4), -1)
 
 

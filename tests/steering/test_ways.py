@@ -132,7 +132,7 @@ def test_a_vector_has_its_own_way():
     assert not torch.allclose(states[0][:, 0], states[2][:, 0])
     with pytest.raises(ValueError, match="`method` must be one of swfc, sttp, stmp, clamp, received 'push'"):
         vector(method="push")
-    with pytest.raises(ValueError, match="`exclude_first` must be 0 or more, received -2"):
+    with pytest.raises(ValueError, match="`exclude_first` must be an integer of at least 0, received -2"):
         vector(exclude_first=-2)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from trl import KTOConfig
 
+from alignext.checks import check_kinds
 from alignext.training.door import former_names
 
 
@@ -107,6 +108,7 @@ class BCOConfig(KTOConfig):
     )
 
     def __post_init__(self):
+        check_kinds(self)
         super().__post_init__()
         if self.loss_type != "bco":
             raise ValueError(f"`loss_type` is {self.loss_type!r}, but BCO has only 'bco'. For others use KTOTrainer.")

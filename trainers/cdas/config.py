@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from alignext.checks import check_kinds
 from alignext.functional.cdas import OBJECTIVES
 
 
@@ -73,6 +74,7 @@ class CDASConfig(TrainingArguments):
     )
 
     def __post_init__(self):
+        check_kinds(self)
         super().__post_init__()
         self.layer = str(self.layer)
         if self.objective not in OBJECTIVES:

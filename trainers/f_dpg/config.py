@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from trl import RLOOConfig
 
+from alignext.checks import check_kinds
 from alignext.functional.f_divergences import DIVERGENCES, f_prime
 from alignext.training.logs import get_logger
 
@@ -193,6 +194,7 @@ class FDPGConfig(RLOOConfig):
     )
 
     def __post_init__(self):
+        check_kinds(self)
         super().__post_init__()
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from trl import DPOConfig
 
+from alignext.checks import check_kinds
 from alignext.functional.mah_dpo import LOSS_TYPES
 
 
@@ -118,6 +119,7 @@ class MAHDPOConfig(DPOConfig):
     )
 
     def __post_init__(self):
+        check_kinds(self)
         super().__post_init__()
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:

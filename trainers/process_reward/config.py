@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 from trl import RewardConfig
 
+from alignext.checks import check_kinds
+
 
 @dataclass
 class ProcessRewardConfig(RewardConfig):
@@ -38,6 +40,7 @@ class ProcessRewardConfig(RewardConfig):
     learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})
 
     def __post_init__(self):
+        check_kinds(self)
         super().__post_init__()
         if self.loss_type not in ("bce", "mse"):
             raise ValueError(f"`loss_type` is {self.loss_type!r}. Choose 'bce' or 'mse'.")
