@@ -83,9 +83,8 @@ def make_quads(
             batch = order[start : start + batch_size]
             prompt_ids, mask = left_padded([ids[i] for i in batch], pad, model.device)
             out = model.generate(prompt_ids, attention_mask=mask, **how)
-            texts = tokenizer.batch_decode(out[:, prompt_ids.shape[1] :], skip_special_tokens=True)
-            for i, text in zip(batch, texts, strict=True):
-                answers[i] = text
+            for i, written in zip(batch, out[:, prompt_ids.shape[1] :].tolist(), strict=True):
+                answers[i] = _answer(tokenizer, asked[i], ids[i], written)
     told = [
         [{"role": "assistant", "content": answer}] if isinstance(prompt, list) else answer
         for prompt, answer in zip(asked, answers, strict=True)
@@ -134,6 +133,16 @@ def _prompt(tokenizer: Any, prompt: Any, name: str) -> list[int]:
     if not ids:
         raise ValueError(f"`{name}` has the prompt {prompt!r}, which has no token, and its last one is looked at.")
     return ids
+
+
+def _answer(tokenizer: Any, prompt: Any, ids: list[int], written: list[int]) -> str:
+    """The text that tokens add. SentencePiece takes the space from the front of a text, which goes on a prompt."""
+
+    def text(tokens: list[int]) -> str:
+        return tokenizer.decode(tokens, skip_special_tokens=True)
+
+    before, whole = text(ids), text(ids + written)
+    return whole.removeprefix(before) if isinstance(prompt, str) and whole.startswith(before) else text(written)
 
 
 @dataclass

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from alignext import SteeringVector
 from alignext.functional.cdas import token_losses
 from alignext.functional.steering import interchange, jensen_shannon, project
+from alignext.mini.recipe.words import make_t5_tokenizer
 from alignext.steering.layers import decoder_layers, states_of
 from alignext.trainers.cdas import CDASConfig, CDASTrainer, make_quads
 from alignext.trainers.cdas.module import InterchangeModel
@@ -232,11 +233,29 @@ def test_make_quads_lets_the_model_answer():
     wanted = model.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, min_new_tokens=1, do_sample=False
     )
-    assert greedy["neutral_completion"][0] == tokenizer.decode(wanted[0, ids.shape[1] :], skip_special_tokens=True)
+    assert prompts[0] + greedy["neutral_completion"][0] == tokenizer.decode(wanted[0], skip_special_tokens=True)
     with pytest.raises(ValueError, match="same neutral and concept prompt"):
         make_quads(model, tokenizer, prompts, lambda text: text, **settings)
     with pytest.raises(ValueError, match="`prompts` must have at least one"):
         make_quads(model, tokenizer, [], lambda text: text)
+
+
+def test_answers_of_sentencepiece_keep_the_space_before_their_first_word():
+    words = ["tom had a toy it was red", "sad"]
+    tokenizer = make_t5_tokenizer(words)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), num_key_value_heads=1, **sizes))
+    model.generation_config.suppress_tokens = [i for piece, i in tokenizer.get_vocab().items() if piece[0] != "▁" or piece == "▁"]
+    rows = make_quads(
+        model, tokenizer, ["tom had a"], lambda text: f"sad {text}", max_new_tokens=3, temperature=0, progress=False
+    )
+    for kind in ("neutral", "concept"):
+        prompt, answer = rows[f"{kind}_prompt"][0], rows[f"{kind}_completion"][0]
+        ids = tokenizer(prompt, return_tensors="pt").input_ids[:, :-1]
+        written = model.generate(ids, max_new_tokens=3, min_new_tokens=1, do_sample=False)[0].tolist()
+        assert answer.startswith(" ")
+        assert tokenizer(prompt + answer, add_special_tokens=False).input_ids == written
 
 
 def changed(**cells) -> Dataset:
