@@ -55,10 +55,8 @@ def match_prompts(call: dict, references: int) -> None:
     for name in TEXTS:
         if isinstance(call.get(name), list):
             call[name] = [text for text in call[name] for _ in range(copies)]
-    if isinstance(call.get("prompt"), str):
-        call["prompt"] = [call["prompt"]] * references
-        if isinstance(call.get("prompt_2"), str):
-            call["prompt_2"] = [call["prompt_2"]] * references
+        elif isinstance(call.get(name), str):  # stock calls want all of them as lists, or none
+            call[name] = [call[name]] * references
     for name in EMBEDDINGS:
         if call.get(name) is not None:
             call[name] = call[name].repeat_interleave(copies, dim=0)

@@ -221,6 +221,18 @@ def test_several_references_equal_separate_runs(pipe, task):
     torch.testing.assert_close(shared[1:], alone, rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("prompt", ["a red fox", ["a red fox"]])
+def test_several_references_share_a_negative_prompt(pipe, prompt):
+    pictures = [torch.rand(3, SIZE, SIZE, generator=generator(s)) for s in (7, 8)]
+    x_T, given = latents_for(pipe, 2), {"reference_prompt": "a bird", "negative_prompt": "a house"}
+    shared = run(pipe, prompt, reference_image=pictures, latents=x_T, **given)
+    for i in range(2):
+        alone = run(pipe, "a red fox", reference_image=pictures[i], latents=x_T[i : i + 1], **given)
+        torch.testing.assert_close(shared[i : i + 1], alone, rtol=0, atol=1e-3)
+    without = run(pipe, prompt, reference_image=pictures, latents=x_T, reference_prompt="a bird")
+    assert not torch.allclose(shared, without, atol=1e-3)
+
+
 def test_several_prompts_share_one_reference(pipe, picture):
     x_T = latents_for(pipe, 2)
     together = run(pipe, ["a red fox", "a blue bird"], reference_image=picture, reference_prompt="", latents=x_T)

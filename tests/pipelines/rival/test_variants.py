@@ -166,6 +166,16 @@ def test_several_references_equal_separate_runs(variant):
     torch.testing.assert_close(shared[:2], together[:2], **CLOSE)
 
 
+def test_several_references_share_every_text():
+    """Of Stable Diffusion XL, which has two encoders and so a second prompt and negative prompt."""
+    pipe, pictures, x_T = build("xl"), [noise_picture(7), noise_picture(9)], latents_for(build("xl"), 2)
+    given = {"prompt_2": "ink", "negative_prompt": "a house", "negative_prompt_2": "a bird", "num_inference_steps": 2}
+    shared = run(pipe, "a red fox", reference_image=pictures, latents=x_T, **given)
+    for i in range(2):
+        alone = run(pipe, "a red fox", reference_image=pictures[i], latents=x_T[i : i + 1], **given)
+        torch.testing.assert_close(shared[i : i + 1], alone, **CLOSE)
+
+
 # ------------------------------------------------------------------------------------------------- trap 13: ControlNet
 
 
