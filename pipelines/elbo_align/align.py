@@ -27,7 +27,7 @@ from alignext.functional.predictions import add_noise
 from alignext.methods import method
 from alignext.pipelines.elbo_align.inputs import ELBOAlignOutput, check_range, checked_classes, looking_size
 from alignext.pipelines.elbo_align.maps import AttentionSums, late_layers, text_side
-from alignext.pipelines.elbo_align.words import spans_of, token_positions
+from alignext.pipelines.elbo_align.words import listing, spans_of, token_positions
 from alignext.wrapping import evaluating
 
 
@@ -185,8 +185,7 @@ class ELBOAlignPipeline:
         for picture, wanted, g in zip(pictures, names, generators, strict=True):
             pil = None if picture is None else to_pil(picture)
             size = looking_size(self.pipe, pil, latents, height, width, keep_aspect)
-            text = prompt or f"a photo of {', '.join(wanted)}"
-            spans = spans_of(text, wanted)
+            text, spans = (prompt, spans_of(prompt, wanted, apart=True)) if prompt else listing(wanted)
             x0 = self._latents(pil, latents, size)
             g = torch.Generator().manual_seed(4307) if g is None else g
             own_call = self._call(size, call)

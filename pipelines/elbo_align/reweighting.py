@@ -58,7 +58,7 @@ def balanced_phrases(
     check_range("strength", strength, 1e-3, 1e3)
     if len(phrases) < 2:
         raise ValueError(f"`phrases` must have at least two phrases to compare, received {list(phrases)}.")
-    spans = spans_of(prompt, phrases, name="phrases")
+    spans = spans_of(prompt, phrases, name="phrases", apart=True)
     weights: list[torch.Tensor] = []
     if strength == 1:
         yield weights

@@ -6,7 +6,19 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def spans_of(prompt: str, words: Sequence[str], *, name: str = "classes") -> list[tuple[int, int]]:
+def listing(words: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
+    """The prompt "a photo of {c1, c2}", and the place of each word where the list has it, in characters."""
+    prompt, spans = "a photo of ", []
+    for i, word in enumerate(words):
+        prompt += f"{', ' if i else ''}{word}"
+        end = len(prompt.rstrip())
+        spans.append((end - len(word.strip()), end))
+    return prompt, spans
+
+
+def spans_of(
+    prompt: str, words: Sequence[str], *, name: str = "classes", apart: bool = False
+) -> list[tuple[int, int]]:
     """
     Places of words in a prompt, in characters. A word that is listed twice is looked for twice.
 
@@ -14,20 +26,31 @@ def spans_of(prompt: str, words: Sequence[str], *, name: str = "classes") -> lis
         prompt (`str`): The prompt.
         words (`Sequence[str]`): Words or phrases.
         name (`str`, *optional*, defaults to `"classes"`): The argument, for messages.
+        apart (`bool`, *optional*, defaults to `False`): Take a place inside a longer one of the words, such as that of
+            "truck" in "fire truck", only if there is no other.
 
     Raises:
         ValueError: If a word does not stand in the prompt, or not as often as it is listed.
     """
+    places_of = {word: _places(prompt, word) for word in words}
+    taken = [place for places in places_of.values() for place in places]
     found, times = [], {}
     for word in words:
-        whole = re.escape(word.strip())
-        places = [m.span() for m in re.finditer(rf"(?<!\w){whole}(?!\w)", prompt, flags=re.IGNORECASE)]
+        places = places_of[word]
+        if apart:
+            places = sorted(places, key=lambda p: any(a <= p[0] and p[1] <= b and (a, b) != p for a, b in taken))
         k = times[word] = times.get(word, -1) + 1
         if not word.strip() or k >= len(places):
             count = "" if k == 0 else f" {k + 1} times"
             raise ValueError(f"`{name}` has {word!r}, which does not stand{count} in the prompt {prompt!r}. Add it.")
         found.append(places[k])
     return found
+
+
+def _places(prompt: str, word: str) -> list[tuple[int, int]]:
+    """All places of a whole word."""
+    whole = re.escape(word.strip())
+    return [m.span() for m in re.finditer(rf"(?<!\w){whole}(?!\w)", prompt, flags=re.IGNORECASE)]
 
 
 def token_positions(pipe: Any, prompt: str, spans: Sequence[tuple[int, int]], length: int) -> list[list[int]]:

@@ -16,7 +16,7 @@ from alignext.diffusion.elbo import diffusion_loss, levels_at
 from alignext.diffusion.levels import training_levels
 from alignext.functional.elbo_align import calibrate, heat_maps
 from alignext.pipelines.elbo_align.inputs import looking_size
-from alignext.pipelines.elbo_align.words import spans_of, token_positions
+from alignext.pipelines.elbo_align.words import listing, spans_of, token_positions
 from tests.pipelines import tiny
 from tests.pipelines.latent_search import tiny_models
 
@@ -186,6 +186,39 @@ def test_words_are_found_at_their_own_place():
         spans_of("a fox", ["fox", "fox"])
     with pytest.raises(ValueError, match="'owl', which does not stand in the prompt"):
         spans_of("a fox", ["owl"])
+
+
+@pytest.mark.parametrize("classes", [["fire truck", "truck"], ["truck", "fire truck"]])
+def test_a_class_within_another_has_its_own_place(classes: list[str]):
+    prompt, other = "a fire truck and a truck", "the fire truck, no truck, a fire truck"
+    place = dict(zip(classes, spans_of(prompt, classes, apart=True), strict=True))
+    assert place == {"fire truck": (2, 12), "truck": (19, 24)}
+    place = dict(zip(classes, spans_of(other, classes, apart=True), strict=True))
+    assert place == {"fire truck": (4, 14), "truck": (19, 24)}
+    # Without another place it is that within the longer one, and words of a picture are taken as they come.
+    assert dict(zip(classes, spans_of("a fire truck", classes, apart=True), strict=True))["truck"] == (7, 12)
+    assert dict(zip(classes, spans_of(prompt, classes), strict=True))["truck"] == (7, 12)
+
+
+def test_classes_of_the_prompt_of_our_own_stand_where_they_are_listed():
+    for classes in (["fire truck", "truck"], ["photo", "of", "a"], [" cup ", "ice cream"], ["truck"]):
+        prompt, spans = listing(classes)
+        assert prompt == f"a photo of {', '.join(classes)}"
+        assert [prompt[start:end] for start, end in spans] == [c.strip() for c in classes]
+        assert all(start >= len("a photo of ") for start, _ in spans)
+
+
+def test_a_class_within_another_has_a_map_of_its_own(monkeypatch: pytest.MonkeyPatch):
+    seen = []
+    attention = ELBOAlignPipeline._attention
+    monkeypatch.setattr(
+        ELBOAlignPipeline, "_attention", lambda self, *args: seen.append(args[1:3]) or attention(self, *args)
+    )
+    for prompt, expected in ((None, (19, 21)), ("ox, a red ox, ox", (0, 2)), ("a red ox", (6, 8))):
+        run("flux", ["red ox", "ox"], prompt=prompt, elbo_strength=1.0, max_sequence_length=32)
+        text, spans = seen.pop()
+        assert text[slice(*spans[0])] == "red ox" and spans[1] == expected
+    assert not seen
 
 
 @pytest.mark.parametrize("words", [["red fox"], ["house"], ["red fox", "house"]])
