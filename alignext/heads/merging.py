@@ -42,7 +42,16 @@ class MergingMixin(_Model):
 
         Returns:
             `PreTrainedModel`: A copy. Its head is not tied to its embeddings.
+
+        Raises:
+            ValueError: Adapters are in the model that are not merged into its weights, or its weights are not those
+                of its stock class.
         """
+        if any(hasattr(module, "base_layer") for module in self.modules()):  # what PEFT calls the layer it wraps
+            raise ValueError(
+                "`merge_heads` makes a model of the stock class, which has no place for an adapter, and this one has "
+                "adapters. Merge them into its weights first: `model = model.merge_and_unload()`."
+            )
         weight, bias = self._fold(weights, normalize_weights)
         base_class = stock_class(type(self))
         config = copy.deepcopy(self.config)
@@ -56,7 +65,16 @@ class MergingMixin(_Model):
             if not name.startswith(("objective_heads.", f"{head}."))
         }
         state |= {f"{head}.weight": weight} | ({} if bias is None else {f"{head}.bias": bias})
-        model = base_class.from_pretrained(None, config=config, state_dict=state, dtype=self.dtype)
+        model, info = base_class.from_pretrained(
+            None, config=config, state_dict=state, dtype=self.dtype, output_loading_info=True
+        )
+        # What is missing would start from random numbers.
+        if info["missing_keys"] or info["unexpected_keys"]:
+            raise ValueError(
+                f"The weights of this model are not those of {base_class.__name__}: missing are "
+                f"{sorted(info['missing_keys'])[:3]}, too many {sorted(info['unexpected_keys'])[:3]}. Take off what "
+                "was put around its layers, as `unload()` does for adapters."
+            )
         model.generation_config = copy.deepcopy(self.generation_config)
         return model.to(self.device).train(self.training)
 

@@ -450,9 +450,21 @@ def test_adapter_with_heads(checkpoint, tmp_path: Path, head_type: str) -> None:
     adapted.get_base_model().config.save_pretrained(tmp_path)  # as the trainer does
     again = AutoHeads.from_pretrained(tmp_path)
     assert torch.equal(again.generate(input_ids=IDS, **settings), expected)
+    with pytest.raises(ValueError, match=r"has adapters\. Merge them .* `model = model\.merge_and_unload\(\)`"):
+        again.merge_heads([1, 0, 1])  # its layers would start from random numbers
     merged = again.merge_and_unload()
     assert torch.equal(merged.generate(IDS, **settings), expected)
     assert torch.equal(told(merged.merge_heads([1, 0, 1])), expected)
+
+
+def test_layers_in_wrappers_are_not_merged(checkpoint) -> None:
+    """Whatever the wrapper: the stock class would draw their weights anew."""
+    model = trained(checkpoint("untied"))
+    model.model.layers[0].mlp = torch.nn.Sequential(model.model.layers[0].mlp)
+    with pytest.raises(
+        ValueError, match=r"not those of LlamaForCausalLM: missing are \['model\.layers\.0\.mlp\.down_proj"
+    ):
+        model.merge_heads([1, 0, 1])
 
 
 # Wrong input
