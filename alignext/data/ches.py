@@ -78,7 +78,6 @@ def add_ches_scores(
     _check(model, dataset)
     if max_length is not None and max_length < 2:
         raise ValueError(f"`max_length` must be 2 or more, received {max_length}.")
-    key = f"{weights_key(model)} {getattr(processing_class, 'chat_template', None)} {max_length} {kernel}"
     return add_columns(
         dataset,
         _names(kernel),
@@ -88,7 +87,7 @@ def add_ches_scores(
         batch_size=batch_size,
         note=NOTE,
         cache=cache,
-        key=key,
+        key=f"{weights_key(model)} {kernel}",
         progress=progress,
         description="Scoring pairs",
     )

@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ def add_columns(
         batch_size (`int`): Rows at once.
         note (`str`): The column with the reason of each NaN, empty elsewhere.
         cache (`str` or `Path`, *optional*): A folder that keeps what is done, block after block.
-        key (`str`, *optional*): What the scores depend on besides the rows.
+        key (`str`, *optional*): What the scores depend on besides what `encode` makes of the rows.
         progress (`bool`, *optional*, defaults to `True`): Show a bar.
         description (`str`, *optional*): Of the bar.
 
@@ -67,15 +67,17 @@ def add_columns(
             f"`dataset` has a column {there[0]!r} already. Take it off: `dataset.remove_columns({there!r})`."
         )
 
-    def of(rows: Sequence[Mapping[str, Any]]) -> tuple[Values, list[str]]:
-        return _score_block(rows, names, encode, score, length, batch_size)
+    def of(rows: Sequence[Mapping[str, Any]], kept: _Kept) -> dict[str, Any]:
+        items, notes = _encoded(rows, encode)
+        return kept.block((items, notes), lambda: _score_block(items, notes, names, score, length, batch_size))
 
     if isinstance(dataset, IterableDataset):
 
         def scored(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
             count = len(next(iter(columns.values())))
-            values, notes = of([{name: column[i] for name, column in columns.items()} for i in range(count)])
-            return columns | values | {note: notes}
+            rows = [{name: column[i] for name, column in columns.items()} for i in range(count)]
+            block = of(rows, _Kept(None, key, 0))
+            return columns | block["values"] | {note: block["notes"]}
 
         return dataset.map(scored, batched=True, batch_size=BLOCK)
     state = processes()
@@ -86,7 +88,7 @@ def add_columns(
     with tqdm(total=len(dataset), desc=description, disable=quiet, unit="row") as bar:
         for start in starts[state.process_index :: state.num_processes]:
             rows = [dataset[i] for i in range(start, min(start + BLOCK, len(dataset)))]
-            blocks[start] = kept.block(rows, of)
+            blocks[start] = of(rows, kept)
             bar.update(min(len(rows) * state.num_processes, bar.total - bar.n))
     if state.num_processes > 1:
         blocks = {start: block for part in gather_object([blocks]) for start, block in part.items()}
@@ -128,21 +130,29 @@ def processes(device: str | None = None) -> PartialState:
     return state
 
 
-def _score_block(
-    rows: Sequence[Mapping[str, Any]],
-    names: Sequence[str],
-    encode: Callable[[Mapping[str, Any]], Any],
-    score: Callable[[list[Any]], Values],
-    length: Callable[[Any], int],
-    batch_size: int,
-) -> tuple[Values, list[str]]:
-    values: Values = {name: [math.nan] * len(rows) for name in names}
+def _encoded(
+    rows: Sequence[Mapping[str, Any]], encode: Callable[[Mapping[str, Any]], Any]
+) -> tuple[dict[int, Any], list[str]]:
+    """What is scored, by row, and the notes of all rows."""
     notes, items = [""] * len(rows), {}
     for i, row in enumerate(rows):
         try:
             items[i] = encode(row)
         except NoScore as reason:
             notes[i] = str(reason)
+    return items, notes
+
+
+def _score_block(
+    items: Mapping[int, Any],
+    notes: Sequence[str],
+    names: Sequence[str],
+    score: Callable[[list[Any]], Values],
+    length: Callable[[Any], int],
+    batch_size: int,
+) -> tuple[Values, list[str]]:
+    values: Values = {name: [math.nan] * len(notes) for name in names}
+    notes = list(notes)
     order = sorted(items, key=lambda i: length(items[i]), reverse=True)  # the largest batch first: no late surprise
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
@@ -159,8 +169,9 @@ def _score_block(
 
 class _Kept:
     """
-    Finished blocks as lines of JSON, known by their rows; one file per process, all of which are read. A line that was
-    cut short is passed over.
+    Finished blocks as lines of JSON, known by what was scored: tokens, so that a tokenizer, its chat template and the
+    columns that were read need no key. One file per process, all of which are read. A line that was cut short is
+    passed over.
     """
 
     def __init__(self, folder: str | Path | None, key: str, process: int) -> None:
@@ -177,13 +188,11 @@ class _Kept:
                     continue
                 self.known[block.pop("rows")] = block
 
-    def block(
-        self, rows: Sequence[Mapping[str, Any]], score: Callable[..., tuple[Values, list[str]]]
-    ) -> dict[str, Any]:
-        """The scores of a block's rows: those that were kept, or new ones, which are kept."""
-        digest = hashlib.sha256(f"{self.key} {rows!r}".encode()).hexdigest()
+    def block(self, encoded: Any, score: Callable[[], tuple[Values, list[str]]]) -> dict[str, Any]:
+        """The scores of a block: those that were kept, or new ones, which are kept."""
+        digest = hashlib.sha256(f"{self.key} {encoded!r}".encode()).hexdigest()
         if digest not in self.known:
-            values, notes = score(rows)
+            values, notes = score()
             self.known[digest] = {"values": values, "notes": notes}
             if self.file is not None:
                 with self.file.open("a", encoding="utf-8") as file:
@@ -193,11 +202,26 @@ class _Kept:
 
 
 def weights_key(model: torch.nn.Module) -> str:
-    """A digest of a model's weights, a few numbers of each: scores of another model are not taken for its own."""
+    """A digest of a model's weights and adapters: scores of another model are not taken for its own."""
+    from peft.tuners.tuners_utils import BaseTunerLayer  # a second, which no other part of this module needs
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    # The weights are the same where adapters are off, or others are on.
+    adapters = [
+        (name, module.active_adapters, module.disable_adapters, getattr(module, "scaling", None))
+        for name, module in model.named_modules()
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)
+    ]
+    return tensors_key(model.named_parameters()) + hashlib.sha256(repr(adapters).encode()).hexdigest()
+
+
+def tensors_key(named: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """A digest of tensors and their names, by a few numbers of each."""
     digest = hashlib.sha256()
-    for name, weight in model.named_parameters():
-        part = weight.detach().flatten()[:64].double().cpu()
-        digest.update(f"{name}{tuple(weight.shape)}{part.tolist()}{float(weight.detach().float().sum())}".encode())
+    for name, tensor in named:
+        tensor = tensor.detach()
+        part, total = tensor.flatten()[:64].double().cpu(), float(tensor.float().sum())
+        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}{part.tolist()}{total}".encode())
     return digest.hexdigest()
 
 

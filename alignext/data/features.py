@@ -12,7 +12,7 @@ import torch
 from transformers import Trainer
 
 from alignext.checks import check_counts
-from alignext.data.core import Values
+from alignext.data.core import Values, tensors_key
 from alignext.data.gradients import RowGradients
 from alignext.functional.gist import (
     adam_direction,
@@ -27,6 +27,8 @@ from alignext.functional.gist import (
 
 class GISTFeatures:
     """The subspace of the target's gradients; see [`~alignext.functional.gist.subspace`]."""
+
+    key = ""  # what scores depend on besides the gradients and the settings
 
     def __init__(
         self, gradients: RowGradients, groups: torch.Tensor, *, rank: int | None, full: bool, **_: Any
@@ -46,6 +48,11 @@ class GISTFeatures:
             block = torch.cat(held).double()
             gram = gram + block @ block.T
         u, s = subspace(gram.cpu(), self.rank)
+        if len(s) == 1 and not self.full:
+            raise ValueError(
+                f"`target` has {len(gram)} rows with one and the same gradient, where every cosine is 1 or -1. Give "
+                "rows that differ, or `normalisation='full'`."
+            )
         self.bases = [basis(torch.cat(held), u.to(held[0].device), s.to(held[0].device)) for held in self.held]
         self.held = []
         self.targets = group_means(u * s, self.groups)  # no second pass: G P = U S
@@ -63,6 +70,8 @@ class GISTFeatures:
 
 class CosineFeatures:
     """The mean gradient of each group of the target."""
+
+    key = ""
 
     def __init__(self, gradients: RowGradients, groups: torch.Tensor, **_: Any) -> None:
         self.groups, self.place = groups, 0
@@ -107,6 +116,9 @@ class LESSFeatures:
     ) -> None:
         check_counts(projection_size=size)
         self.groups, self.moments, self.betas = groups, *adam_moments(optimizer_state, gradients)
+        # Not the path: a training that goes on writes other moments there.
+        moments = ((str(i), moment) for i, pair in enumerate(self.moments) for moment in pair)
+        self.key = f"{tensors_key(moments)} {self.betas}"
         self.sketch = SketchFeatures(gradients, size, seed)
         self.targets: list[torch.Tensor] = []
 

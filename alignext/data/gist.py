@@ -75,7 +75,7 @@ def add_gradient_scores(
         gradient within the subspace) with `"gist"`, and one that says why a row has NaN.
 
     Raises:
-        ValueError: If nothing is trained, the target is empty, columns are missing, `rank=1` comes without
+        ValueError: If nothing is trained, the target is empty or all its rows are the same, columns are missing, `rank=1` comes without
             `normalisation="full"`, or the state of the optimizer does not fit.
         NotImplementedError: If rows have pictures or are packed, or the model is an encoder-decoder.
     """
@@ -109,7 +109,8 @@ def add_gradient_scores(
             with evaluating(model):  # a stream is read after this function has ended
                 return features.score(gradients.of(batch), len(batch))
 
-        key = f"{weights_key(model)} {method} {sorted(settings.items())} {max_length} {rows} {groups.tolist()}"
+        learnt = f"{list(gradients.parameters)} {rows} {groups.tolist()} {features.key}"
+        key = f"{weights_key(model)} {method} {sorted(settings.items())} {learnt}"
         scored = add_columns(
             dataset,
             names,

@@ -1,6 +1,7 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """CHES over datasets: against per-example formulas, DPO's own batches, and what goes wrong with padding and shifts."""
 
+import copy
 import json
 import math
 from contextlib import nullcontext
@@ -213,8 +214,33 @@ def test_an_interrupted_run_goes_on(lm: tuple, tmp_path: Path, monkeypatch: pyte
     other.lm_head.weight.data[0] += 1
     add_ches_scores(other, preference(), **settings)
     assert len(calls) == 5 + 4
-    add_ches_scores(model, preference(), max_length=25, **settings)
+    add_ches_scores(model, preference(), max_length=500, **settings)
+    assert len(calls) == 5 + 4  # the same tokens
+    add_ches_scores(model, preference(), max_length=10, **settings)
     assert len(calls) > 5 + 4
+
+
+def test_kept_scores_are_of_the_same_template_and_adapters(lm: tuple, tmp_path: Path):
+    model, tokenizer = tiny_lm(), copy.deepcopy(lm[1])
+    asked, right, wrong = (
+        [{"role": "user", "content": "Hi."}],
+        *([{"role": "assistant", "content": text}] for text in ("Hello there.", "No.")),
+    )
+    data = Dataset.from_list([{"prompt": asked, "chosen": right, "rejected": wrong}])
+    model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    settings = {"processing_class": tokenizer, "progress": False}
+
+    def found() -> float:
+        kept = add_ches_scores(model, data, cache=tmp_path, **settings)["ches"][0]
+        assert kept == add_ches_scores(model, data, **settings)["ches"][0]
+        return kept
+
+    seen = [found()]
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} and {% endfor %}"
+    seen.append(found())
+    with model.disable_adapter():
+        seen.append(found())
+    assert len(set(seen)) == 3
 
 
 def test_processes_share_the_rows_and_gather_them_in_order(lm: tuple, monkeypatch: pytest.MonkeyPatch):

@@ -142,6 +142,54 @@ def test_other_formats_are_the_trainer_s(kind: str, tokenizer, tmp_path: Path):
     assert own == {name: prepared.get(name, prepared["input_ids"]) for name in ("input_ids", "labels")}
 
 
+def test_kept_scores_are_of_the_same_settings(tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Each setting that a score depends on, one after the other in one folder."""
+    model, said = adapted(), []
+    model.add_adapter("other", LoraConfig(**LORA, init_lora_weights=False))
+    data = Dataset.from_list([{"text": p, "story": f"{p}{c}"} for p, c, _ in STORIES[:8]])
+    settings = {"cache": tmp_path / "kept", "target": data.select(range(3)), "method": "cosine"}
+
+    def fresh_is_kept(**more) -> None:
+        found = scores(model, tokenizer, data, **settings | more)["cosine"]
+        assert list(found) == list(scores(model, tokenizer, data, **settings | more | {"cache": None})["cosine"])
+        assert list(found) not in said
+        assert list(scores(model, tokenizer, data, **settings | more)["cosine"]) == list(found)
+        said.append(list(found))
+
+    fresh_is_kept()
+    fresh_is_kept(text_field="story")
+    fresh_is_kept(text_field="story", max_length=12)
+    model.set_adapter("other")
+    fresh_is_kept()
+    model.set_adapter("default")
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    parameters[0].requires_grad_(False)
+    fresh_is_kept()
+    parameters[0].requires_grad_(True)
+    with model.disable_adapter():
+        for p in parameters:
+            p.requires_grad_(False)
+        model.base_model.model.lm_head.weight.requires_grad_(True)
+        off = scores(model, tokenizer, data, **settings)["cosine"]
+    for p in parameters:
+        p.requires_grad_(False)
+    on = scores(model, tokenizer, data, **settings)["cosine"]  # of the same parameter, behind adapted layers
+    assert list(on) != list(off)
+
+
+def test_kept_scores_are_of_the_same_moments(tokenizer, tmp_path: Path):
+    model = adapted()
+    checkpoint = trained(tmp_path / "run", tokenizer, model)
+    settings = {"method": "less", "optimizer_state": checkpoint, "cache": tmp_path / "kept"}
+    first = list(scores(model, tokenizer, **settings)["less"])
+    state = torch.load(checkpoint / "optimizer.pt", weights_only=True)
+    for of in state["state"].values():
+        of["exp_avg"] *= -3.0
+    torch.save(state, checkpoint / "optimizer.pt")  # as a training that goes on writes it
+    second = list(scores(model, tokenizer, **settings)["less"])
+    assert second != first and second == list(scores(model, tokenizer, **settings | {"cache": None})["less"])
+
+
 def test_a_new_adapter_is_warned_of(tokenizer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
     said = []
     monkeypatch.setattr("alignext.data.gist.logger.warning", lambda text, *args: said.append(text % args))
@@ -273,6 +321,11 @@ BAD = {
     "normalisation": ({"normalisation": "half"}, ValueError, "`normalisation` must be"),
     "rank": ({"rank": 1}, ValueError, "where every cosine is 1 or -1"),
     "one target": ({"target": rows(1)}, ValueError, "`target` has 1 row"),
+    "same target": (
+        {"target": rows(1).select([0] * 5)},
+        ValueError,
+        "`target` has 5 rows with one and the same gradi",
+    ),
     "empty target": ({"target": rows(0)}, ValueError, "`target` must have rows"),
     "state": ({"method": "less"}, ValueError, "`optimizer_state` must be given"),
     "no state": ({"method": "less", "optimizer_state": "nowhere"}, FileNotFoundError, "received nowhere"),
