@@ -12,14 +12,29 @@ from alignext.functional.diffusion_preference import (
     preference_margin,
 )
 
+from .columns import VOTES, column_names
 from .config import DiffusionDPOConfig
 from .pictures import PictureBatch, PictureTrainer
+
+
+def check_soft_labels(dataset: Any, args: Any, name: str) -> Any:
+    """The dataset as it is. Raises `ValueError` if `soft_labels` is set and nothing in it is soft."""
+    columns = column_names(dataset)
+    if args.soft_labels and not ({"preference_prob"} <= set(columns) or set(VOTES) <= set(columns)):
+        raise ValueError(
+            f"`soft_labels` is True, but `{name}` has neither `votes_chosen` and `votes_rejected` nor "
+            f"`preference_prob`: found {', '.join(sorted(columns))}. Add them, or leave `soft_labels` at False."
+        )
+    return dataset
 
 
 class DiffusionPreferenceTrainer(PictureTrainer):
     """What the three trainers of pairs have in common: margins and their metrics. A subclass defines [`errors`]."""
 
     _config: Any = DiffusionDPOConfig
+
+    def _prepared(self, dataset: Any, args: Any, name: str) -> Any:
+        return check_soft_labels(super()._prepared(dataset, args, name), args, name)
 
     def factor(self, inputs: dict[str, Any]) -> torch.Tensor | float:
         """What margins are multiplied by: 1, or (B,)."""

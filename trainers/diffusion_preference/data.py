@@ -59,7 +59,10 @@ def prepare_pairs(
     | `votes_chosen`, `votes_rejected` | | optional: the picture with more votes won |
     | `preference_prob` | | optional, in [0, 1], overrides the scores |
 
-    `label_0` is 1 where `jpg_0` was preferred, 0 where `jpg_1` was, and 0.5 for a tie.
+    `label_0` is 1 where `jpg_0` was preferred, 0 where `jpg_1` was, and 0.5 for a tie. Beside it `preference_prob` is
+    the probability that the label is right. Without it, `preference_prob` is that of the first picture; with
+    `order_by_score=False` the one with more than half of it is put first. `jpg_0` and `jpg_1` with nothing but scores
+    are ordered by these, and those that have the same are ties.
 
     Args:
         dataset (`Dataset` or `IterableDataset`):
@@ -87,16 +90,15 @@ def prepare_pairs(
     _check_nulls(dataset, names, name)
     scalars = [name for name in ("label_0", *SCORES, *VOTES, "preference_prob") if name in names]
     columns = dataset.select_columns([names[name] for name in scalars])[:] if scalars else {}
-    swaps = [
-        _is_swapped({name: columns[names[name]][row] for name in scalars}, row, order_by_score, names)
-        for row in range(len(dataset))
-    ]
+    said = [{name: columns[names[name]][row] for name in scalars} for row in range(len(dataset))]
+    swaps = [_is_swapped(row, number, order_by_score, names) for number, row in enumerate(said)]
     ties = swaps.count(None)
     if ties == len(swaps):
         raise ValueError(f"No pair is left: the dataset has {len(swaps)} rows, of which {ties} are ties.")
     if ties:
         logger.warning(
-            f"Dropped {ties} of {len(swaps)} pairs: they are ties (`label_0` is 0.5, or as many votes for each)."
+            f"Dropped {ties} of {len(swaps)} pairs: they are ties (`label_0` is 0.5, or both have as many votes or the "
+            "same score)."
         )
 
     # Swapped rows are read from the same table under the names exchanged, so that nothing is copied. A selection of
@@ -106,6 +108,10 @@ def prepare_pairs(
     index = np.full(len(table), -1)
     index[order] = np.arange(len(order))
     straight = renamed(table, names).add_column("index", index)
+    if "preference_prob" in names:
+        sure = np.zeros(len(table))
+        sure[order] = [_probability(row, swap) for row, swap in zip(said, swaps, strict=True)]
+        straight = straight.remove_columns("preference_prob").add_column("preference_prob", sure)
     crossed = straight.rename_columns(exchanged(names))
     if theirs_of(names) or any(swaps):
         straight = straight.add_column("columns", [theirs_of(names)] * len(table))
@@ -118,12 +124,13 @@ def prepare_pairs(
 
 def _prepare_stream(dataset: IterableDataset, names: dict[str, str], order_by_score: bool) -> IterableDataset:
     other = exchanged(names)
-    named = bool(theirs_of(names)) or "label_0" in names or (order_by_score and "score_chosen" in names)
+    named = bool(theirs_of(names)) or any(n in names for n in ("label_0", *SCORES, *VOTES, "preference_prob"))
 
     def canonical(row: dict[str, Any], index: int) -> dict[str, Any]:
         swap = _is_swapped(row, index, order_by_score, names)
         pair = {name: row[other.get(name, name) if swap else name] for name in names if name != "label_0"}
         pair |= {"columns": theirs_of(names, swapped=bool(swap))} if named else {}
+        pair |= {"preference_prob": _probability(row, swap)} if "preference_prob" in names else {}
         return pair | {"index": index, "_tie": swap is None}
 
     dataset = dataset.select_columns(list(names.values())).rename_columns(
@@ -143,7 +150,7 @@ def _with_arrays(dataset: Dataset, names: dict[str, str]) -> Dataset:
 def prepare_votes(dataset: Dataset | IterableDataset, *, name: str = "dataset") -> Dataset | IterableDataset:
     """
     Single pictures with a thumb up or down, under our names. Pairs are taken apart: the winner has one thumb up, the
-    loser one down.
+    loser one down. Which one won is what people said, and scores only where nobody did.
 
     | column afterwards | also accepted | |
     |---|---|---|
@@ -190,7 +197,7 @@ def _taken_apart(dataset: Dataset | IterableDataset, name: str) -> Dataset:
         raise ValueError(
             f"`{name}` is a stream of pairs. Votes on single pictures are taken from a `Dataset` of them."
         )
-    pairs, parts = prepare_pairs(dataset, name=name), []
+    pairs, parts = prepare_pairs(dataset, order_by_score=False, name=name), []
     for side, label in enumerate((True, False)):
         ours = {"image": IMAGES[side], "video": VIDEOS[side], "latents": LATENTS[side]}
         kept = {theirs: mine for mine, theirs in ours.items() if theirs in pairs.column_names}
@@ -238,6 +245,18 @@ def _is_swapped(row: dict[str, Any], index: int, order_by_score: bool, names: di
     if "votes_chosen" in row:
         more, fewer = row["votes_chosen"], row["votes_rejected"]
         return None if more == fewer else fewer > more
-    if order_by_score and "score_chosen" in row and "preference_prob" not in row:
-        return row["score_rejected"] > row["score_chosen"]
-    return label == 0
+    labelled = "label_0" in row
+    unordered = not labelled and names.get("image_chosen") == "jpg_0"  # other names say which one was chosen
+    if "preference_prob" in row and not labelled and not order_by_score:  # for SmPO its sign is that of the factor
+        first, second = row["preference_prob"], 1 - row["preference_prob"]
+    elif "preference_prob" not in row and "score_chosen" in row and (order_by_score or unordered):
+        first, second = (row[name] for name in SCORES)
+    else:
+        return label == 0
+    return None if unordered and first == second else second > first
+
+
+def _probability(row: dict[str, Any], swap: bool | None) -> float:
+    """That the first picture is the better one, once they are in order."""
+    as_given = bool(swap) == (row.get("label_0", 1) == 0)
+    return row["preference_prob"] if as_given else 1 - row["preference_prob"]

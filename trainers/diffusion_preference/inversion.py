@@ -8,6 +8,7 @@ import torch
 from alignext.functional.diffusion_preference import implicit_rewards, label_factor, preference_probability
 from alignext.methods import method
 
+from .core import check_soft_labels
 from .data import prepare_pairs
 from .inversion_config import InversionDPOConfig, SmPOConfig
 from .inversion_core import InversionTrainer
@@ -96,7 +97,7 @@ class SmPOTrainer(InversionTrainer):
     def _prepared(self, dataset: Any, args: Any, name: str) -> Any:
         if args.label_sharpness is None:
             return super()._prepared(dataset, args, name)
-        dataset = prepare_pairs(dataset, name=name)
+        dataset = check_soft_labels(prepare_pairs(dataset, name=name), args, name)
         columns = set(next(iter(dataset)))
         if not ({"score_chosen", "score_rejected"} <= columns or "preference_prob" in columns):
             raise ValueError(

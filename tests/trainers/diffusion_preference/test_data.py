@@ -155,6 +155,38 @@ def test_a_probability_overrides_scores():
     assert COLLATE(list(dataset))["preference_prob"].tolist() == [0.0, 0.5, 1.0]
 
 
+def brought(raw: Dataset, stream: bool) -> Dataset:
+    """As all trainers but SmPO's have it."""
+    made = prepare_pairs(raw.to_iterable_dataset() if stream else raw, order_by_score=False)
+    return Dataset.from_list(list(made)) if stream else made
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_without_a_label_scores_say_which_picture_is_better(stream: bool):
+    raw = pick_a_pic([1] * 3, ps_score_0=[0.1, 0.9, 0.5], ps_score_1=[0.9, 0.1, 0.5]).remove_columns("label_0")
+    dataset = brought(raw, stream)
+    assert dataset["index"][:] == [0, 1]  # the third is a tie
+    assert reds(dataset) == ([1, 10], [0, 11])
+    assert dataset["score_chosen"][:] == [0.9, 0.9]
+    named = pairs(score_chosen=[0.0] * 3, score_rejected=[1.0] * 3)
+    assert reds(brought(named, stream)) == ([0, 10, 20], [1, 11, 21])  # the names of the columns are a label
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_probability_says_which_picture_is_better_where_no_label_does(stream: bool):
+    columns = {"preference_prob": [0.25, 0.75, 0.5], "ps_score_0": [1.0] * 3, "ps_score_1": [0.0] * 3}
+    labelled = pick_a_pic([1, 0, 1], **columns)
+    dataset = brought(labelled.remove_columns("label_0"), stream)
+    assert dataset["index"][:] == [0, 1]
+    assert reds(dataset) == ([1, 10], [0, 11])
+    assert dataset["preference_prob"][:] == [0.75, 0.75]
+    dataset = brought(pairs(preference_prob=[0.25, 0.75, 0.5]), stream)
+    assert reds(dataset) == ([1, 10, 20], [0, 11, 21])
+    dataset = brought(labelled, stream)  # it is the probability that the label is right
+    assert reds(dataset) == ([0, 11, 20], [1, 10, 21])
+    assert dataset["preference_prob"][:] == [0.25, 0.75, 0.5]
+
+
 def test_rows_selected_and_shuffled_before(tmp_path: Path):
     raw = pick_a_pic([1, 0, 1, 0, 0.5, 1]).select([5, 3, 4, 0])
     dataset = prepare_pairs(raw)

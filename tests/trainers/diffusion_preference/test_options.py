@@ -17,8 +17,10 @@ from alignext.trainers.diffusion_preference import (
     DiffusionDPOTrainer,
     DiffusionKTOConfig,
     DiffusionKTOTrainer,
+    SmPOConfig,
+    SmPOTrainer,
 )
-from alignext.trainers.diffusion_preference.data import prepare_pairs, prepare_votes
+from alignext.trainers.diffusion_preference.data import prepare_pairs, prepare_votes, to_rgb
 
 from ..contract import assert_same
 from ..diffusion import DiffusionRow as Row
@@ -27,6 +29,7 @@ from .tiny import SIZE, sd, sd3
 
 
 DPO = Row(DiffusionDPOTrainer, DiffusionDPOConfig)
+SMPO = Row(SmPOTrainer, SmPOConfig)
 KTO = Row(DiffusionKTOTrainer, DiffusionKTOConfig, dataset=picture_votes)
 LORA = LoraConfig(r=2, lora_alpha=4)
 
@@ -79,6 +82,11 @@ def test_pairs_are_taken_apart_for_votes() -> None:
     votes = prepare_votes(pairs(3))
     assert votes["label"][:] == [True] * 3 + [False] * 3
     assert votes["index"][:] == list(range(6)) and votes["prompt"][:] == ["fox 0", "fox 1", "fox 2"] * 2
+    scores = {"score_chosen": "ps_score_0", "score_rejected": "ps_score_1"}
+    names = {"image_chosen": "jpg_0", "image_rejected": "jpg_1"} | scores
+    labelled = pairs(2).rename_columns(names).add_column("label_0", [0, 1])  # the first against the scores
+    up = prepare_votes(labelled).filter(lambda row: row["label"])
+    assert [to_rgb(file).tobytes() for file in up["image"]] == [picture(i).tobytes() for i in (1, 2)]
     with pytest.raises(ValueError, match=r"`label` of row 0 is 'up', expected True"):
         prepare_votes(
             Dataset.from_list([{"prompt": "a", "image": picture(i), "label": "up"} for i in range(2)]).select([1, 0])
@@ -99,6 +107,12 @@ def test_unequal_numbers_of_votes(tmp_path: Path) -> None:
     torch.testing.assert_close(inputs["preference_prob"], torch.tensor([0.75, 0.8]))
     one, other = (t.losses(delta, t.get_batch(inputs)) for t in (hard, soft))
     assert (one != other).all()
+
+
+@pytest.mark.parametrize("row", [DPO, SMPO], ids=["dpo", "smpo"])
+def test_soft_labels_without_any(row: Row, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"`soft_labels` is True, but `train_dataset` has neither `votes_chosen`"):
+        row.start(tmp_path, soft_labels=True)
 
 
 # Pictures
