@@ -88,8 +88,14 @@ class PictureCollator:
             batch["pixel_values"] = self._stacked(rows, videos, size)
         batch |= self.told(rows)
         if "mask" in rows[0]:
-            batch["mask"] = self._masks(rows, videos, size)
+            batch["mask"] = self._masks(rows, size if videos else self._size_of(batch["latents"]))
         return batch
+
+    def _size_of(self, latents: torch.Tensor) -> tuple[int, int]:
+        """Height and width in pixels of what latents that were computed beforehand are of, or in their proportion."""
+        height, width = latents.shape[-2:]
+        scale = max(1, round(self.resolution / height))
+        return height * scale, width * scale
 
     def told(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """The part of a batch that the denoiser is told: prompts, what is edited, and masks as pictures."""
@@ -120,6 +126,12 @@ class PictureCollator:
                 f"`{named(row, names[1])}` of row {row['index']} has {counts[1]} frames, but `{named(row, names[0])}` "
                 f"has {counts[0]}. Both videos of a pair must have one length; `num_frames` cuts them."
             )
+        size = to_mask(row["mask"]).size if "mask" in row else videos[0][0].size
+        if size != videos[0][0].size:
+            raise ValueError(
+                f"`mask` of row {row['index']} is of size {size}, but the picture is of size {videos[0][0].size}. A "
+                "mask must have the size of the pictures."
+            )
         return videos
 
     def _pixels(self, rows: Sequence[dict[str, Any]]) -> torch.Tensor:
@@ -143,20 +155,10 @@ class PictureCollator:
             return pixels
         return pixels.unflatten(0, (-1, frames)).transpose(1, 2)
 
-    def _masks(
-        self, rows: Sequence[dict[str, Any]], videos: Sequence[list[list[PIL.Image.Image]]], size: tuple[int, int]
-    ) -> torch.Tensor:
-        masks = []
-        for i, row in enumerate(rows):
-            mask = to_mask(row["mask"])
-            if videos and mask.size != videos[i][0][0].size:
-                raise ValueError(
-                    f"`mask` of row {row['index']} is of size {mask.size}, but the picture is of size "
-                    f"{videos[i][0][0].size}. A mask must have the size of the pictures."
-                )
-            masks.append(mask.convert("RGB"))
-        height, width = size if videos else masks[0].size[::-1]
-        pixels = self._processor.preprocess(masks, height=height, width=width, resize_mode="crop")
+    def _masks(self, rows: Sequence[dict[str, Any]], size: tuple[int, int]) -> torch.Tensor:
+        """Cut as the pictures are, or were where there are latents in their place."""
+        masks = [to_mask(row["mask"]).convert("RGB") for row in rows]
+        pixels = self._processor.preprocess(masks, height=size[0], width=size[1], resize_mode="crop")
         return (pixels[:, :1] + 1) / 2
 
 

@@ -97,8 +97,7 @@ def prepare_pairs(
         raise ValueError(f"No pair is left: the dataset has {len(swaps)} rows, of which {ties} are ties.")
     if ties:
         logger.warning(
-            f"Dropped {ties} of {len(swaps)} pairs: they are ties (`label_0` is 0.5, or both have as many votes or the "
-            "same score)."
+            f"Dropped {ties} of {len(swaps)} pairs: they are ties (`label_0` is 0.5, or votes or scores are equal)."
         )
 
     # Swapped rows are read from the same table under the names exchanged, so that nothing is copied. A selection of

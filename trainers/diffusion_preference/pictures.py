@@ -153,8 +153,11 @@ class PictureTrainer(DiffusionTrainer):
             self.pipe.vae.to(self.accelerator.device)
         elif self.args.random_flip and columns:
             raise ValueError("`random_flip` needs pictures, and the dataset has latents. Set it to False.")
-        if self.args.random_flip and "source" in columns:
-            raise ValueError("`random_flip` would not flip the column `source` of what is edited. Set it to False.")
+        for name in ("source", "mask") if self._fills else ("source",):
+            if self.args.random_flip and name in columns:
+                raise ValueError(
+                    f"`random_flip` would not flip the column `{name}` of what is edited. Set it to False."
+                )
 
     def _release(self) -> None:
         """Take off the device what training does not need any more."""
@@ -213,10 +216,12 @@ class PictureTrainer(DiffusionTrainer):
             for sample, drop in zip(samples, dropped.tolist(), strict=True)
         ]
         numbers = self.conditions(told, size)
-        x0 = inputs["latents"] if "latents" in inputs else self._encode(inputs["pixel_values"], size, draws, training)
+        mirrored = draws.uniform("flip") < (0.5 if training and self.args.random_flip else 0)
+        x0 = inputs["latents"] if "latents" in inputs else self._encode(inputs["pixel_values"], size, draws, mirrored)
         prompts = [sample["prompt"] if "prompt" in sample else sample["prompt_embeds"] for sample in told]
         mask = None if self._fills else inputs.get("mask")
         if mask is not None:
+            mask = _flipped(mask, mirrored)
             mask = torch.nn.functional.adaptive_avg_pool2d(mask, (x0.shape[-2], x0.shape[-1]))
             mask = (
                 mask.view(len(mask), *[1] * (x0.ndim - 3), *mask.shape[-2:])
@@ -287,10 +292,16 @@ class PictureTrainer(DiffusionTrainer):
         u = draws.uniform("caption").tolist() if training else [0.0] * len(prompts)
         return [p if isinstance(p, str) else p[int(x * len(p))] for p, x in zip(prompts, u, strict=True)]
 
-    def _encode(self, pixels: torch.Tensor, size: Size, draws: Draws, training: bool) -> torch.Tensor:
-        if training and self.args.random_flip:
-            mirrored = (draws.uniform("flip") < 0.5).repeat(self._sides).to(pixels.device)
-            pixels = torch.where(mirrored.view(-1, *[1] * (pixels.ndim - 1)), pixels.flip(-1), pixels)
+    def _encode(self, pixels: torch.Tensor, size: Size, draws: Draws, mirrored: torch.Tensor) -> torch.Tensor:
+        pixels = _flipped(pixels, mirrored.repeat(self._sides))
         generators = [g for side in ("winner", "loser")[: self._sides] for g in draws.generators(side)]
         layout = self.conditions.template(size).layout
         return encode_images(self.pipe, pixels, self.args.vae_batch_size, generators, layout=layout)
+
+
+def _flipped(pictures: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
+    """Pictures or masks `(B, ..., W)`, those that are said to be mirrored."""
+    if not mirrored.any():
+        return pictures
+    mirrored = mirrored.to(pictures.device).view(-1, *[1] * (pictures.ndim - 1))
+    return torch.where(mirrored, pictures.flip(-1), pictures)

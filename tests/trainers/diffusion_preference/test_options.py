@@ -19,8 +19,9 @@ from alignext.trainers.diffusion_preference import (
     DiffusionKTOTrainer,
     SmPOConfig,
     SmPOTrainer,
+    pictures,
 )
-from alignext.trainers.diffusion_preference.data import prepare_pairs, prepare_votes, to_rgb
+from alignext.trainers.diffusion_preference.data import PairCollator, prepare_pairs, prepare_votes, to_rgb
 
 from ..contract import assert_same
 from ..diffusion import DiffusionRow as Row
@@ -155,6 +156,47 @@ def test_masks_say_where_it_is_trained(tmp_path: Path) -> None:
         ValueError, match=r"`mask` of row 1 is of size \(8, 8\), but the picture is of size \(16, 16\)"
     ):
         wrong.data_collator(list(wrong.train_dataset))
+
+
+def wide(i: int, size: tuple[int, int]) -> dict[str, Any]:
+    """A pair with a mask of the left third, which the centre has a part of or none."""
+    mask = Image.new("L", size)
+    mask.paste(255, (0, 0, size[0] // 3, size[1]))
+    return {"prompt": f"fox {i}", "image_chosen": oblong(i, size), "image_rejected": oblong(i, size), "mask": mask}
+
+
+def test_masks_are_cut_as_pictures_are_also_where_these_are_encoded(tmp_path: Path) -> None:
+    data = Dataset.from_list([wide(i, size) for i, size in enumerate([(48, 16), (20, 16), (16, 24)])])
+    fresh, kept = (DPO.start(tmp_path, dataset=data, precompute_latents=flag) for flag in (False, True))
+    masks = [trainer.get_batch(batch_of(trainer, [0, 1, 2])).mask for trainer in (fresh, kept)]
+    assert "image_chosen" not in kept.train_dataset.column_names
+    assert torch.equal(*masks)
+    assert not masks[1][0].any() and masks[1][1, ..., 0].all() and not masks[1][1, ..., 2:].any()
+    wrong = Dataset.from_list([dict(data[0], mask=data[1]["mask"])])
+    with pytest.raises(ValueError, match=r"`mask` of row 0 is of size \(20, 16\), but the picture"):
+        DPO.start(tmp_path, dataset=wrong, precompute_latents=True)
+
+
+def test_masks_of_latents_have_their_proportion() -> None:
+    collator = PairCollator(16, 8)
+    rows = [
+        {"index": i, "prompt": "a", "chosen_latents": torch.zeros(4, 4, 12), "rejected_latents": torch.zeros(4, 4, 12)}
+        for i in range(2)
+    ]
+    masks = [wide(0, (48, 16))["mask"], wide(0, (96, 32))["mask"]]
+    mask = collator([row | {"mask": mask} for row, mask in zip(rows, masks, strict=True)])["mask"]
+    assert mask.shape == (2, 1, 16, 48) and (mask[..., :14] > 0.99).all() and (mask[..., 18:] < 0.01).all()
+
+
+def test_masks_are_mirrored_with_their_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = wide(0, (SIZE, SIZE))["mask"]
+    rows = [{"prompt": "a", "image_chosen": left, "image_rejected": left, "mask": left} for _ in range(8)]
+    trainer, seen = DPO.start(tmp_path, dataset=Dataset.from_list(rows), random_flip=True), []
+    monkeypatch.setattr(pictures, "encode_images", lambda _, pixels, *args, **kwargs: seen.append(pixels) or pixels)
+    batch = trainer.get_batch(batch_of(trainer, list(range(8))), training=True)
+    assert 0 < (seen[0][:, 0, 0, 0] > 0).sum() < 16
+    assert torch.equal(batch.mask, (seen[0][:, :1] + 1) / 2)
+    assert torch.equal(batch.mask[:8], batch.mask[8:])
 
 
 def test_all_that_encodes_may_leave(tmp_path: Path) -> None:
