@@ -75,8 +75,8 @@ def add_gradient_scores(
         gradient within the subspace) with `"gist"`, and one that says why a row has NaN.
 
     Raises:
-        ValueError: If nothing is trained, the target is empty or all its rows are the same, columns are missing, `rank=1` comes without
-            `normalisation="full"`, or the state of the optimizer does not fit.
+        ValueError: If nothing is trained, the target is empty, columns are missing, `rank=1` or a target whose rows
+            are all the same comes without `normalisation="full"`, or the state of the optimizer does not fit.
         NotImplementedError: If rows have pictures or are packed, or the model is an encoder-decoder.
     """
     if method not in FEATURES:

@@ -29,7 +29,7 @@ class RowGradients:
     Gradients of each row's mean token loss by all trained parameters, one block `(B, size)` per parameter in the order
     of `named_parameters`. For weights and biases of linear layers, LoRA's among them, from one backward pass: the
     gradient of row `b` is the sum over its tokens of output gradient times input. Where other parameters are trained,
-    or one of them is used in two places, row after row.
+    one of them is used in two places, or a layer sees some of the tokens only, row after row.
 
     Args:
         model (`PreTrainedModel` or `PeftModel`): In evaluation mode, while this is used.
@@ -57,8 +57,7 @@ class RowGradients:
             rows (`Sequence[dict]`): `input_ids` and `labels`.
         """
         if not self.linear:
-            singles = [self._single(row) for row in rows]
-            yield from (torch.stack(blocks) for blocks in zip(*singles, strict=True))
+            yield from self._one_by_one(rows)
             return
         seen: dict[nn.Module, list[tuple[torch.Tensor, torch.Tensor]]] = {}
         modules = list(dict.fromkeys(found[0][0] for found in self.at.values()))
@@ -76,18 +75,29 @@ class RowGradients:
         finally:
             for handle in handles:
                 handle.remove()
-        uses = {module: [(x, next(grads)) for x, _ in seen.get(module, ())] for module in modules}
+        shape = len(rows), max(len(row["input_ids"]) for row in rows)
+        uses: dict[nn.Module, list[Any]] = {}
+        for module in modules:
+            pairs = [(x, next(grads)) for x, _ in seen.get(module, ())]
+            # Without a gradient it has no part in the loss.
+            uses[module] = [(_by_row(x, *shape), _by_row(g, *shape)) for x, g in pairs if g is not None]
+        if any(x is None for pairs in uses.values() for x, _ in pairs):
+            self.linear = False  # a layer that sees some tokens only, as experts do
+            yield from self._one_by_one(rows)
+            return
         for name, ((module, kind),) in self.at.items():
             p = self.parameters[name]
             dtype = torch.promote_types(p.dtype, torch.float32)
             block = torch.zeros(len(rows), p.numel(), dtype=dtype, device=p.device)
             for x, g in uses[module]:
-                if g is None:  # it has no part in the loss
-                    continue
                 g = g.to(dtype)
                 one = torch.einsum("bto,bti->boi", g, x.to(dtype)) if kind == "weight" else g.sum(1)
                 block += one.flatten(1)
             yield block
+
+    def _one_by_one(self, rows: Sequence[dict[str, list[int]]]) -> Iterator[torch.Tensor]:
+        singles = [self._single(row) for row in rows]
+        yield from (torch.stack(blocks) for blocks in zip(*singles, strict=True))
 
     def _losses(self, rows: Sequence[dict[str, list[int]]]) -> torch.Tensor:
         """The mean loss `(B,)` of each row's tokens."""
@@ -110,3 +120,10 @@ class RowGradients:
             else g.flatten().to(torch.promote_types(g.dtype, torch.float32))
             for p, g in zip(parameters, grads, strict=True)
         ]
+
+
+def _by_row(x: torch.Tensor, rows: int, length: int) -> torch.Tensor | None:
+    """`(B, n, d)` of what a linear layer read or gave, also where a model has all tokens in one line; else None."""
+    if x.ndim > 2 and len(x) == rows:
+        return x.flatten(1, -2)
+    return x.unflatten(0, (rows, length)) if x.ndim == 2 and len(x) == rows * length else None

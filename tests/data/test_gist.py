@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, Qwen2MoeConfig
 from trl import SFTConfig, SFTTrainer
 
 from alignext.data import add_gradient_scores, gradient_features, select_for_task
@@ -78,6 +78,53 @@ def test_gradients_of_a_batch_are_those_of_its_rows(case: str, tokenizer):
     torch.testing.assert_close(found.double(), wanted, rtol=1e-3, atol=1e-5 * float(wanted.abs().max()))
     assert all(p.grad is None for p in model.parameters())  # no running sums
     assert not any(module._forward_hooks for module in model.modules())
+
+
+TOKENS_IN_LINE = {
+    "opt": OPTConfig(
+        vocab_size=4096, hidden_size=16, ffn_dim=24, num_hidden_layers=2, num_attention_heads=2, word_embed_proj_dim=16
+    ),
+    "moe": Qwen2MoeConfig(
+        vocab_size=4096, hidden_size=16, intermediate_size=24, moe_intermediate_size=24, num_hidden_layers=2,
+        shared_expert_intermediate_size=24, num_attention_heads=2, num_key_value_heads=1, num_experts=4,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TOKENS_IN_LINE)
+def test_layers_that_read_all_tokens_in_one_line(name: str, tokenizer):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(TOKENS_IN_LINE[name]).eval().requires_grad_(False)
+    for part, module in model.named_modules():
+        if part.endswith(("fc1", "fc2", "shared_expert.up_proj", "shared_expert.down_proj", "q_proj")):
+            module.requires_grad_(True)
+    gradients = RowGradients(model)
+    found = torch.cat(list(gradients.of([encode_example(row, tokenizer) for row in rows(4)])), 1)
+    assert gradients.linear  # in one pass
+    wanted = torch.stack([by_hand(model, tokenizer, row) for row in rows(4)])
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-3, atol=1e-5 * float(wanted.abs().max()))
+
+
+class SomeTokens(torch.nn.Module):
+    """An expert: it reads the tokens that are sent to it."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        sent = x[..., 0] > 0
+        return torch.zeros_like(x).masked_scatter(sent[..., None], self.inner(x[sent]))
+
+
+def test_layers_that_read_some_tokens(tokenizer):
+    model = tiny_lm().eval().requires_grad_(False)
+    model.model.layers[0].mlp = SomeTokens(model.model.layers[0].mlp.requires_grad_(True))
+    gradients = RowGradients(model)
+    found = torch.cat(list(gradients.of([encode_example(row, tokenizer) for row in rows(4)])), 1)
+    assert not gradients.linear
+    wanted = torch.stack([by_hand(model, tokenizer, row) for row in rows(4)])
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-3, atol=1e-5 * float(wanted.abs().max()))
 
 
 def test_scores_are_those_of_the_svd(tokenizer):
