@@ -68,6 +68,14 @@ def added_text(
     return whole[len(start) :] if whole.startswith(start) else decode(new)
 
 
+def end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens at which `generate` ends a text: the model's own, of which chat models have several."""
+    base = model.get_base_model() if is_peft_model(model) else model
+    own = base.generation_config.eos_token_id if base.generation_config else None
+    own = tokenizer.eos_token_id if own is None else own
+    return [own] if isinstance(own, int) else list(own or ())
+
+
 def left_padded(rows: Sequence[list[int]], filler: int, device: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and attention mask of shape `(n, T)`, padded on the left."""
     width = max(len(ids) for ids in rows)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from alignext.steering.layers import decoder_layers, states_seen
+from alignext.wrapping import evaluating
 
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def to_peft(vector: "SteeringVector", model: Any, alpha: float = 1.0, adapter_na
             "`apply`, which works on every model."
         )
     settings = peft.BeftConfig(target_modules=[names[id(known[end])]])
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     wrapped = peft.get_peft_model(model, settings, adapter_name=adapter_name)
     (bias,) = (p for name, p in wrapped.named_parameters() if "beft_bias" in name and f".{adapter_name}" in name)
     step = float(vector.step(torch.zeros(()), "swfc", alpha))  # the same for every state
@@ -69,6 +71,8 @@ def to_peft(vector: "SteeringVector", model: Any, alpha: float = 1.0, adapter_na
     error = (_states(model, vector.layer, ids) - wanted).norm() / (wanted - plain).norm().clamp(min=1e-12)
     if error > (1e-4 if bias.dtype == torch.float32 else 5e-2):
         wrapped.unload()
+        for parameter, flag in flags:  # PEFT has frozen them
+            parameter.requires_grad_(flag)
         raise ValueError(
             f"A bias in `{end}` of {type(layer).__name__} differs from steering by {float(error):.2g} of its effect: "
             "the block changes its MLP's output before it is added. Use `apply`, which works on every model."
@@ -83,7 +87,7 @@ def _random_ids(model: Any) -> torch.Tensor:
 
 
 def _states(model: Any, layer: int, ids: torch.Tensor) -> torch.Tensor:
-    """Output of a layer, in float32."""
-    with states_seen([decoder_layers(model)[layer]]) as seen:
+    """Output of a layer, in float32, without dropout."""
+    with evaluating(model), states_seen([decoder_layers(model)[layer]]) as seen:
         model(input_ids=ids, use_cache=False)
     return seen[0].float()

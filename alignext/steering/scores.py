@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from alignext.decoding.rows import left_padded
+from alignext.decoding.rows import end_tokens, left_padded
 from alignext.steering.hooks import steering_off
 from alignext.steering.texts import encode_prompt
 
@@ -39,28 +39,35 @@ def text_score(
     """
     if not prompts:
         raise ValueError("`prompts` must have at least one prompt.")
-    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    pad = (tokenizer.eos_token_id or 0) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     padded, mask = left_padded([encode_prompt(tokenizer, prompt) for prompt in prompts], pad)
     length = padded.shape[1]
 
     @torch.no_grad()
     def score(model: Any) -> tuple[float, float]:
         inputs = {"input_ids": padded.to(model.device), "attention_mask": mask.to(model.device)}
+        ends = end_tokens(model, tokenizer)
         devices = [model.device] if model.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
             out = model.generate(
-                **inputs, do_sample=True, top_k=0, max_new_tokens=max_new_tokens, min_new_tokens=1, pad_token_id=pad
+                **inputs,
+                do_sample=True,
+                top_k=0,
+                max_new_tokens=max_new_tokens,
+                min_new_tokens=1,
+                eos_token_id=ends or None,
+                pad_token_id=pad,
             )
         told = out[:, length:]
-        ended = (told == tokenizer.eos_token_id).cumsum(1) if tokenizer.eos_token_id is not None else 0 * told
-        real = ended == 0
+        real = torch.isin(told, torch.tensor(ends, dtype=told.dtype, device=told.device)).cumsum(1) == 0
         seen = torch.cat([inputs["attention_mask"], real.long()], 1)
         positions = (seen.cumsum(1) - 1).clamp(min=0)
         with steering_off():
             logits = model(input_ids=out, attention_mask=seen, position_ids=positions).logits[:, length - 1 : -1]
         losses = torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), told, reduction="none")
-        texts = tokenizer.batch_decode(told, skip_special_tokens=True)
+        rows = [row[kept].tolist() for row, kept in zip(told, real, strict=True)]
+        texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
         values = [float(value) for value in trait(texts)]
         if len(values) != len(texts):
             raise ValueError(f"`trait` must give a number for each of {len(texts)} texts, received {len(values)}.")

@@ -45,10 +45,26 @@ def test_blocks_with_a_norm_behind_the_mlp_are_refused(name: str):
         if type(module).__name__.endswith("RMSNorm"):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
     before, modules = logits(model), [type(module) for module in model.modules()]
+    model.lm_head.requires_grad_(False)
+    flags = {name: p.requires_grad for name, p in model.named_parameters()}
     with pytest.raises(ValueError, match="changes its MLP's output before it is added"):
         vector().to_peft(model, 1.5)
     assert torch.equal(logits(model), before)
     assert [type(module) for module in model.modules()] == modules
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
+
+
+@needs_beft
+def test_dropout_is_no_reason_to_refuse():
+    model, sv = tiny("Phi3"), vector()
+    for part in model.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.5
+    with sv.apply(model, "swfc", 1.5):
+        wanted = logits(model)
+    adapted = sv.to_peft(model.train(), 1.5)
+    assert all(part.training for part in model.modules())
+    torch.testing.assert_close(logits(adapted.eval()), wanted, rtol=0, atol=1e-5)
 
 
 @needs_beft

@@ -1,6 +1,7 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """Steering beside other ways of running a model: compiled, offloaded, quantized, assisted, from the Hub."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -236,5 +237,18 @@ def test_the_score_of_texts_is_taken_without_steering(lm: tuple):
         steered = score(model)
     assert steered[1] < first[1]  # what the plain model finds unlikely
     assert 0 < steered[1] < first[1] <= 1
+    # Chat models end with any of several tokens; here with half of all.
+    ended = copy.deepcopy(model)
+    ended.generation_config.eos_token_id = ends = [*range(0, 4096, 2)]
+    out = []
+    ended.generate = lambda *args, f=ended.generate, **kwargs: out.append(f(*args, **kwargs)) or out[-1]
+    coherence = text_score(tokenizer, ["Tom was"], trait, max_new_tokens=6)(ended)[1]
+    told = out[0][0, len(tokenizer("Tom was")["input_ids"]) :].tolist()
+    own = told[: next((i for i, token in enumerate(told) if token in ends), len(told))]
+    assert 0 < len(own) < 5 and heard[-1] == [tokenizer.decode(own, skip_special_tokens=True)]
+    start = out[0][:, : -len(told)]
+    with torch.no_grad():
+        log_p = model(torch.cat([start, torch.tensor([own])], 1)).logits.log_softmax(-1)[0, start.shape[1] - 1 : -1]
+    assert coherence == pytest.approx(float(log_p[range(len(own)), own].mean().exp()), rel=1e-4)
     with pytest.raises(ValueError, match="`trait` must give a number for each of 2 texts, received 1"):
         text_score(tokenizer, ["a", "b"], lambda texts: [1.0], max_new_tokens=1)(model)
