@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig
 
 from alignext.checks import check_counts
-from alignext.decoding.rows import drawing_from, left_padded, prompt_rows
+from alignext.decoding.rows import drawing_from, end_tokens, left_padded, prompt_rows
 from alignext.functional.fade import token_kl, token_log_ratios
 from alignext.wrapping import evaluating
 
@@ -60,7 +60,7 @@ class TextModel:
                 return
             # PEFT also sets what is trained whenever it sets what is active.
             flags = [(p, p.requires_grad) for p in self.model.parameters()]
-            before = self.model.active_adapter
+            before, several = self.model.active_adapter, list(self.model.active_adapters)
             try:
                 if self.adapter == "base":
                     with self.model.disable_adapter():
@@ -70,6 +70,8 @@ class TextModel:
                     yield
             finally:
                 self.model.set_adapter(before)
+                if several != [before]:
+                    self.model.base_model.set_adapter(several)  # the method of a PeftModel knows one only
                 for parameter, flag in flags:
                     parameter.requires_grad_(flag)
 
@@ -136,7 +138,7 @@ class TextFade:
             )
         self.prompts = [ids for _, ids in prompt_rows(processing_class, prompts)]
         self.pad = processing_class.pad_token_id or 0
-        self.eos = processing_class.eos_token_id
+        self.tokenizer = processing_class
         self.S, self.estimator, self.seed, self.batch_size = num_samples, estimator, seed, batch_size
         self.progress, self.max_new_tokens = progress, max_new_tokens
         self.warping = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
@@ -168,7 +170,7 @@ class TextFade:
         """`P S` texts as tokens, the end-of-text token among them; the samples of a prompt side by side."""
         rows = [ids for ids in self.prompts for _ in range(self.S)]
         device, found = law.model.device, []
-        eos = self._eos(law)
+        eos = end_tokens(law.model, self.tokenizer)
         generator = torch.Generator(device).manual_seed(self.seed)
         starts = range(0, len(rows), self.batch_size)
         with torch.no_grad(), law.active(), law.plain(eos, self.pad), drawing_from(generator, device):
@@ -181,11 +183,6 @@ class TextFade:
                 # The padding token may be that of the end: places count, not ids.
                 found += [_until_end(row, eos) for row in written[:, ids.shape[1] :].tolist()]
         return found
-
-    def _eos(self, law: TextModel) -> list[int]:
-        own = law.base.generation_config.eos_token_id if law.base.generation_config else None
-        own = [own] if isinstance(own, int) else list(own or [])
-        return own or ([] if self.eos is None else [self.eos])
 
     def terms(self, p: TextModel, samples: list[list[int]], q: TextModel) -> torch.Tensor:
         """`(P, S)` estimates whose mean is `KL(p || q)`, from samples of `p`."""

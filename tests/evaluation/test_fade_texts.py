@@ -87,7 +87,7 @@ def test_texts_end_with_the_first_end_and_that_counts(tokenizer):
         ending.lm_head.weight[2:] *= 0.0
         ending.lm_head.weight[0] *= 0.0  # ... and so are all others: every token is as likely
     fade = Fade(P, PROMPTS, tokenizer, **FEW | {"max_new_tokens": 40, "num_samples": 48, "batch_size": 96})
-    fade.how.eos, ending.generation_config.eos_token_id = 1, list(range(1024))  # a quarter of all tokens
+    ending.generation_config.eos_token_id = list(range(1024))  # a quarter of all tokens
     samples = fade.how.draw(fade.how.law(ending))
     lengths = torch.tensor([len(text) for text in samples]).double()
     assert abs(lengths.mean() - 4) < 4 * (12 / len(lengths)) ** 0.5  # geometric with mean 4, variance 12
@@ -133,6 +133,20 @@ def test_the_reference_may_be_the_base_or_another_adapter(tokenizer):
     other = fade_score(model, "other", PROMPTS, tokenizer, **FEW)
     assert other.total.mean > 0 and other.total != base.total
     assert model.active_adapter == "default" and [p.requires_grad for p in model.parameters()] == flags
+
+
+def test_several_active_adapters_are_all_scored_and_stay(tokenizer):
+    model = adapted()
+    model.base_model.set_adapter(["default", "other"])
+    merged = copy.deepcopy(model).merge_and_unload(adapter_names=["default", "other"])
+    base = fade_score(model, "base", PROMPTS, tokenizer, **FEW)
+    assert model.active_adapters == ["default", "other"]
+    wanted = fade_score(merged, P, PROMPTS, tokenizer, **FEW).total
+    assert base.total.mean == pytest.approx(wanted.mean, rel=1e-3)
+    other = fade_score(model, "other", PROMPTS, tokenizer, **FEW)
+    model.base_model.set_adapter("other")
+    alone = copy.deepcopy(model).merge_and_unload(adapter_names=["other"])
+    assert other.total.mean == pytest.approx(fade_score(merged, alone, PROMPTS, tokenizer, **FEW).total.mean, rel=1e-3)
 
 
 def test_rows_of_a_batch_do_not_see_each_other(tokenizer):
