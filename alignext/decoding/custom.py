@@ -33,7 +33,7 @@ class CustomGenerate:
         reward_funcs (`Callable`, `PreTrainedModel`, `str` or a list of them): As [`guided_generate`] takes them.
         processing_class (`PreTrainedTokenizerBase`): The tokenizer.
         reward_weights (sequence of `float`, *optional*): Of several rewards, whose weighted sum counts.
-        stop_strings (`Sequence[str]`, *optional*): A completion ends behind one of them.
+        stop_strings (`str` or `Sequence[str]`, *optional*): A completion ends behind one of them.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class CustomGenerate:
         reward_funcs: Any,
         processing_class: PreTrainedTokenizerBase,
         reward_weights: Sequence[float] | None = None,
-        stop_strings: Sequence[str] | None = None,
+        stop_strings: str | Sequence[str] | None = None,
     ) -> None:
         if not hasattr(processing_class, "decode"):
             raise ValueError(

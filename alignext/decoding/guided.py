@@ -77,7 +77,7 @@ def guided_generate(
     max_step_tokens: int | None = None,
     max_steps: int | None = None,
     max_new_tokens: int | None = None,
-    stop_strings: Sequence[str] | None = None,
+    stop_strings: str | Sequence[str] | None = None,
     is_valid: Callable[[str], bool] | None = None,
     max_attempts: int | None = None,
     do_sample: bool = True,
@@ -128,7 +128,7 @@ def guided_generate(
             By `boundary`: 100, 20, 1; and 100 for a function.
         max_new_tokens (`int`, *optional*):
             Length of the whole text. By `boundary`: 1024, 4000, 300; and 1024 for a function.
-        stop_strings (`Sequence[str]`, *optional*):
+        stop_strings (`str` or `Sequence[str]`, *optional*):
             A kept step with one of them is the last. By `boundary`: none, `\boxed{`, none.
         is_valid (`Callable[[str], bool]`, *optional*):
             Tells which texts of candidates may be kept; others are sampled again. Not empty, if not given; behind
@@ -154,6 +154,8 @@ def guided_generate(
     Raises:
         ValueError: An argument is out of range, or a reward returns NaN or not a number for each text.
     """
+    if isinstance(stop_strings, str):
+        stop_strings = [stop_strings]
     steps = steps_of(
         boundary,
         is_valid=is_valid,

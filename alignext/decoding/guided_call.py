@@ -48,7 +48,7 @@ class GuidedDecoding(CustomGenerate):
         boundary (`str` or `Callable[[str], bool]`, *optional*, defaults to `"sentence"`): Where a step ends.
         reward_weights (sequence of `float`, *optional*): Of several rewards.
         min_step_tokens, max_step_tokens, max_steps (`int`, *optional*): By `boundary`.
-        stop_strings (`Sequence[str]`, *optional*): A kept step with one of them is the last. By `boundary`.
+        stop_strings (`str` or `Sequence[str]`, *optional*): A kept step with one of them is the last. By `boundary`.
         is_valid (`Callable[[str], bool]`, *optional*): Tells which candidates may be kept.
         max_attempts (`int`, *optional*): Candidates sampled for a step at most; `3 num_candidates` if not given.
         generator (`torch.Generator`, *optional*): Draws candidates, on the model's device.
@@ -70,7 +70,7 @@ class GuidedDecoding(CustomGenerate):
         min_step_tokens: int | None = None,
         max_step_tokens: int | None = None,
         max_steps: int | None = None,
-        stop_strings: Sequence[str] | None = None,
+        stop_strings: str | Sequence[str] | None = None,
         is_valid: Callable[[str], bool] | None = None,
         max_attempts: int | None = None,
         generator: torch.Generator | None = None,

@@ -67,7 +67,7 @@ class QAlign(CustomGenerate):
             prompts, `"all"`, or `"none"`. No chain is changed by it; with `"all"` those of one prompt are correlated.
         reward_weights (sequence of `float`, *optional*): Of several rewards.
         reward_clip (`tuple[float, float]`, *optional*): Limits that rewards are clipped to.
-        stop_strings (`Sequence[str]`, *optional*):
+        stop_strings (`str` or `Sequence[str]`, *optional*):
             A completion ends behind one of them; in the place of the argument of `generate`, which reaches no
             callable.
         generator (`torch.Generator`, *optional*): Draws everything, on the model's device; the global one if not
@@ -96,7 +96,7 @@ class QAlign(CustomGenerate):
         index_sharing: str = "across_prompts",
         reward_weights: Sequence[float] | None = None,
         reward_clip: tuple[float, float] | None = None,
-        stop_strings: Sequence[str] | None = None,
+        stop_strings: str | Sequence[str] | None = None,
         generator: torch.Generator | None = None,
         on_step: Callable[[int, list[QAlignState]], None] | None = None,
     ) -> None:

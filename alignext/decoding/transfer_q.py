@@ -84,7 +84,7 @@ class TransferQ(CustomGenerate):
             Candidates with less than this times the largest probability are not looked at.
         entropy_gate (`float`, *optional*): No look-ahead where the entropy of the next token is less, in nats.
         reward_weights (sequence of `float`, *optional*): Of several target rewards.
-        stop_strings (`Sequence[str]`, *optional*): A completion ends behind one of them.
+        stop_strings (`str` or `Sequence[str]`, *optional*): A completion ends behind one of them.
         seed (`int`, *optional*, defaults to 0): Of sampled rollouts, which leave the global generator alone.
         streamer (`BaseStreamer`, *optional*): Gets the tokens of a single prompt as they are chosen.
 
@@ -111,7 +111,7 @@ class TransferQ(CustomGenerate):
         min_p: float = 0.0,
         entropy_gate: float | None = None,
         reward_weights: Sequence[float] | None = None,
-        stop_strings: Sequence[str] | None = None,
+        stop_strings: str | Sequence[str] | None = None,
         seed: int = 0,
         streamer: Any = None,
     ) -> None:

@@ -302,6 +302,8 @@ def test_ending_competes_with_the_text_so_far(story_model, tokenizer):
         ({"max_new_tokens": 20, "max_step_tokens": 8}, "max_new_tokens", [8, 8, 4]),
         ({"max_steps": 2, "max_step_tokens": 8}, "max_steps", [8, 8]),
         ({"max_step_tokens": 8, "stop_strings": [" "]}, "stop_string", [8]),
+        # one string, not its characters
+        ({"max_step_tokens": 8, "max_new_tokens": 16, "stop_strings": "The end."}, "max_new_tokens", [8, 8]),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
