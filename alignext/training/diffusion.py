@@ -88,7 +88,7 @@ class DiffusionTrainer(DiffusionFiles):
         denoiser = getattr(self.pipe, self.denoiser_name, None)
         if denoiser is None:
             raise ValueError(f"`denoiser` must be one that the pipeline has, received {args.denoiser!r}.")
-        check_format(args.save_format, self.denoiser_name)
+        check_format(args.save_format, self.denoiser_name, peft_config)
         if peft_config is None and getattr(denoiser, "is_quantized", False):
             raise ValueError("The denoiser is quantized, and its weights cannot be trained. Pass a `peft_config`.")
         for part in self.pipe.components.values():

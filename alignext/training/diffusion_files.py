@@ -57,7 +57,8 @@ class DiffusionFiles(DiffusionCard, Trainer):
                 folder, **{f"{part}_lora_layers": layers, f"{part}_lora_adapter_metadata": metadata}
             )
             if self.args.save_format == "kohya":
-                save_kohya(folder, layers, self.denoiser.peft_config[ADAPTER])
+                adapted = {n: m for n, m in self.denoiser.named_modules() if ADAPTER in getattr(m, "scaling", ())}
+                save_kohya(folder, layers, {name: float(m.scaling[ADAPTER]) for name, m in adapted.items()})
         elif whole:
             self.pipe.save_pretrained(folder)
         else:

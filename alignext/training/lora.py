@@ -34,6 +34,10 @@ def add_lora(denoiser: Any, config: LoraConfig) -> None:
         )
     if config.modules_to_save:
         raise ValueError(f"`modules_to_save` is {config.modules_to_save}, which a LoRA file of diffusers cannot hold.")
+    if config.bias != "none":
+        raise ValueError(
+            f"`bias` is {config.bias!r}, but a LoRA file of diffusers holds no biases of the model. Use 'none'."
+        )
     if ADAPTER in getattr(denoiser, "peft_config", {}):
         raise ValueError(
             f"`model` has an adapter named {ADAPTER!r} already. Fuse or unload it, or load it under another name."

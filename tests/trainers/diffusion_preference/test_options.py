@@ -241,6 +241,26 @@ def test_the_format_of_kohya(tmp_path: Path) -> None:
     assert len([n for n in state if "lora_down" in n]) == len([n for n in weights(trainer) if "lora_A" in n])
     with pytest.raises(ValueError, match=r"`save_format='kohya'` .* none for a `transformer`"):
         DPO.start(tmp_path, pipe=sd3, peft_config=LORA, save_format="kohya")
+    with pytest.raises(ValueError, match=r"`save_format='kohya'` and `use_dora` are both set"):
+        DPO.start(tmp_path, peft_config=LoraConfig(r=2, use_dora=True), save_format="kohya")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"use_rslora": True}, {"alpha_pattern": {"to_q": 16}}, {"rank_pattern": {"to_q": 4}}],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_the_file_of_kohya_does_what_the_lora_does(settings: dict[str, Any], tmp_path: Path) -> None:
+    trainer = DPO.start(
+        tmp_path, peft_config=LoraConfig(r=2, lora_alpha=3, **settings), save_format="kohya", learning_rate=1e-2
+    )
+    trainer.train()
+    trainer.save_model()
+    pipe = sd()
+    pipe.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights_kohya.safetensors")
+    moved = DPO.said(trainer)
+    assert not torch.allclose(moved, prediction(sd()), atol=1e-3)
+    torch.testing.assert_close(prediction(pipe), moved)
 
 
 def test_all_weights_of_a_quantized_denoiser_are_not_trained(tmp_path: Path) -> None:

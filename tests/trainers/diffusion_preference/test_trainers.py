@@ -737,6 +737,9 @@ def test_adapters_that_cannot_be_saved(tmp_path: Path) -> None:
         DPO.start(tmp_path, peft_config=LoKrConfig())
     with pytest.raises(ValueError, match="modules_to_save"):
         DPO.start(tmp_path, peft_config=LoraConfig(modules_to_save=["conv_out"]))
+    for bias in ("all", "lora_only"):
+        with pytest.raises(ValueError, match=f"`bias` is '{bias}', but a LoRA file of diffusers holds no biases"):
+            DPO.start(tmp_path, peft_config=LoraConfig(bias=bias))
     with pytest.raises(ValueError, match="has the adapters"):
         DPO.start(tmp_path, pipe=with_style(sd()))
     taken = sd()
