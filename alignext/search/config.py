@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Self
 
-from alignext.checks import check_counts, is_count
+from alignext.checks import check_counts, check_kinds, is_count
 
 
 STRATEGIES = ("beam", "greedy", "best_of_n", "local", "smc", "none")
@@ -88,11 +88,10 @@ class SearchConfig:
         for name, known in (("strategy", STRATEGIES), ("noise", NOISES), ("smc_potential", POTENTIALS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"`{name}` must be one of {', '.join(known)}, received {getattr(self, name)!r}.")
-        lo, hi = self.search_range
-        if not 0 <= lo < hi <= 1:
-            raise ValueError(
-                f"`search_range` must be (lo, hi) with 0 <= lo < hi <= 1, received {self.search_range!r}."
-            )
+        check_kinds(self)
+        between = self.search_range
+        if not (isinstance(between, tuple | list) and len(between) == 2 and 0 <= between[0] < between[1] <= 1):
+            raise ValueError(f"`search_range` must be (lo, hi) with 0 <= lo < hi <= 1, received {between!r}.")
         for name in ("eta", "smc_threshold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must be in [0, 1], received {getattr(self, name)!r}.")

@@ -4,11 +4,20 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 
 from alignext.checks import check_counts
 from alignext.functional.alignedgen import sigma_squared
+
+
+def _is_one_of(value: Any, words: tuple[str, ...], kind: type) -> bool:
+    """Whether it is one of the words, or numbers of that kind."""
+    if isinstance(value, str):
+        return value in words
+    return isinstance(value, list | tuple) and all(isinstance(each, kind) for each in value)
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,10 @@ class Levers:
     target_batch_size: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("style_lambda", "share_start", "share_end"):
+            value = getattr(self, name)
+            if not isinstance(value, Real | torch.Tensor):
+                raise ValueError(f"`{name}` must be a number, received {value!r}.")
         if not (math.isfinite(self.style_lambda) and self.style_lambda >= 0):
             raise ValueError(f"`style_lambda` must be finite and not negative, received {self.style_lambda}.")
         if not callable(self.lambda_schedule) and self.lambda_schedule not in ("constant", "sigma_squared"):
@@ -71,14 +84,15 @@ class Levers:
                 "`share_start` and `share_end` must satisfy 0 <= share_start <= share_end <= 1, received "
                 f"{self.share_start} and {self.share_end}."
             )
-        if isinstance(self.shift, str) and self.shift not in ("width", "height", "none"):
+        if not _is_one_of(self.shift, ("width", "height", "none"), Real):
             raise ValueError(
                 f"`shift` must be 'width', 'height', 'none' or one number per position axis, received {self.shift!r}."
             )
-        if isinstance(self.share_blocks, str) and self.share_blocks not in ("single", "double", "all"):
-            raise ValueError(
-                f"`share_blocks` must be 'single', 'double', 'all' or (lo, hi), received {self.share_blocks!r}."
-            )
+        blocks = self.share_blocks
+        if not _is_one_of(blocks, ("single", "double", "all"), Integral) or not (
+            isinstance(blocks, str) or len(blocks) == 2
+        ):
+            raise ValueError(f"`share_blocks` must be 'single', 'double', 'all' or (lo, hi), received {blocks!r}.")
         check_counts(0, anchor_index=self.anchor_index)
         if self.target_batch_size is not None:
             check_counts(target_batch_size=self.target_batch_size)
@@ -134,10 +148,8 @@ class Levers:
         total = double + len(getattr(transformer, "single_transformer_blocks", ()))
         if isinstance(blocks, str):
             lo, hi = {"single": (double, total), "double": (0, double), "all": (0, total)}[blocks]
-        elif len(blocks) == 2:
-            lo, hi = blocks
         else:
-            raise ValueError(f"`share_blocks` must have two numbers, (lo, hi), received {blocks!r}.")
+            lo, hi = blocks
         if not 0 <= lo < hi <= total:
             raise ValueError(
                 f"`share_blocks={blocks!r}` selects no layer, or layers that are not there: the transformer has "

@@ -3,7 +3,10 @@
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
+
+import torch
 
 from alignext.functional.rival import attention_mode
 from alignext.logs import pipeline_logger
@@ -39,6 +42,9 @@ class Levers:
     reference_weight: float = 1.0
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not isinstance(value, Real | torch.Tensor):
+                raise ValueError(f"`{name}` must be a number, received {value!r}.")
         for name in ("t_align", "t_early", "t_inject"):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"`{name}` must be finite (a timestep, 0..1000), received {getattr(self, name)}.")

@@ -78,6 +78,8 @@ CALLS = {
     "t_align not finite": (dict(t_align=float("nan")), "`t_align`", "nan", "0..1000"),
     "t_early not finite": (dict(t_early=float("inf")), "`t_early`", "inf", "0..1000"),
     "t_inject not finite": (dict(t_inject=-float("inf")), "`t_inject`", "-inf", "0..1000"),
+    "t_align of the wrong kind": (dict(t_align="early"), "`t_align` must be a number", "'early'"),
+    "adain_strength of the wrong kind": (dict(adain_strength="full"), "`adain_strength` must be a number", "'full'"),
     "adain_strength": (dict(adain_strength=1.5), "`adain_strength`", "1.5", "[0, 1]"),
     "reference_weight": (dict(reference_weight=-1.0), "`reference_weight`", "-1.0", "not negative"),
     "mask without inpainting": (
