@@ -56,7 +56,8 @@ class SearchMixin(HubMixin):
                 Every random draw of the search, see [`SearchScheduler`].
 
         Returns:
-            The stock output; with a reward also `rewards`, `history`, `nfe` and `reward_evals`, see [`LatentSearch`].
+            The stock output; with a reward also `rewards`, `history`, `nfe`, `reward_evals` and `interrupted`, see
+            [`LatentSearch`].
 
         Example:
 

@@ -100,8 +100,8 @@ class LatentSearch:
         Returns:
             The pipeline's own output for prompts x m samples, with `rewards` (`torch.Tensor` of shape `(P, m)`, best
             first), `history` (per scored node `node`, `timestep`, `rewards [P, n]`, `parents [P, n]`), `nfe` and
-            `reward_evals` (evaluated and scored samples; a guidance pair counts once). With `return_dict=False` these
-            come at the end of the tuple.
+            `reward_evals` (evaluated and scored samples; a guidance pair counts once), and `interrupted`. With
+            `return_dict=False` these come at the end of the tuple, `interrupted` only if it is True.
 
         Raises:
             ValueError: For arguments, pipelines or schedulers that a search cannot run with.
@@ -129,9 +129,13 @@ class LatentSearch:
         P, m = number_of_prompts(call), count_of(call)
         survivors = self.config.shape[0] if self.outer is None else 1
         if m > survivors:
+            kept = f"{m} outputs per prompt were asked for and {survivors} survive with"
+            if self.outer is not None:
+                raise ValueError(f"{kept} {type(self.outer).__name__}. Ask for one.")
+            if self.config.strategy == "greedy":
+                raise ValueError(f"{kept} `strategy='greedy'`, whatever the budget. Take 'beam', or ask for one.")
             raise ValueError(
-                f"{m} outputs per prompt were asked for and {survivors} survive with strategy "
-                f"{self.config.strategy!r}. Raise `num_beams` (received {self.config.num_beams})."
+                f"{kept} `strategy={self.config.strategy!r}`. Raise `num_beams` (received {self.config.num_beams})."
             )
         generator = call.get("generator")
         if isinstance(generator, list) and len(generator) != P:

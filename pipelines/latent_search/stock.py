@@ -63,6 +63,7 @@ def extended(output: Any, extra: dict[str, Any]) -> Any:
         return (*output, *extra.values())
     for name, value in extra.items():
         output[name] = value
+    output["interrupted"] = extra.get("interrupted", False)
     return output
 
 

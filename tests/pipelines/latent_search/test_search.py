@@ -481,6 +481,18 @@ def test_an_interrupt_returns_the_best_so_far(name, when):
     torch.testing.assert_close(out.rewards[:, 0], contrast(out[0], None), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "config",
+    [configured(), configured(strategy="none"), configured(strategy="best_of_n"), RandomNoiseSearch(rounds=1)],
+    ids=["search", "stock", "best of n", "noise"],
+)
+def test_what_ran_to_its_end_says_so(config):
+    pipe, call = build("sd")
+    out = run(pipe, call, config)
+    assert out.interrupted is False and list(out)[-1] == "interrupted"
+    assert len(run(pipe, call, config, return_dict=False)) == len(out) - 1 + ("nsfw_content_detected" not in out)
+
+
 def test_an_interrupt_before_anything_is_scored_is_an_interrupt():
     pipe, call = build("sd")
 
@@ -522,7 +534,18 @@ def test_one_progress_bar_with_evaluations_and_the_best_reward(capsys):
 @pytest.mark.parametrize(
     "arguments, text",
     [
-        ({"num_images_per_prompt": 3}, "3 outputs per prompt were asked for and 2 survive"),
+        (
+            {"num_images_per_prompt": 3},
+            "3 outputs per prompt were asked for and 2 survive with `strategy='beam'`. Raise `num_beams`",
+        ),
+        (
+            {"num_images_per_prompt": 2, "config": configured(strategy="greedy")},
+            "1 survive with `strategy='greedy'`, whatever the budget. Take 'beam', or ask for one",
+        ),
+        (
+            {"num_images_per_prompt": 2, "config": RandomNoiseSearch(rounds=1)},
+            "1 survive with RandomNoiseSearch. Ask for one",
+        ),
         ({"generator": [seeded(), seeded()]}, "one for each of 1 prompts, received 2"),
         ({"prompt": None}, "`prompt` must be a string or a list"),
     ],
