@@ -135,7 +135,8 @@ def claim_folder(folder: str | Path, *, overwrite: bool = False, again: bool = F
             f"{folder / 'alignext'}, or pass --overwrite: only files of the same name are replaced, none is deleted."
         )
     if held - {_MARKER} and not (overwrite or again):
-        taken = (folder.with_name(f"{folder.resolve().name}-{k}") for k in count(2))
+        whole = folder.resolve()  # "." has no name, and that of ".." is not its own
+        taken = (whole.with_name(f"{whole.name}-{k}") for k in count(2))
         folder = next(path for path in taken if not path.exists())
     check_output(folder, name="--out")
     (folder / _MARKER).touch()

@@ -51,6 +51,16 @@ def test_an_empty_folder_and_our_own_are_taken(tmp_path):
     assert (tmp_path / "index.html").read_text() == "old"
 
 
+@pytest.mark.parametrize("name", [".", "../mine", "inner/.."])
+def test_a_folder_without_a_name_gets_those_beside_it(tmp_path, monkeypatch, name):
+    (tmp_path / "mine" / "inner").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "mine")
+    claim_folder(name, overwrite=True)
+    for k in (2, 3):
+        assert claim_folder(name).samefile(tmp_path / f"mine-{k}")
+    assert sorted(os.listdir(tmp_path)) == ["mine", "mine-2", "mine-3"]
+
+
 def test_a_folder_of_others_is_refused_and_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(ValueError, match=r"holds files that alignext did not write.*--overwrite"):
