@@ -52,7 +52,7 @@ def _add_levers(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Make the images and their gallery."""
-    picture = picture_in(args.style_image, name="--style-image").convert("RGB") if args.style_image else None
+    picture = picture_in(args.style_image, name="--style-image") if args.style_image else None
     if args.style_reference is not None and not args.style_reference.is_file():
         raise FileNotFoundError(f"--style-reference {args.style_reference} is no file that --save-style wrote.")
     if len(args.prompt) == 1 and not (picture or args.style_reference or args.save_style):
@@ -78,6 +78,7 @@ def run(args: argparse.Namespace) -> None:
     pipe = pictures.load(args, "flux", _CLASSES)
     given = {name: getattr(args, name) for name in _STOCK if getattr(args, name) is not None}
     call = (mini.FLUX_CALL if args.model is None else {}) | given | pictures.size_of(args)
+    pictures.check_negative_prompt(pipe, call)
     if "negative_prompt" in call or call.get("true_cfg_scale", 1) > 1:
         call["negative_prompt"] = [call.get("negative_prompt", "")] * len(args.prompt)
     ours |= {"shared_noise": args.shared_noise, "record_style": bool(args.save_style)}

@@ -3,6 +3,7 @@
 
 import argparse
 import functools
+import inspect
 import json
 import warnings
 from collections.abc import Sequence
@@ -194,23 +195,26 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
         value = getattr(args, action.dest, None)
         if action.dest in (*_OTHERS, "source") or value == action.default:
             continue
-        texts = [_word(v) for v in (value if isinstance(value, list) else [value])]
+        texts = [_word(action, v) for v in (value if isinstance(value, list) else [value])]
         if not action.option_strings:
             words += texts
         elif action.nargs == 0:
             words.append(action.option_strings[-1])
-        elif isinstance(action, argparse._AppendAction):
-            words += [part for text in texts for part in (action.option_strings[-1], text)]
+        elif action.nargs is None:
+            for text in texts:  # of its own, what begins with a dash would be read as an option
+                option = action.option_strings[-1]
+                words += [f"{option}={text}"] if text.startswith("-") else [option, text]
         else:
             words += [action.option_strings[-1], *texts]
     return {"alignext": __version__, "seed": args.seed, "words": words}
 
 
-def _word(value: Any) -> str:
+def _word(action: argparse.Action, value: Any) -> str:
     """An argument as it was written, with files by their whole path."""
-    if isinstance(value, tuple):  # a LoRA, a size, a range of layers
-        path = str(Path(value[0]).resolve()) if Path(str(value[0])).exists() else str(value[0])
-        return f"{path}:{value[1]}" if not isinstance(value[0], int) else f"{value[0]}x{value[1]}"
+    if action.type is _lora:
+        return f"{_place(value[0])}:{value[1]}"
+    if isinstance(value, tuple):  # a size, or numbers such as a range of layers
+        return ("x" if action.type is _size else ":").join(map(str, value))
     return str(value.resolve()) if isinstance(value, Path) else str(value)
 
 
@@ -221,10 +225,12 @@ def remembered(words: list[str]) -> list[str]:
     Raises:
         OSError: The file does not say how it was made.
     """
-    if "--from" not in words[:-1]:
+    place = next((k for k, word in enumerate(words) if word.partition("=")[0] == "--from"), len(words))
+    option, *rest = words[place:] or [""]
+    _, equals, file = option.partition("=")
+    if not (equals or rest):
         return words
-    place = words.index("--from")
-    path = Path(words[place + 1])
+    path = Path(file if equals else rest.pop(0))
     try:
         if path.suffix.lower() == ".png":
             from PIL import Image
@@ -242,7 +248,29 @@ def remembered(words: list[str]) -> list[str]:
         ) from error
     if words[:1] != [command]:
         raise OSError(f"--from {path} was made by `alignext {command}`. Write: alignext {command} --from {path} ...")
-    return [command, *first, *words[1:place], *words[place + 2 :]]
+    return [command, *first, *words[1:place], *rest]
+
+
+def check_negative_prompt(pipe: Any, call: dict[str, Any]) -> None:
+    """
+    Find out before the work whether a negative prompt counts.
+
+    Args:
+        pipe (`DiffusionPipeline`): What is called.
+        call (`dict`): The arguments that it is given.
+
+    Raises:
+        ValueError: The pipeline would pass over it, since guidance is off.
+    """
+    # Models that were distilled for guidance have a scale of their own for that of two calls.
+    taken = inspect.signature(pipe.__call__).parameters
+    name = "true_cfg_scale" if "true_cfg_scale" in taken else "guidance_scale"
+    scale = call.get(name, taken[name].default if name in taken else None)
+    if call.get("negative_prompt") and isinstance(scale, int | float) and scale <= 1:
+        raise ValueError(
+            f"`negative_prompt` does nothing with `{name}={scale:g}`. Set `{name}` above 1, such as 4, or leave "
+            "`negative_prompt` out."
+        )
 
 
 def count(number: int, noun: str) -> str:

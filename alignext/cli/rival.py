@@ -68,6 +68,7 @@ def run(args: argparse.Namespace) -> None:
     if (args.controlnet is None) != (args.control_image is None):
         raise ValueError("--controlnet and --control-image belong together: pass both, or none.")
     from alignext.demos.gallery import Figure, Section, claim_folder
+    from alignext.diffusion.pictures import to_pil
     from alignext.diffusion.sheets import contact_sheet
 
     args.out = claim_folder(args.out, overwrite=args.overwrite)
@@ -79,8 +80,9 @@ def run(args: argparse.Namespace) -> None:
     call |= {"task": task, "num_images_per_prompt": args.images, "num_inference_steps": args.steps}
     if args.guidance_scale is not None:
         call["guidance_scale"] = args.guidance_scale
+    pictures.check_negative_prompt(pipe, call)
     if control:
-        call["image"] = control.convert("RGB")
+        call["image"] = to_pil(control)
     generators = [torch.Generator().manual_seed(args.seed + k) for _ in references for k in range(args.images)]
     images = pipe(args.prompt, reference_image=references, generator=generators, **call).images
 

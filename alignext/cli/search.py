@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignext.cli import pictures
-from alignext.cli.arguments import at_least_one, between, device_of
+from alignext.cli.arguments import at_least_one, between, device_of, number
 from alignext.methods import method
 
 
@@ -59,6 +59,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     group.add_argument("--eta", type=between(0, 1), default=1.0, help="noise of a step, 0 to 1 (default: %(default)s)")
     group.add_argument("--noise", default="ddpm", help="kind of step, see the documentation (default: %(default)s)")
     group.add_argument("--score-every", type=at_least_one, default=1, help="steps (default: every one)")
+    group.add_argument(
+        "--true-cfg-scale", type=number, help="Flux, Qwen-Image: two calls a step, from 1 (off) up (default: by model)"
+    )
     group.add_argument("--frames", type=at_least_one, help="videos: how many (default: the pipeline's)")
     group.add_argument("--model-batch-size", type=at_least_one, help="rows of one model call, to save memory")
     group.add_argument("--scheduler", help="such as ddim or lcm, if it goes with the model (default: its own)")
@@ -130,7 +133,7 @@ def _search(pipe: Any, reward: Callable[..., Any], config: Any, prompt: str, see
         "rewards": out.rewards[0].tolist(),
         "nfe": out.nfe,
         "reward_evals": out.reward_evals,
-        "interrupted": bool(out.get("interrupted", False)),
+        "interrupted": out.interrupted,
         "history": history,
         "winners": list(out[0]),
         "kept": kept,
@@ -182,6 +185,7 @@ def _call(args: argparse.Namespace, pipe: Any) -> dict[str, Any]:
     call = {
         "num_inference_steps": args.steps,
         "guidance_scale": guidance if args.guidance_scale is None else args.guidance_scale,
+        "true_cfg_scale": args.true_cfg_scale,
         "negative_prompt": args.negative_prompt,
         **pictures.size_of(args),
         next((name for name in ("num_frames", "video_length") if name in taken), "num_frames"): args.frames,
@@ -193,4 +197,7 @@ def _call(args: argparse.Namespace, pipe: Any) -> dict[str, Any]:
         call[count] = args.outputs
     if unknown := sorted(call.keys() - taken.keys()):
         raise ValueError(f"{type(pipe).__name__} takes no {', '.join(unknown)}: leave the options of that name out.")
+    pictures.check_negative_prompt(pipe, call)
+    if call.get("true_cfg_scale", 1) > 1:
+        call.setdefault("negative_prompt", "")  # without one, stock calls leave that guidance out
     return call

@@ -3,8 +3,10 @@
 
 import argparse
 import dataclasses
+import json
 
 import diffusers
+import numpy as np
 import pytest
 from diffusers import FluxPipeline
 from PIL import Image
@@ -59,6 +61,32 @@ def test_style_of_a_picture(picture, tmp_path):
     assert call(tmp_path / "a", *more, prompts=("a red fox",)) == 0
     assert call(tmp_path / "b", *more[:2], prompts=("a red fox",)) == 0
     assert images(tmp_path / "a")["00.png"] != images(tmp_path / "b")["00.png"]
+
+
+def test_pictures_of_sixteen_bits_and_with_transparency(tmp_path):
+    """Stay what they show: 16 bits are scaled to 8, and what is transparent is white."""
+    grey = np.arange(64, dtype=np.uint8)[:, None].repeat(64, 1) * 4
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    white = np.where(np.arange(64) < 32, grey, 255).astype(np.uint8)
+    Image.fromarray(white).save(tmp_path / "white.png")
+    alpha = np.where(np.arange(64) < 32, 255, 0)[None].repeat(64, 0)
+    Image.fromarray(np.stack([grey, alpha.astype(np.uint8)], -1), "LA").save(tmp_path / "clear.png")
+    made = {}
+    for name in ("grey", "deep", "white", "clear"):
+        assert call(tmp_path / name, "--style-image", tmp_path / f"{name}.png", prompts=("a red fox",)) == 0
+        made[name] = images(tmp_path / name)
+    assert made["grey"] == made["deep"] and made["white"] == made["clear"] and made["grey"] != made["white"]
+
+
+def test_a_set_is_made_again_from_its_settings(tmp_path):
+    more = ("--share-blocks", "1:3", "--shift=-1:0.5:0", "--size", "128x64", "--negative-prompt=-x", "--no-adain")
+    assert call(tmp_path / "a", *more, prompts=("a red fox", "an owl")) == 0
+    words = json.loads((tmp_path / "a" / "settings.json").read_text())["words"]
+    assert {"1:3", "--shift=-1:0.5:0", "128x64", "--negative-prompt=-x"} <= set(words)
+    for k, source in enumerate((["--from", tmp_path / "a" / "01.png"], [f"--from={tmp_path}/a/settings.json"])):
+        assert cli.main(["alignedgen", *map(str, source), "--out", str(tmp_path / f"b{k}")]) == 0
+        assert images(tmp_path / f"b{k}") == images(tmp_path / "a")
 
 
 def test_every_class_has_its_checkpoints():
@@ -142,6 +170,13 @@ def test_nobody_s_files_are_overwritten(tmp_path, capsys):
         (("--share-start", "0.8", "--share-end", "0.2"), "--share-start"),
         (("--anchor-index", "7"), "--anchor-index"),
         (("--share-blocks", "5:40"), "--share-blocks"),
+        (("--share-blocks", "3"), "--share-blocks must be 'single', 'double', 'all' or (lo, hi), received 3"),
+        (("--shift", "3"), "--shift must be 'width', 'height', 'none' or one number per position axis, received 3"),
+        (("--style-lambda", "high"), "--style-lambda must be a number, received 'high'"),
+        (
+            ("--model", str(mini.path("flux")), "--negative-prompt", "a cat"),
+            "--negative-prompt does nothing with --true-cfg-scale 1. Set --true-cfg-scale above 1",
+        ),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, capsys, more, text):

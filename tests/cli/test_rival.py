@@ -1,6 +1,7 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """`alignext rival` as a person types it."""
 
+import numpy as np
 import pytest
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from PIL import Image
@@ -56,9 +57,30 @@ def test_xl_and_controlnet(picture, tmp_path):
     assert "controlnet" in (tmp_path / "b" / "index.html").read_text()
 
 
+def test_a_control_picture_of_sixteen_bits_or_with_transparency(picture, tmp_path):
+    sd = tiny.sd_components()
+    StableDiffusionPipeline(**sd).save_pretrained(tmp_path / "sd")
+    tiny.controlnet(sd["unet"]).save_pretrained(tmp_path / "controlnet")
+    grey = np.arange(64, dtype=np.uint8)[:, None].repeat(64, 1) * 4
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    Image.new("L", (64, 64), 255).save(tmp_path / "white.png")
+    Image.new("LA", (64, 64), (0, 0)).save(tmp_path / "clear.png")
+    made = {}
+    for name in ("grey", "deep", "white", "clear"):
+        more = ("--controlnet", str(tmp_path / "controlnet"), "--control-image", str(tmp_path / f"{name}.png"))
+        assert call(picture, tmp_path / name, "--model", str(tmp_path / "sd"), *more) == 0
+        made[name] = Image.open(tmp_path / name / "00-00.png").tobytes()
+    assert made["grey"] == made["deep"] and made["white"] == made["clear"] and made["grey"] != made["white"]
+
+
 @pytest.mark.parametrize(
     ("more", "text"),
     [
+        (
+            ("--negative-prompt", "a cat", "--guidance-scale", "1"),
+            "--negative-prompt does nothing with --guidance-scale 1",
+        ),
         (("--task", "inpainting"), "--mask"),
         (("--controlnet", "folder"), "--control-image"),
         (("--mask", "no-such-file.png"), "no-such-file.png"),

@@ -36,6 +36,7 @@ def test_embedded_model(tmp_path, capsys):
     assert str((tmp_path / "out" / "index.html").resolve()) in capsys.readouterr().out
     first, second = history(tmp_path / "out")
     assert first["prompt"] == "a red fox, flat style" and (first["seed"], second["seed"]) == (0, 1)
+    assert first["interrupted"] is False
     assert first["rewards"] == sorted(first["rewards"], reverse=True) and first["nfe"] == 2 + 2 * 4
     assert [entry["node"] for entry in first["history"]] == [1, 2] and len(first["history"][0]["parents"]) == 4
     assert call(tmp_path / "again", prompts=("an apple, ink style",), reward="style") == 0
@@ -67,6 +68,25 @@ def test_the_demo_shows_clips(monkeypatch):
     assert evaluations[0] == 2 and evaluations[1] == 16
 
 
+def test_a_negative_prompt_for_flux(tmp_path, capsys):
+    """Counts with guidance of two calls only, and that in its turn needs one: an empty one where none is given."""
+    more = ("--model", str(mini.path("flux")), "--size", "32x32", "--steps", "2", "--beams", "1", "--candidates", "1")
+    assert call(tmp_path / "out", *more, "--negative-prompt", "a cat", reward="brightness") == 2
+    error = capsys.readouterr().err
+    assert "--negative-prompt does nothing with --true-cfg-scale 1. Set --true-cfg-scale above 1" in error
+    made = {}
+    for name, guided in {
+        "plain": (),
+        "guided": ("--true-cfg-scale", "5"),
+        "empty": ("--true-cfg-scale", "5", "--negative-prompt", ""),
+        "away": ("--true-cfg-scale", "5", "--negative-prompt", "a red fox, flat style"),
+    }.items():
+        assert call(tmp_path / name, *more, *guided, reward="brightness") == 0
+        made[name] = Image.open(tmp_path / name / "00-00.png").tobytes()
+    # Away from the prompt itself there is nowhere to go.
+    assert made["guided"] == made["empty"] != made["away"] == made["plain"]
+
+
 def test_interrupted(tmp_path, monkeypatch):
     calls = []
 
@@ -95,7 +115,10 @@ def test_interrupted(tmp_path, monkeypatch):
             "--model no/such/model: there is no such folder, and a Hub id is written OWNER/NAME",
         ),
         (("--device", "gpu"), "--device gpu cannot be used here"),
-        (("-n", "3"), "3 outputs per prompt were asked for and 2 survive"),
+        (("-n", "3"), "3 outputs per prompt were asked for and 2 survive with --strategy 'beam'. Raise --beams"),
+        (("-n", "2", "--strategy", "greedy"), "whatever the budget. Take 'beam', or ask for one."),
+        (("--negative-prompt", "a cat", "--guidance-scale", "1"), "does nothing with --guidance-scale 1. Set"),
+        (("--true-cfg-scale", "3"), "StableDiffusionPipeline takes no true_cfg_scale"),
         (("--eta", "0"), "all candidates of a beam would be equal"),
         (("--frames", "4"), "StableDiffusionPipeline takes no num_frames"),
         (("--noise", "flow_grpo"), "is for flow models"),
