@@ -26,11 +26,11 @@ from alignext.functional.inversion import Levels
 from alignext.functional.predictions import Denoiser
 from alignext.training.diffusion_arguments import DiffusionTrainingArguments
 from alignext.training.diffusion_files import DiffusionFiles
-from alignext.training.door import settings
+from alignext.training.door import RawEvaluations, refuse_unused, settings
 from alignext.training.ema import RunningMean
 from alignext.training.lora import ADAPTER, add_lora, jitter
 from alignext.training.lora_files import check_format
-from alignext.training.metrics import Sums
+from alignext.training.metrics import FreshEvaluations, Sums
 from alignext.training.runs import check_run
 from alignext.training.sharding import shard
 
@@ -38,7 +38,7 @@ from alignext.training.sharding import shard
 logger = logging.get_logger(__name__)
 
 
-class DiffusionTrainer(DiffusionFiles):
+class DiffusionTrainer(FreshEvaluations, RawEvaluations, DiffusionFiles):
     """
     Trains the denoiser of a diffusion pipeline, whole or by a LoRA, beside a frozen reference. Saves what diffusers
     loads: `pytorch_lora_weights.safetensors`, or a `unet` or `transformer` folder. A subclass defines `compute_loss`
@@ -54,7 +54,7 @@ class DiffusionTrainer(DiffusionFiles):
         ref_model (`DiffusionPipeline` or `torch.nn.Module`, *optional*): The reference in place of the initial policy.
         peft_config (`LoraConfig`, *optional*): Train this adapter only.
         init_noise (`float`, *optional*, defaults to 0.0): See [`jitter`]; not where there is a `ref_model`.
-        **kwargs: All other arguments of [`~transformers.Trainer`].
+        **kwargs: All other arguments of [`~transformers.Trainer`], but `compute_metrics` and `compute_loss_func`.
     """
 
     loss_is_scaled_for_ga = False
@@ -76,6 +76,7 @@ class DiffusionTrainer(DiffusionFiles):
         init_noise: float = 0.0,
         **kwargs: Any,
     ) -> None:
+        refuse_unused(kwargs, type(self).__name__)
         self.pipe, args = self._door(model, args)
         self.prediction_type = prediction_type(self.pipe.scheduler)
         if ref_model is not None and peft_config is not None:
@@ -201,6 +202,9 @@ class DiffusionTrainer(DiffusionFiles):
             )
         return Size(side, side, (args.num_frames or 1) if draws_videos(pipe) else None)
 
+    def _ready(self, dataset: Any, name: str) -> Any:
+        return dataset
+
     def _grids(self, args: Any) -> tuple[int, ...]:
         """Numbers of steps of the schedules that training needs."""
         return (self.pipe.scheduler.config.num_train_timesteps,)
@@ -266,7 +270,7 @@ class DiffusionTrainer(DiffusionFiles):
         """Add rows (B,) of each metric to what the next log shows the mean of."""
         mode = "train" if self.model.training else "eval"
         for name, rows in metrics.items():
-            self.sums.add(mode, name, rows.detach().float())
+            self.sums.add(mode, name, rows.detach())
 
     def means(self, mode: str) -> dict[str, float]:
         """The metrics that the next log shows."""

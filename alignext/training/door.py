@@ -179,6 +179,41 @@ def checked_stream(dataset: Any, name: str, columns: Sequence[str], texts: Seque
     return dataset.map(check, with_indices=True, features=dataset.features)
 
 
+class RawEvaluations:
+    """A `Trainer` whose `evaluate` and `predict` take datasets as its constructor does. Mixed in before the parent."""
+
+    def _ready(self, dataset: Any, name: str) -> Any:
+        """The dataset `name`, prepared if it is not yet."""
+        raise NotImplementedError
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            eval_dataset = self._ready(eval_dataset, "eval_dataset")
+        return super().get_eval_dataloader(eval_dataset)  # ty: ignore[unresolved-attribute]
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        return super().get_test_dataloader(self._ready(test_dataset, "test_dataset"))  # ty: ignore[unresolved-attribute]
+
+
+def refuse_unused(arguments: Mapping[str, Any], trainer: str) -> None:
+    """
+    Name arguments of `Trainer` that a trainer with a loss of its own, and without predictions to gather, never calls.
+
+    Args:
+        arguments (`Mapping[str, Any]`): What goes on to `Trainer`.
+        trainer (`str`): The class, for the message.
+
+    Raises:
+        ValueError: One of them is given.
+    """
+    for name in ("compute_metrics", "preprocess_logits_for_metrics", "compute_loss_func"):
+        if arguments.get(name) is not None:
+            raise ValueError(
+                f"`{name}` must be None, received {arguments[name]!r}: {trainer} has its own loss and gathers no "
+                "predictions, so that it would never be called. Measure in `on_evaluate` of a callback instead."
+            )
+
+
 def tell_dropped(rows: int, dataset: Any, name: str, max_length: int | None) -> None:
     """
     Say how much of a dataset `max_length` has left out, if that is more than one row of a hundred.

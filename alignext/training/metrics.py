@@ -58,6 +58,10 @@ class Sums:
         total = self._sums[mode].setdefault(name, [0.0, 0.0])
         total[0], total[1] = total[0] + value, total[1] + count
 
+    def drop(self, mode: str) -> None:
+        """Forget what was counted since the last log."""
+        self._sums[mode] = {}
+
     def count(self, name: str, number: Number) -> None:
         """Add to what is counted from the beginning of training on, such as tokens; every log shows the total."""
         self._totals[name] = self._totals.get(name, 0.0) + _wide(number)
@@ -83,6 +87,17 @@ class Sums:
         if accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
             return torch.ones(rows, dtype=torch.bool)
         return everywhere < state.remainder
+
+
+class FreshEvaluations:
+    """A `Trainer` whose evaluations begin at zero: one that was interrupted, and `predict`, which logs nothing, leave
+    their sums behind. Mixed in before the parent."""
+
+    sums: Sums
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        self.sums.drop("eval")
+        return super().evaluation_loop(*args, **kwargs)  # ty: ignore[unresolved-attribute]
 
 
 def has_loss(logs: Mapping[str, Any]) -> bool:

@@ -34,6 +34,7 @@ from alignext.trainers.diffusion_reward import AlignPropConfig, AlignPropTrainer
 from alignext.trainers.f_dpg import FDPGConfig, FDPGTrainer
 from alignext.trainers.mah_dpo import MAHDPOConfig, MAHDPOTrainer
 from alignext.trainers.process_reward import ProcessRewardConfig, ProcessRewardTrainer
+from alignext.training.door import RawEvaluations
 
 from ..fake_hub import metadata_errors
 from .contract import (
@@ -327,6 +328,16 @@ def test_evaluation_is_the_same_every_time_and_changes_nothing(row: AnyRow, tmp_
         assert [apart[name] for name in kept] == pytest.approx([found[0][name] for name in kept], rel=1e-3, abs=1e-6)
         given = trainer.evaluate(parts["a"])  # as the constructor takes them: nobody has prepared these rows
         assert given["eval_loss"] == pytest.approx(apart["eval_a_loss"], rel=1e-6)
+        # What other data or an interruption left behind is in no later evaluation.
+        if isinstance(trainer, RawEvaluations):
+            predicted = trainer.predict(parts["b"]).metrics
+            assert predicted["test_loss"] == pytest.approx(apart["eval_b_loss"], rel=1e-5)
+        else:
+            trainer.predict(trainer._prepare_dataset(parts["b"], trainer.processing_class, trainer.args, "eval"))
+        again = trainer.evaluate(parts["a"])
+        assert [again[name] for name in given if "reward" in name or "loss" in name] == [
+            given[name] for name in given if "reward" in name or "loss" in name
+        ]
 
 
 @every_row

@@ -44,14 +44,17 @@ class DarknessTrainer(DiffusionTrainer):
         return (brightness.mean(), {}) if return_outputs else brightness.mean()
 
 
-def start(folder: Path, peft_config: LoraConfig | None = None, **settings: Any) -> DarknessTrainer:
+def start(
+    folder: Path, peft_config: LoraConfig | None = None, arguments: dict[str, Any] | None = None, **settings: Any
+) -> DarknessTrainer:
     defaults = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "max_steps": 4, "learning_rate": 1e-2}
     defaults |= {"activation_checkpointing": False, "logging_steps": 1, "save_strategy": "no"}
     rows = Dataset.from_list([{"index": i, "prompt": f"a fox {i}"} for i in range(4)])
     args = DiffusionTrainingArguments(
         str(folder), per_device_train_batch_size=4, max_sequence_length=16, resolution=SIZE, **defaults | settings
     )
-    trainer = DarknessTrainer(sd(), args, train_dataset=rows, data_collator=collate, peft_config=peft_config)
+    given = {"train_dataset": rows, "data_collator": collate, "peft_config": peft_config} | (arguments or {})
+    trainer = DarknessTrainer(sd(), args, **given)
     assert trainer.args is not args
     return trainer
 
@@ -100,6 +103,13 @@ def test_arguments_of_language_models_are_refused(setting: dict[str, Any], tmp_p
         DiffusionTrainingArguments(str(tmp_path), use_cpu=True, **setting)
     for config in (alignext.DiffusionDPOConfig, alignext.InversionDPOConfig, alignext.SmPOConfig):
         assert issubclass(config, DiffusionTrainingArguments)
+
+
+@pytest.mark.parametrize("name", ["compute_metrics", "preprocess_logits_for_metrics", "compute_loss_func"])
+def test_arguments_that_would_never_be_called_are_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"`{name}` must be None, received <function.*: DarknessTrainer has its own"):
+        start(tmp_path, arguments={name: lambda *_: {}})
+    start(tmp_path, arguments={name: None})
 
 
 def test_settings_of_another_class_are_refused(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from alignext.training import metrics
-from alignext.training.metrics import Sums, has_loss
+from alignext.training.metrics import FreshEvaluations, Sums, has_loss
 
 
 @pytest.fixture
@@ -37,6 +37,23 @@ def test_means_are_of_one_mode_and_since_the_last_time(sums: Sums) -> None:
     assert sums.means("train") == {}
     sums.add("train", "loss", 1.0)
     assert sums.means("train") == {"loss": 1.0, "tokens": 7}
+
+
+def test_an_evaluation_begins_at_zero(sums: Sums) -> None:
+    class Evaluations:
+        def evaluation_loop(self, rows: list[float]) -> dict[str, float]:
+            for row in rows:
+                sums.add("eval", "loss", row)
+                if row < 0:
+                    raise KeyboardInterrupt
+            return sums.means("eval")
+
+    trainer = type("Trainer", (FreshEvaluations, Evaluations), {"sums": sums})()
+    sums.add("train", "loss", 7.0)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.evaluation_loop([5.0, -1.0])
+    assert trainer.evaluation_loop([2.0, 4.0]) == {"loss": 3.0}
+    assert sums.means("train") == {"loss": 7.0}
 
 
 def test_what_nobody_counted_is_left_out_whatever_its_value(sums: Sums) -> None:

@@ -19,7 +19,7 @@ from alignext.training import door
 from alignext.training.cards import mend_card, result_name
 from alignext.training.cells import distinct
 from alignext.training.logs import get_logger
-from alignext.training.metrics import Sums, has_loss
+from alignext.training.metrics import FreshEvaluations, Sums, has_loss
 from alignext.training.reward_shift import RewardShift
 from alignext.training.runs import check_run
 
@@ -34,7 +34,7 @@ _NOT_FOR_THE_MODEL = {"completion_mask", "label", "ref_logps", "udm_weight"}
 
 
 @door.former_names(FORMER_NAMES, "docs/bco.md, Moving from `trl.experimental.bco`")
-class BCOTrainer(KTOTrainer):
+class BCOTrainer(FreshEvaluations, KTOTrainer):
     """
     Trainer for Binary Classifier Optimization (BCO): aligns a language model from single completions with a thumbs-up
     or thumbs-down. It takes all that [`~trl.KTOTrainer`] takes: datasets (unpaired, or paired and then unpaired),
@@ -96,7 +96,7 @@ class BCOTrainer(KTOTrainer):
         super().__init__(model, ref_model, args, data_collator, train_dataset, *more, **kwargs)
         self.args.loss_type = self.loss_type = "bco"
         check_run(args, self.model)
-        self._sums = Sums(self.accelerator)
+        self.sums = Sums(self.accelerator)
         self.data_collator = WeightedCollator(self.data_collator)
         self.add_callback(RewardShift())
         if prompt_embedder is not None or args.udm_embedding is not None:
@@ -255,7 +255,7 @@ class BCOTrainer(KTOTrainer):
     def _note(self, mode, batch, outputs, logps, rewards, shift, aux_loss) -> None:
         """Add to the sums that the next log shows the means of."""
         labels, mask = batch["label"], batch["completion_mask"][:, 1:]
-        tokens, add = mask.sum(1), partial(self._sums.add, mode)
+        tokens, add = mask.sum(1), partial(self.sums.add, mode)
         mean_logits, entropy = (
             (value[:, -mask.size(1) :] * mask).sum(1) for value in (outputs.mean_logits, outputs.entropy)
         )
@@ -271,12 +271,12 @@ class BCOTrainer(KTOTrainer):
         if aux_loss is not None:
             add("aux_loss", aux_loss)
         seen = batch["attention_mask"].sum() / self._tp_size
-        self._sums.count("num_tokens", seen if mode == "train" else 0.0)
+        self.sums.count("num_tokens", seen if mode == "train" else 0.0)
 
     def log(self, logs, start_time=None):
         if has_loss(logs):
             mode = "train" if self.model.training else "eval"
-            means = self._sums.means(mode)
+            means = self.sums.means(mode)
             if {"rewards/chosen", "rewards/rejected"} <= means.keys():
                 means["rewards/margins"] = means["rewards/chosen"] - means["rewards/rejected"]
             self._metrics[mode].update({name: [mean] for name, mean in means.items()})

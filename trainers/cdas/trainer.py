@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
-from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -36,7 +35,7 @@ _PARAMETER = "parameter.safetensors"  # of checkpoints: what the optimizer has m
 _LOOKED_AT = 32  # rows
 
 
-class CDASTrainer(CDASCard, Trainer):
+class CDASTrainer(CDASCard, door.RawEvaluations, Trainer):
     """
     Trainer for Concept DAS: learns a direction in a frozen language model along which prompts with a concept and
     prompts without it differ. All states of a base prompt are given the coordinate of a source prompt, and the
@@ -71,7 +70,7 @@ class CDASTrainer(CDASCard, Trainer):
         quantization_config (*optional*):
             For a model that is given by its name.
         **kwargs:
-            All other arguments of [`~transformers.Trainer`].
+            All other arguments of [`~transformers.Trainer`], but `compute_metrics` and `compute_loss_func`.
 
     Raises:
         ValueError: If the data has other columns, an empty completion or the same prompt twice in a row, or the layer
@@ -102,6 +101,7 @@ class CDASTrainer(CDASCard, Trainer):
             raise ValueError(
                 "`peft_config` must be None: a vector is trained. A model with an adapter is taken as it is."
             )
+        door.refuse_unused(kwargs, "CDASTrainer")
         if train_dataset is None:
             raise ValueError("`train_dataset` must be a dataset: the strengths of the vector are read from it.")
         door.check_datasets(train_dataset, eval_dataset, **CHECKS)
@@ -151,15 +151,12 @@ class CDASTrainer(CDASCard, Trainer):
             raise NotImplementedError(f"`{name}` is a stream, which is not supported: a vector needs few rows.")
         check_rows(dataset, name)
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        if eval_dataset is not None and not isinstance(eval_dataset, str):
-            columns = getattr(eval_dataset, "column_names", None) or ()
-            if "neutral_prompt_ids" not in columns:  # it is none of those that are prepared already
-                name = "eval_dataset"
-                door.check_datasets(None, eval_dataset, **CHECKS)
-                self._check_rows(eval_dataset, name)
-                eval_dataset = tokenize(eval_dataset, self.tokenizer, name, self.args.max_completion_length)
-        return super().get_eval_dataloader(eval_dataset)
+    def _ready(self, dataset: Any, name: str) -> Any:
+        if "neutral_prompt_ids" in (getattr(dataset, "column_names", None) or ()):
+            return dataset
+        door.check_dataset(dataset, name, **CHECKS)
+        self._check_rows(dataset, name)
+        return tokenize(dataset, self.tokenizer, name, self.args.max_completion_length)
 
     @property
     def interchange(self) -> InterchangeModel:

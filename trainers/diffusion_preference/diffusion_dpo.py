@@ -51,7 +51,7 @@ class DiffusionDPOTrainer(DiffusionPreferenceTrainer):
             Train this LoRA beside the pipeline's frozen adapters. If not given: train all weights of the denoiser.
             `target_modules` of `None` are the attention projections.
         **kwargs:
-            All other arguments of [`~transformers.Trainer`].
+            All other arguments of [`~transformers.Trainer`], but `compute_metrics` and `compute_loss_func`.
     """
 
     _tag_names = ["trl", "alignext", "diffusion-dpo"]

@@ -10,7 +10,6 @@ import torch
 from datasets import Dataset, IterableDataset
 from diffusers import DiffusionPipeline
 from peft import LoraConfig
-from torch.utils.data import DataLoader
 from transformers import DataCollator, TrainerCallback
 from transformers.utils import logging
 
@@ -195,14 +194,13 @@ class PictureTrainer(DiffusionTrainer):
                     others.append(self.conditions.unconditional(sample))
                 self.conditions.fill([sample, *others], size)
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        if eval_dataset is not None and not isinstance(eval_dataset, str):
-            columns = set(next(iter(eval_dataset)))
-            ours = {name for name in columns if not is_embedding(name)} <= COLUMNS
-            if "index" not in columns or not ours:  # it is none of those that are prepared already
-                eval_dataset = self._prepared(eval_dataset, self.args, "eval_dataset")
-                eval_dataset = self._precompute(eval_dataset) if self._precomputes else eval_dataset
-        return super().get_eval_dataloader(eval_dataset)
+    def _ready(self, dataset: Any, name: str) -> Any:
+        columns = set(next(iter(dataset), ()))
+        ours = {column for column in columns if not is_embedding(column)} <= COLUMNS
+        if "index" in columns and ours:
+            return dataset
+        dataset = self._prepared(dataset, self.args, name)
+        return self._precompute(dataset) if self._precomputes else dataset
 
     def get_batch(self, inputs: dict[str, Any], training: bool | None = None) -> PictureBatch:
         """Latents, conditioning and random numbers of what the collator made."""

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from peft import LoraConfig
-from torch.utils.data import DataLoader
 
 from alignext.diffusion.denoiser import DenoiserModule, adapter_off, adapter_scaled, denoiser_name
 from alignext.diffusion.draws import Draws
@@ -81,10 +80,8 @@ class RewardTrainer(DiffusionTrainer):
         if vae is not None and vae.dtype != torch.float32 and getattr(vae.config, "force_upcast", False):
             vae.to(torch.float32)  # and stays so: what its backward pass needs must not be cast back after a call
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        if eval_dataset is not None and not isinstance(eval_dataset, str):
-            eval_dataset = prepare_prompts(eval_dataset, "eval_dataset")
-        return super().get_eval_dataloader(eval_dataset)
+    def _ready(self, dataset: Any, name: str) -> Any:
+        return prepare_prompts(dataset, name)
 
     @property
     def pipeline(self) -> DiffusionPipeline:
@@ -253,7 +250,8 @@ class RewardTrainer(DiffusionTrainer):
         with torch.no_grad():
             clamped = ((images <= 0) | (images >= 1)).flatten(1).float().mean(1)
             rows = {"reward": total, **{f"rewards/{name}": values for name, values in found.items()}}
-            rows |= {f"{name}_square": values.double() ** 2 for name, values in rows.items()}
+            # In float64, which not every device has: of large rewards the squares differ in their last digits only.
+            rows |= {f"{name}_square": values.cpu().double() ** 2 for name, values in rows.items()}
             metrics = rows | {"clamped": clamped}
             if batch.group > 1 and self.model.training:
                 metrics["diversity"] = diversity(images, batch.group)

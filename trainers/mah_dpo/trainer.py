@@ -18,7 +18,7 @@ from alignext.methods import method
 from alignext.training import door
 from alignext.training.cards import mend_card, result_name
 from alignext.training.logs import get_logger
-from alignext.training.metrics import Sums, has_loss
+from alignext.training.metrics import FreshEvaluations, Sums, has_loss
 from alignext.training.runs import check_run
 
 from . import objectives, reference
@@ -33,7 +33,7 @@ logger = get_logger(__name__)
 _NOT_FOR_THE_MODEL = {"completion_mask", "ref_chosen_logps", "ref_rejected_logps", "objective_ids"}
 
 
-class MAHDPOTrainer(DPOTrainer):
+class MAHDPOTrainer(FreshEvaluations, DPOTrainer):
     """
     Trainer for Multi-Action-Head DPO (MAH-DPO): one language model for several objectives, with one output head per
     objective on a shared backbone. A pair trains the head of its objective only, and the backbone. It
@@ -127,7 +127,7 @@ class MAHDPOTrainer(DPOTrainer):
         )
         self.args.model_init_kwargs = init_kwargs
         check_run(args, self.model)
-        self._sums = Sums(self.accelerator)
+        self.sums = Sums(self.accelerator)
         self._collate_objectives()
         for said in objectives.warnings(self.args, self.objectives, self.train_dataset, self.model):
             logger.warning(*said)
@@ -260,20 +260,20 @@ class MAHDPOTrainer(DPOTrainer):
         table = sums_and_counts(inputs["completion_mask"], outputs, ids, values)
         for name, (value, count) in table.items():
             for k, objective in enumerate(self.objectives):
-                self._sums.add(mode, f"{objective}/{name}", value, count * (ids == k))
+                self.sums.add(mode, f"{objective}/{name}", value, count * (ids == k))
             if name == "loss":  # see `loss_of_all`
                 count = self.objective_loss_weights.to(value)[ids]
                 value = count * value
-            self._sums.add(mode, name, value, count)
+            self.sums.add(mode, name, value, count)
         if self.aux_loss_enabled:
-            self._sums.add(mode, "aux_loss", outputs.aux_loss)
+            self.sums.add(mode, "aux_loss", outputs.aux_loss)
         seen = inputs["attention_mask"].sum() / self._tp_size
-        self._sums.count("num_tokens", seen if mode == "train" else 0.0)
+        self.sums.count("num_tokens", seen if mode == "train" else 0.0)
 
     def log(self, logs, start_time=None):
         if has_loss(logs):
             mode = "train" if self.model.training else "eval"
-            means = self._sums.means(mode)
+            means = self.sums.means(mode)
             loss = loss_of_all(means, self.objectives, self.objective_loss_weights, self.args.objective_reduction)
             loss += self.router_aux_loss_coef * means.get("aux_loss", 0.0)
             if mode == "eval" and means:  # the mean of batches would depend on how rows meet in them

@@ -19,7 +19,7 @@ from alignext.methods import method
 from alignext.rewards.process import ProcessReward, encode_steps
 from alignext.training import door
 from alignext.training.cards import mend_card, result_name
-from alignext.training.metrics import Sums, has_loss
+from alignext.training.metrics import FreshEvaluations, Sums, has_loss
 from alignext.training.runs import check_run
 
 from .config import ProcessRewardConfig
@@ -62,7 +62,7 @@ class SolutionCollator:
         return dict(zip(("input_ids", "attention_mask", "labels"), padded, strict=True))
 
 
-class ProcessRewardTrainer(RewardTrainer):
+class ProcessRewardTrainer(FreshEvaluations, RewardTrainer):
     """
     Trainer for process reward models: a token classifier learns from labels of single steps, rather than a sequence
     classifier from pairs of texts. A separator is put after every step and carries its label, so that one forward pass
@@ -146,7 +146,7 @@ class ProcessRewardTrainer(RewardTrainer):
         )
         self.args.model_init_kwargs = model_init_kwargs
         check_run(args, self.model)
-        self._sums = Sums(self.accelerator)
+        self.sums = Sums(self.accelerator)
         if isinstance(self.data_collator, SolutionCollator):
             self.data_collator.pad_token_id = self.processing_class.pad_token_id
         self.label_names = ["labels"]  # for `compute_metrics`
@@ -215,13 +215,13 @@ class ProcessRewardTrainer(RewardTrainer):
         if self.args.loss_type == "bce":
             metrics["accuracy"] = ((scores > 0.5) == (labels > 0.5)).float()
         for name, values in metrics.items():
-            self._sums.add(mode, name, values.where(labelled, 0.0).sum(1), labelled.sum(1))
-        self._sums.count("num_tokens", attention_mask.sum() / self._tp_size if mode == "train" else 0.0)
+            self.sums.add(mode, name, values.where(labelled, 0.0).sum(1), labelled.sum(1))
+        self.sums.count("num_tokens", attention_mask.sum() / self._tp_size if mode == "train" else 0.0)
 
     def log(self, logs, start_time=None):
         if has_loss(logs):
             mode = "train" if self.model.training else "eval"
-            means = self._sums.means(mode)
+            means = self.sums.means(mode)
             self._metrics[mode].update({name: [mean] for name, mean in means.items()})
         super().log(logs, start_time)
 

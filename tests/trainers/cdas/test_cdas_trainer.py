@@ -246,7 +246,9 @@ def test_answers_of_sentencepiece_keep_the_space_before_their_first_word():
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), num_key_value_heads=1, **sizes))
-    model.generation_config.suppress_tokens = [i for piece, i in tokenizer.get_vocab().items() if piece[0] != "▁" or piece == "▁"]
+    model.generation_config.suppress_tokens = [
+        i for piece, i in tokenizer.get_vocab().items() if piece[0] != "▁" or piece == "▁"
+    ]
     rows = make_quads(
         model, tokenizer, ["tom had a"], lambda text: f"sad {text}", max_new_tokens=3, temperature=0, progress=False
     )
@@ -283,6 +285,11 @@ BAD = {
 def test_bad_input(settings, error, message: str, tmp_path: Path):
     with pytest.raises(error, match=message):
         start(tmp_path, **settings())
+
+
+def test_arguments_that_would_never_be_called(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"`compute_metrics` must be None, received .*CDASTrainer has its own loss"):
+        CDASTrainer(tiny_lm(), CDASConfig(str(tmp_path), use_cpu=True), quads(), compute_metrics=lambda found: {})
 
 
 def test_bad_settings(tmp_path: Path):

@@ -252,3 +252,14 @@ def test_evaluation_draws_with_the_pipeline_s_scheduler(tmp_path: Path) -> None:
     rewards = left_is_dark(made.decode(latents, "a").detach(), batch.prompts)
     assert found["eval_reward"] == pytest.approx(sum(rewards) / 2, rel=1e-5)
     assert found["eval_loss"] == pytest.approx(-found["eval_reward"])
+
+
+def test_deviations_of_large_rewards_are_exact(tmp_path: Path) -> None:
+    from ..diffusion import rewarded_prompts
+
+    def far(images, prompts):
+        return torch.tensor([-20000.0 if prompt == "fox 0" else -19998.0 for prompt in prompts])
+
+    made = trainer(tmp_path, "ddpo", reward_funcs=far, eval_dataset=rewarded_prompts(2))
+    found = made.evaluate()
+    assert (found["eval_reward"], found["eval_reward_std"], found["eval_rewards/far_std"]) == (-19999.0, 1.0, 1.0)
