@@ -33,6 +33,7 @@ from alignext.training.lora_files import check_format
 from alignext.training.metrics import FreshEvaluations, Sums
 from alignext.training.runs import check_run
 from alignext.training.sharding import shard
+from alignext.training.undoing import undone
 
 
 logger = logging.get_logger(__name__)
@@ -42,7 +43,8 @@ class DiffusionTrainer(FreshEvaluations, RawEvaluations, DiffusionFiles):
     """
     Trains the denoiser of a diffusion pipeline, whole or by a LoRA, beside a frozen reference. Saves what diffusers
     loads: `pytorch_lora_weights.safetensors`, or a `unet` or `transformer` folder. A subclass defines `compute_loss`
-    and brings a collator; which columns there are, and whether there are pictures at all, is its own affair.
+    and brings a collator; which columns there are, and whether there are pictures at all, is its own affair. A
+    constructor that raises leaves the pipeline as it was.
 
     Class attributes: `_config`, the class of the settings; `_module`, that of what `Trainer` gets; `_needs_reference`,
     whether full training keeps a frozen copy; `_same_calls`, whether the denoiser is called equally often for all
@@ -66,6 +68,12 @@ class DiffusionTrainer(FreshEvaluations, RawEvaluations, DiffusionFiles):
     _name: str
     _paper: dict[str, str]
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):  # which may fail after this class's own has changed the pipeline
+            cls.__init__ = undone(cls.__init__)  # ty: ignore[invalid-assignment]
+
+    @undone
     def __init__(
         self,
         model: str | os.PathLike | DiffusionPipeline,

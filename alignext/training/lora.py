@@ -74,4 +74,5 @@ def jitter(denoiser: torch.nn.Module, std: float, seed: int) -> None:
         if not parameter.requires_grad or (".lora_" in name and ".lora_B." not in name):
             continue
         noise = torch.randn(parameter.shape, generator=generator).to(parameter) * std
-        parameter.add_(noise if ".lora_B." in name else noise * parameter)
+        # Not in place: a constructor that fails later gives back what there was.
+        parameter.data = parameter + (noise if ".lora_B." in name else noise * parameter)
