@@ -4,7 +4,7 @@
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,10 @@ class FDPGState:
         log_sum, count = self.history(key)
         total = torch.logaddexp(torch.tensor(log_sum, dtype=log_w.dtype), log_w.logsumexp(0))
         self.z[key] = [total.item(), count + len(log_w)]
+
+    def copied(self) -> "FDPGState":
+        """As it is now, whatever is added later."""
+        return replace(self, z=dict(self.z), behind=list(self.behind))
 
     def save(self, folder: Path) -> None:
         with replacing(folder / FILE) as part:

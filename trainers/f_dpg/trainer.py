@@ -127,7 +127,7 @@ class FDPGTrainer(SamplingTrainer):
         check_run(args, self.model)
         if copied:
             self.ref_model = self._frozen_copy()
-        self.target_state = FDPGState()
+        self.target_state = self._before_samples = FDPGState()
         if args.proposal == "adaptive":
             copied = None if is_peft_model(self.model) else self._frozen_copy()
             self.proposal = Proposal(self.model, copied, self.accelerator.unwrap_model)
@@ -152,6 +152,7 @@ class FDPGTrainer(SamplingTrainer):
         self._ensure_target()
         if mode == "train":
             self._follow()
+            self._before_samples = self.target_state.copied()
         out, samples = self._sample(inputs)
         found = estimate(samples, self.log_scores(samples.rewards), self.f_prime, self.args, self.target_state)
         if mode == "train":
@@ -279,7 +280,9 @@ class FDPGTrainer(SamplingTrainer):
         folder = self._checkpoint_folder(trial)
         if self.args.should_save:  # first: what the parent writes last tells that a checkpoint is complete
             folder.mkdir(parents=True, exist_ok=True)
-            self.target_state.save(folder)
+            # Checkpoints hold no samples: those that are not used up are drawn anew, and would count twice.
+            used_up = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
+            (self.target_state if used_up else self._before_samples).save(folder)
             if self.proposal is not None:
                 self.proposal.save(folder)
         super()._save_checkpoint(model, trial)

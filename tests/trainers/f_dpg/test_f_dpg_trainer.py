@@ -712,6 +712,23 @@ def test_a_resumed_run_has_the_state_of_the_whole_one(tmp_path: Path, peft_confi
     assert len(logged(whole, "proposal_updated")) == 3  # compared after every step but the last
 
 
+def test_samples_that_are_drawn_anew_count_once(tmp_path: Path) -> None:
+    row = row_of(short, baseline="window", max_completion_length=9, num_generations=8)
+    settings = {"save_strategy": "steps", "save_steps": 1, "dataset": ONE, "per_device_train_batch_size": 8}
+    settings |= {"num_iterations": 2, "max_steps": 4}
+    whole = row.start(tmp_path, **settings)
+    whole.train()
+    saved = [FDPGState.load(tmp_path / f"checkpoint-{step}") for step in (1, 2, 3, 4)]
+    assert [[count for _, count in state.z.values()] for state in saved] == [[], [8], [8], [16]]
+    assert [len(state.window) for state in saved] == [0, 8, 8, 16]
+    for step, count in ((1, 16), (2, 16), (3, 16)):  # of 3, 2 and 1 updates that are left, with samples for 2
+        resumed = row.start(tmp_path / "resumed", **settings)
+        resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+        assert [number for _, number in resumed.target_state.z.values()] == [count]
+        same = curve(resumed) == curve(whole)
+        assert same == (step == 2)
+
+
 def test_a_checkpoint_of_another_trainer_starts_afresh(tmp_path: Path) -> None:
     assert vars(FDPGState.load(tmp_path)) == vars(FDPGState())
 
