@@ -44,6 +44,7 @@ class Lookahead:
         self.pad = 0 if config._pad_token_tensor is None else int(config._pad_token_tensor)
         self.candidates: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
+        self.waiting: list[list[int]] = []  # tokens of each row that are chosen already
         self.rollout_tokens = self.passes = 0
         # One greedy rollout says what it says; more must differ.
         self.rolls = options.num_rollouts > 1 or options.value == "soft"
@@ -55,16 +56,18 @@ class Lookahead:
         base = Branches(model, ids, model_kwargs)
         other = None if rollout_model is None else Branches(rollout_model, ids, model_kwargs)
         active = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
+        self.waiting = [[] for _ in ids]
         while True:
             scores = self.processors(ids, base.logits)
-            looks, kept, found = self._candidates(scores, active)
+            chosen = torch.tensor([bool(own) for own in self.waiting], device=ids.device)
+            looks, kept, found = self._candidates(scores, active & ~chosen)
             values = torch.full(found.shape, math.nan, dtype=torch.float64)
-            self.candidates.append(found.masked_fill(~kept, -1).cpu())
+            self.candidates.append(found.masked_fill(~kept | chosen[:, None], -1).cpu())
             self.values.append(values)
             if looks.any():
                 new = self._look(base, other, scores, active, looks, kept, found, values)
             else:
-                new = self._take(scores, kept, found)[:, None]
+                new = self._unlooked(scores, kept, found)[:, None]
             for token in new.unbind(1):
                 token = torch.where(active, token, self.pad)
                 ids = torch.cat([ids, token[:, None]], 1)
@@ -100,6 +103,14 @@ class Lookahead:
         # As the stock loop does it, so that the same seed draws the same.
         return scores.softmax(-1).multinomial(1)[:, 0] if self.sampled else scores.argmax(-1)
 
+    def _unlooked(self, scores: torch.Tensor, kept: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
+        """The tokens of rows that do not look ahead, shape `(B,)`: those that are waiting, or taken now."""
+        taken = self._take(scores, kept, found)
+        for row, own in enumerate(self.waiting):
+            if own:
+                taken[row] = own.pop(0)
+        return taken
+
     def _look(
         self,
         base: Branches,
@@ -114,7 +125,7 @@ class Lookahead:
         """The tokens to commit, shape `(B, m)`; fills in the values of candidates."""
         options, device = self.options, found.device
         # Rows that do not look take their token now, and have one branch.
-        taken = found[:, 0] if bool(looks.all()) else self._take(scores, kept, found)
+        taken = found[:, 0] if bool(looks.all()) else self._unlooked(scores, kept, found)
         branches: list[list[tuple[int, int]]] = [
             [(int(token), i) for token in found[row][kept[row]] for i in range(options.num_rollouts)]
             if looking
@@ -125,7 +136,7 @@ class Lookahead:
         tokens = torch.tensor([token for own in branches for token, _ in own], device=device)
         before = [line[self.prompt :] for line in base.ids.tolist()]
         forks = (base if other is None else other).fork(torch.tensor(rows, device=device))
-        rolled = self._roll(forks, tokens, active[rows])
+        rolled = self._roll(forks, tokens, looks[rows])
         scored = [i for i, row in enumerate(rows) if looks[row]]
         texts = [before[rows[i]] + rolled.ids[i, : rolled.lengths[i]].tolist() for i in scored]
         rewards = iter(torch.stack([scorer([rows[i] for i in scored], texts) for scorer in self.scorers]).T)
@@ -152,7 +163,14 @@ class Lookahead:
             first = [candidate for candidate, _ in own].index(token)
             winners.append(start + first + self._rollout(gain[first // gain.shape[1]]))
             start += len(own)
-        return self._commit(forks, rolled, torch.tensor(winners, device=device))
+        keep = options.commit_tokens
+        if not bool((looks == active).all()):
+            # A row that did not look may do so at its next token: all go on by one, and the others' tokens wait.
+            for row in looks.nonzero()[:, 0].tolist():
+                winner = winners[row]
+                self.waiting[row] = rolled.ids[winner, 1 : min(keep, rolled.lengths[winner])].tolist()
+            keep = 1
+        return self._commit(forks, rolled, torch.tensor(winners, device=device), keep)
 
     def _rollout(self, gain: torch.Tensor) -> int:
         """Which rollout of the winner is kept, where some of its tokens are: as tokens are chosen, by its reward."""
@@ -186,9 +204,9 @@ class Lookahead:
         self.rollout_tokens += int((lengths - 1).sum())
         return Rollouts(torch.stack(columns, 1), lengths.tolist(), logits)
 
-    def _commit(self, forks: Branches, rolled: Rollouts, winners: torch.Tensor) -> torch.Tensor:
-        """Go on from the winners, of shape `(B,)`, behind the tokens of theirs that are kept."""
-        new = rolled.ids[winners][:, : self.options.commit_tokens]
+    def _commit(self, forks: Branches, rolled: Rollouts, winners: torch.Tensor, count: int) -> torch.Tensor:
+        """Go on from the winners, of shape `(B,)`, behind `count` tokens of theirs at most."""
+        new = rolled.ids[winners][:, :count]
         read = len(rolled.logits)
         if forks.plain:
             keep = min(read, new.shape[1])

@@ -148,6 +148,33 @@ def test_several_prompts_are_single_runs(tiny, tokenizer, batch):
             assert torch.allclose(a[0], b[row], equal_nan=True)
 
 
+@pytest.mark.parametrize("name", ["llama", "mistral"])
+@pytest.mark.parametrize("m", [1, 3])
+def test_rows_that_do_not_look_wait_for_no_other(name, m, tokenizer, batch):
+    """A gate that some rows pass and others not: a row is what it is alone, token for token."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(TINY[name]).double().eval()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(40)
+    transfer_q = TransferQ(arbitrary, tokenizer, k=4, alpha=0.1, rollout_tokens=4, commit_tokens=m, entropy_gate=2.3)
+    together = written(model, batch, transfer_q, max_new_tokens=12)
+    looked = torch.stack([values.isfinite().any(1) for values in together.values])
+    assert (looked.any(1) & ~looked.all(1)).any()
+    plain = written(model, batch, None, max_new_tokens=12)
+    tokens, rolled = together.sequences[:, batch["input_ids"].shape[1] :], 0
+    assert not torch.equal(together.sequences, plain)
+    for row, (ids, mask) in enumerate(zip(batch["input_ids"], batch["attention_mask"], strict=True)):
+        one = {"input_ids": ids[mask.bool()][None], "attention_mask": mask[mask.bool()][None]}
+        alone = written(model, one, transfer_q, max_new_tokens=12)
+        new = alone.sequences[0, one["input_ids"].shape[1] :]
+        assert torch.equal(new, tokens[row, : len(new)])
+        rolled += alone.rollout_tokens
+        own = torch.cat([values[0] for values in alone.values])
+        found = torch.cat([values[row] for values in together.values])
+        torch.testing.assert_close(found[found.isfinite()], own[own.isfinite()])
+    assert together.rollout_tokens == rolled
+
+
 @pytest.mark.parametrize(
     "settings",
     [
