@@ -11,6 +11,7 @@ import torch
 
 import alignext
 from alignext import hub
+from alignext.diffusion.sizes import draws_videos
 
 
 class DiffusionCard:
@@ -22,6 +23,7 @@ class DiffusionCard:
     is_lora: bool
     denoiser_name: str
     hub_model_id: str | None
+    _edits = False  # whether pictures go in
     is_world_process_zero: Callable[[], bool]
     _tag_names: list[str]
     _name: str
@@ -71,7 +73,7 @@ class DiffusionCard:
             tags=[*self._tag_names, *kind, *(tag for tag in tags if tag not in self._tag_names)],
             paper=self._paper,
             library_name="diffusers",
-            pipeline_tag="text-to-image",
+            pipeline_tag=f"{'image' if self._edits else 'text'}-to-{'video' if draws_videos(self.pipe) else 'image'}",
             **{key: value for key, value in metadata.items() if value is not None},
         )
         return str(card)

@@ -1,4 +1,5 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
+# More than 300 lines: hooks of one Trainer. Columns, collators and what is computed beforehand have files of their own.
 """What trainers of pairs and of votes have in common: pictures, prompts and random numbers of a batch."""
 
 import os
@@ -139,6 +140,7 @@ class PictureTrainer(DiffusionTrainer):
             return dataset
 
         self._map_datasets(note)
+        self._edits = "source" in columns
         encoders = self._text_encoders()
         if not encoders and self.args.prompt_dropout and any(map(is_embedding, columns)):
             raise ValueError(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from huggingface_hub import ModelCard
 from peft import LoraConfig
 
 from alignext.diffusion.conditions import Conditions
@@ -229,6 +230,20 @@ def test_an_editing_pipeline_without_a_picture_to_edit(tmp_path: Path) -> None:
         start("qwen-image-edit", tmp_path, train_dataset=data)
     with pytest.raises(ValueError, match=r"column `source` .*QwenImagePipeline edits no picture"):
         start("qwen-image", tmp_path, train_dataset=pairs("qwen-image-edit"))
+
+
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        ("qwen-image", "text-to-image"),
+        ("wan-2.1", "text-to-video"),
+        ("qwen-image-edit", "image-to-image"),
+    ],
+)
+def test_a_card_says_what_goes_in_and_what_comes_out(name: str, task: str, tmp_path: Path) -> None:
+    trainer = start(name, tmp_path)
+    trainer.create_model_card()
+    assert ModelCard.load(tmp_path / "README.md").data.pipeline_tag == task
 
 
 def test_videos_of_a_pair_have_one_length(tmp_path: Path) -> None:
