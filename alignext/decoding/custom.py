@@ -16,7 +16,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase, StaticCache, Sto
 from transformers.cache_utils import Cache
 
 from alignext.decoding.hub import write_custom_generate
-from alignext.decoding.rows import added_text, refuse_shards
+from alignext.decoding.rows import added_text, refuse_shards, whole_text
 from alignext.rewards.process import Prompt
 from alignext.rewards.texts import TextRewards
 
@@ -201,7 +201,7 @@ class Scorer:
         self.tokenizer, self.reward = tokenizer, reward
         mask = torch.ones_like(ids) if mask is None else mask
         self.ids = [row[kept.bool()].tolist() for row, kept in zip(ids, mask, strict=True)]
-        self.starts = [self._decode(row) for row in self.ids]
+        self.starts = [whole_text(tokenizer, row) for row in self.ids]
         self.prompts = self.starts if prompts is None else _spread("prompts", prompts, len(ids))
         self.columns = {
             name: _spread(f"columns[{name!r}]", cells, len(ids)) for name, cells in (columns or {}).items()
@@ -232,9 +232,6 @@ class Scorer:
                 f"completion {texts[i][:200]!r}."
             )
         return values
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def _spread(name: str, given: Sequence[Any], count: int) -> list[Any]:

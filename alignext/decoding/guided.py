@@ -223,6 +223,7 @@ def decoded_by_steps(
     normalize: bool,
     generator: torch.Generator | None,
     settings: dict[str, Any],
+    of_texts: Callable[[list[Text]], dict[str, Any]] | None = None,
 ) -> list[Text]:
     """
     The loop of guided decoding.
@@ -236,6 +237,7 @@ def decoded_by_steps(
         num_candidates, max_attempts, generator: As for [`guided_generate`].
         weights, normalize: Its `objective_weights` and `normalize_weights`.
         settings (`dict`): Further arguments of `generate`.
+        of_texts (`Callable`, *optional*): Those of a step of given texts, one row each.
 
     Returns:
         `list[Text]`, one for each row.
@@ -243,7 +245,7 @@ def decoded_by_steps(
     texts = [Text(i, prompt, ids, len(ids)) for i, (prompt, ids) in enumerate(rows)]
     weights = _weights_of(weights, texts)
     with torch.no_grad(), _mixing(model, weights, normalize) as mixture:
-        sampler = StepSampler(model, tokenizer, steps, mixture, generator, settings)
+        sampler = StepSampler(model, tokenizer, steps, mixture, generator, settings, of_texts)
         active, cache = texts, None
         while active:
             candidates = sampler.propose(active, cache, num_candidates, max_attempts)

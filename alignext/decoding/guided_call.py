@@ -12,7 +12,8 @@ from transformers.utils import ModelOutput
 from alignext.decoding.chains import padded_sequences
 from alignext.decoding.custom import CustomGenerate, Scorer
 from alignext.decoding.guided import check_candidates, decoded_by_steps
-from alignext.decoding.steps import GuidedStep, steps_of
+from alignext.decoding.steps import GuidedStep, Text, steps_of
+from alignext.decoding.suffixes import AsDrawn
 from alignext.methods import method
 from alignext.rewards.process import Prompt
 
@@ -38,8 +39,8 @@ class GuidedDecodingOutput(ModelOutput):
 class GuidedDecoding(CustomGenerate):
     """
     [`guided_generate`] for `generate(custom_generate=...)`, with the sampling arguments of that call. Logits
-    processors see each row as prompt and text so far, padded on the left. `max_new_tokens` of the call is the length
-    of a text.
+    processors see each row by itself, as in the stock method: the padded prompt and the text so far. `max_new_tokens`
+    of the call is the length of a text.
 
     Args:
         reward_funcs (`Callable`, `PreTrainedModel`, `str` or a list of them): The `reward_fn` of [`guided_generate`].
@@ -147,8 +148,8 @@ class GuidedDecoding(CustomGenerate):
                 "do_sample": generation_config.do_sample,
                 "eos_token_id": None if eos is None else eos.tolist(),
                 "pad_token_id": pad,
-                "custom_generate": _AsPrepared(logits_processor),
             },
+            of_texts=lambda texts: {"custom_generate": _AsPrepared(logits_processor, input_ids, texts)},
         )
         return GuidedDecodingOutput(
             sequences=padded_sequences(input_ids, [text.new_ids for text in texts], pad),
@@ -159,10 +160,13 @@ class GuidedDecoding(CustomGenerate):
 
 
 class _AsPrepared:
-    """The stock loop with the processors of the call outside, which must not be prepared again."""
+    """
+    The stock loop with the processors of the call outside, which must not be prepared again, and see the ids that they
+    would see there: the length of the padded prompt is in some of them.
+    """
 
-    def __init__(self, processors: Any) -> None:
-        self.processors = processors
+    def __init__(self, processors: Any, prompts: torch.Tensor, texts: Sequence[Text]) -> None:
+        self.processors, self.prompts, self.texts = processors, prompts[[text.index for text in texts]], texts
 
     def __call__(
         self,
@@ -173,9 +177,10 @@ class _AsPrepared:
         generation_config: Any,
         **model_kwargs: Any,
     ) -> torch.Tensor:
+        as_drawn = AsDrawn(self.prompts, [text.new_ids for text in self.texts], input_ids.shape[1])
         return model._sample(
             input_ids,
-            logits_processor=self.processors,
+            logits_processor=as_drawn.processors(self.processors),
             stopping_criteria=stopping_criteria,
             generation_config=generation_config,
             **model_kwargs,

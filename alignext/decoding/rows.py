@@ -46,6 +46,16 @@ def prompt_rows(
     return rows
 
 
+def whole_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """
+    The text of tokens, special ones left out, without a character at its end whose bytes are not all there: tokenizers
+    show another character for it, some for those before it, too.
+    """
+    texts = (_decoded(tokenizer, ids[: len(ids) - cut]) for cut in range(min(4, len(ids) + 1)))
+    whole = next((text for text in texts if not text.endswith("\ufffd")), None)
+    return _decoded(tokenizer, ids) if whole is None else whole  # bytes that are of no character
+
+
 def added_text(
     tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], new: Sequence[int], start: str | None = None
 ) -> str:
@@ -59,13 +69,13 @@ def added_text(
         new (`Sequence[int]`): The tokens that were added.
         start (`str`, *optional*): The text of those before, where it is known.
     """
+    start = whole_text(tokenizer, ids) if start is None else start
+    whole = _decoded(tokenizer, [*ids, *new])
+    return whole[len(start) :] if whole.startswith(start) else _decoded(tokenizer, new)
 
-    def decode(tokens: Sequence[int]) -> str:
-        return tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    start = decode(ids) if start is None else start
-    whole = decode([*ids, *new])
-    return whole[len(start) :] if whole.startswith(start) else decode(new)
+def _decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    return tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -11,7 +11,15 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from alignext.checks import check_counts
 from alignext.decoding.boundaries import no_boundary, paragraph_boundary, sentence_boundary
-from alignext.decoding.rows import CachedRow, cache_name, drawing_from, forked, joined, left_padded
+from alignext.decoding.rows import (
+    CachedRow,
+    cache_name,
+    drawing_from,
+    forked,
+    joined,
+    left_padded,
+    whole_text,
+)
 from alignext.rewards.process import Prompt
 
 
@@ -88,6 +96,7 @@ class Candidate:
     cache: Cache | None
     row: int
     start: int
+    cut: bool = False  # within a character, which the text of the next step shows
 
     @property
     def only_ends(self) -> bool:
@@ -112,7 +121,8 @@ class Text:
     def parts(self, candidate: Candidate) -> list[str]:
         """The steps that the text would have with a candidate."""
         parts = [step.text for step in self.steps]
-        return parts if candidate.only_ends else [*parts, candidate.text]
+        parts = parts if candidate.only_ends else [*parts, candidate.text]
+        return [part for part in parts if part]  # a step may be bytes of a character that is not whole yet
 
     def take(self, options: list[Candidate], scores: list[float], limits: Steps) -> None:
         """Append the first of the best candidates and see whether the text ends with it."""
@@ -159,10 +169,15 @@ class StepSampler:
         mixture: dict[str, Any],
         generator: torch.Generator | None,
         settings: dict[str, Any],
+        of_texts: Callable[[list[Text]], dict[str, Any]] | None = None,
     ) -> None:
+        self.of_texts = of_texts or (lambda texts: {})
         self.model, self.tokenizer, self.steps, self.generator = model, tokenizer, steps, generator
         self.mixture, self.settings, self.cache_name = mixture, settings, cache_name(model)
-        eos = settings.get("eos_token_id", model.generation_config.eos_token_id)
+        # In the order of `generate`: its arguments, the config among them, the model's own.
+        configs = settings.get("generation_config"), model.generation_config
+        given = (settings.get("eos_token_id"), *(getattr(config, "eos_token_id", None) for config in configs))
+        eos = next((ids for ids in given if ids is not None), None)
         self.eos = set(eos if isinstance(eos, (list, tuple)) else [eos])
         filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(self.eos - {None}), 0)
         settings.setdefault("pad_token_id", filler)
@@ -180,7 +195,8 @@ class StepSampler:
                 rows, self._sample([texts[i] for i in rows], ids[rows], mask[rows], past), strict=True
             ):
                 left[i] -= 1
-                if candidate.only_ends or self.steps.is_valid(candidate.text):
+                nothing_yet = candidate.cut and not candidate.text
+                if candidate.only_ends or nothing_yet or self.steps.is_valid(candidate.text):
                     found[i].append(candidate)
         return found
 
@@ -216,6 +232,7 @@ class StepSampler:
         criterion = _StepEnds(width, limits, self._ends)
         settings = {
             **self.settings,
+            **self.of_texts(texts),
             "max_new_tokens": max(limits),
             "stopping_criteria": StoppingCriteriaList([criterion]),
         }
@@ -225,8 +242,14 @@ class StepSampler:
             zip(texts, sequences[:, width:].tolist(), criterion.lengths, strict=True)
         ):
             new = new[:length]
-            added = self._decode(text.ids + new)[len(self._decode(text.ids)) :]
-            yield Candidate(new, added, new[-1] in self.eos, past, row, width - len(text.ids))
+            start = whole_text(self.tokenizer, text.ids[: text.prompt_length])
+            start += "".join(step.text for step in text.steps)
+            ids, ended = text.ids + new, new[-1] in self.eos
+            told = self._decode(ids)
+            # A character that is not whole waits for the step that has its other bytes.
+            whole = told if ended else whole_text(self.tokenizer, ids)
+            added = whole[len(start) :] if whole.startswith(start) else self._decode(new)
+            yield Candidate(new, added, ended, past, row, width - len(text.ids), cut=whole != told)
 
     def _generate(
         self,

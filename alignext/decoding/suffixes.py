@@ -119,10 +119,8 @@ class SuffixSampler:
         kwargs["attention_mask"] = mask
         if "position_ids" in kwargs:
             kwargs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
-        as_drawn = _AsDrawn(self.ids, kept, ids.shape[1])
-        processors = self.processors
-        if not all(isinstance(one, _BLIND) for one in processors):
-            processors = LogitsProcessorList([_Processors(as_drawn, processors)])
+        as_drawn = AsDrawn(self.ids, kept, ids.shape[1])
+        processors = as_drawn.processors(self.processors)
         ends = [one for one in self.criteria if isinstance(one, EosTokenCriteria)]
         others = [one for one in self.criteria if not isinstance(one, (EosTokenCriteria, MaxLengthCriteria))]
         limits = [self.limit - len(row) for row in kept]
@@ -167,8 +165,15 @@ class _RowCap(StoppingCriteria):
         return torch.tensor([length >= limit for limit in self.limits], device=input_ids.device)
 
 
-class _AsDrawn:
-    """The ids of rows as the first draw would have them: the padded prompt, then the completion so far."""
+class AsDrawn:
+    """
+    The ids of rows as the first draw would have them: the padded prompt, then the completion so far.
+
+    Args:
+        prompts (`torch.Tensor` of shape `(rows, P)`): As `generate` has got them.
+        kept (`Sequence[list[int]]`): The tokens of each row's completion that are there already.
+        width (`int`): Of what the rows hold of both, however they are padded.
+    """
 
     def __init__(self, prompts: torch.Tensor, kept: Sequence[list[int]], width: int) -> None:
         self.prompts, self.kept, self.width = prompts, kept, width
@@ -177,11 +182,17 @@ class _AsDrawn:
         kept = torch.tensor([self.kept[row]], dtype=ids.dtype, device=ids.device)
         return torch.cat([self.prompts[row, None], kept, ids[row, None, self.width :]], 1)
 
+    def processors(self, prepared: LogitsProcessorList) -> LogitsProcessorList:
+        """Processors that see these ids."""
+        if all(isinstance(one, _BLIND) for one in prepared):
+            return prepared
+        return LogitsProcessorList([_Processors(self, prepared)])
+
 
 class _Processors(LogitsProcessor):
     """Runs processors row by row, for rows of proposals are not equally long."""
 
-    def __init__(self, as_drawn: _AsDrawn, processors: Any) -> None:
+    def __init__(self, as_drawn: AsDrawn, processors: Any) -> None:
         self.as_drawn, self.processors = as_drawn, processors
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> Any:
@@ -192,7 +203,7 @@ class _Processors(LogitsProcessor):
 class _Criteria(StoppingCriteria):
     """Runs stopping criteria row by row."""
 
-    def __init__(self, as_drawn: _AsDrawn, criteria: list) -> None:
+    def __init__(self, as_drawn: AsDrawn, criteria: list) -> None:
         self.as_drawn, self.criteria = as_drawn, StoppingCriteriaList(criteria)
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:

@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
+    GenerationConfig,
     LlamaConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -323,6 +324,49 @@ def test_sentences_have_eight_tokens_at_least(story_model, tokenizer):
     )
     inner = [step for text in output.steps for step in text[:-1]]
     assert inner and all(8 <= step.num_tokens and step.text.rstrip()[-1] in '.!?"' for step in inner)
+
+
+def test_a_step_may_end_within_a_character(story_model, tokenizer):
+    """Its bytes come with two steps: rewards see it when it is whole, and never a replacement for it."""
+    told = " so \u4e2d\U0001f642\u00e9 it was \u4e2d"
+    ids, start = tokenizer(told[1:], add_special_tokens=False).input_ids, len(tokenizer(PROMPTS[0]).input_ids)
+
+    class Told(LogitsProcessor):
+        def __call__(self, input_ids, scores):
+            scores = torch.full_like(scores, -math.inf)
+            scores[:, ids[input_ids.shape[1] - start]] = 0.0
+            return scores
+
+    seen = []
+
+    def noted(completions, **kwargs):
+        seen.extend(completions)
+        return [0.0] * len(completions)
+
+    for size in (1, 2, 3):
+        seen.clear()
+        output = guided_generate(
+            story_model, tokenizer, PROMPTS[0], noted, num_candidates=2, boundary=lambda text: False,
+            is_valid=lambda text: "\ufffd" not in text, max_step_tokens=size, max_new_tokens=len(ids) - 1,
+            logits_processor=LogitsProcessorList([Told()]), generator=seeded(),
+        )  # fmt: skip
+        assert output.token_ids == [ids[:-1]]
+        assert all(told.startswith(text) for text in seen) and len(seen) == 2 * -(-len(ids[:-1]) // size)
+        # The bytes of the last one do not all come.
+        assert "".join(step.text for step in output.steps[0]) == told[:-1]
+
+
+def test_any_of_several_ends_is_one(story_model, tokenizer):
+    start = len(tokenizer(PROMPTS[0]).input_ids)
+    for settings in (
+        {"generation_config": GenerationConfig(eos_token_id=[1, 77])},
+        {"eos_token_id": [1, 77]},
+    ):
+        output = guided_generate(
+            story_model, tokenizer, PROMPTS[0], constant, num_candidates=2, logits_processor=forced(start + 5, 77),
+            max_new_tokens=20, generator=seeded(), **settings,
+        )  # fmt: skip
+        assert output.stop_reasons == ["eos"] and len(output.token_ids[0]) == 6
 
 
 def test_replies_are_best_of_k(story_model, tokenizer):

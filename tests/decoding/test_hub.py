@@ -209,6 +209,33 @@ def test_one_candidate_inside_generate_is_the_stock_method(model, tokenizer, bat
         assert torch.equal(written(model, one, ours, **settings).sequences, written(model, one, None, **settings))
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"min_new_tokens": 6, "sequence_bias": [[[1], 40.0]]},  # every text would end at once
+        {"min_length": 18, "sequence_bias": [[[1], 40.0]]},
+        {"forced_eos_token_id": 1},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_processors_of_guided_decoding_see_what_the_stock_method_shows_them(model, tokenizer, batch, settings):
+    """Also behind the first step, where rows are padded otherwise than the prompts."""
+    ours = GuidedDecoding(arbitrary, tokenizer, num_candidates=1, max_step_tokens=2, boundary=lambda text: False)
+    settings = settings | {"do_sample": False, "max_new_tokens": 12}
+    expected = written(model, batch, None, **settings)
+    assert not torch.equal(expected, written(model, batch, None, do_sample=False, max_new_tokens=12))
+    assert torch.equal(written(model, batch, ours, **settings).sequences, expected)
+
+
+def test_the_shortest_text_of_a_batch_is_that_of_its_prompts(model, tokenizer, batch):
+    settings = {"min_new_tokens": 6, "sequence_bias": [[[1], 40.0]], "max_new_tokens": 12}
+    ours = GuidedDecoding(arbitrary, tokenizer, num_candidates=3, max_step_tokens=2, boundary=lambda text: False)
+    for rows in (batch, {name: value[1:] for name, value in batch.items()}):
+        out = written(model, rows, ours, **settings)
+        assert {sum(step.num_tokens for step in text) for text in out.steps} == {7}
+        assert set(out.stop_reasons) == {"eos"}
+
+
 def test_guided_decoding_refuses_what_the_others_do(model, tokenizer, batch):
     for settings, error, message in (
         ({"do_sample": False}, ValueError, "`do_sample` must be True for GuidedDecoding"),
