@@ -1,5 +1,5 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
-# More than 300 lines: hooks of one Trainer. Columns, collators and what is computed beforehand have files of their own.
+# More than 300 lines: hooks of one Trainer. Columns, collators and what is kept have files of their own.
 """What trainers of pairs and of votes have in common: pictures, prompts and random numbers of a batch."""
 
 import os
