@@ -19,8 +19,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from alignext.checks import check_counts
-
 
 def guided_text(e: torch.Tensor, b: torch.Tensor, w: float) -> torch.Tensor:
     """
@@ -143,7 +141,11 @@ def fit_direction(
         raise ValueError(f"`max_norm` must be more than 0, or None, received {max_norm}.")
     if keep_margin is not None and not 0 <= keep_margin <= 1:
         raise ValueError(f"`keep_margin` must be in [0, 1], or None, received {keep_margin}.")
-    check_counts(num_steps=num_steps, batch_size=batch_size, check_every=check_every)
+    if min(num_steps, batch_size, check_every) < 1:
+        raise ValueError(
+            f"`num_steps`, `batch_size` and `check_every` must be 1 or more, received {num_steps}, {batch_size} and "
+            f"{check_every}."
+        )
     b = torch.zeros_like(texts[0]).requires_grad_()
     optimizer = torch.optim.Adam([b], lr=learning_rate)
     generator = torch.Generator().manual_seed(seed)

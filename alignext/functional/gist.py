@@ -13,8 +13,6 @@ rows, `K = G G^T = U S^2 U^T` their Gram matrix.
 
 import torch
 
-from alignext.checks import check_counts
-
 
 def subspace(gram: torch.Tensor, rank: int | None = None, share: float = 0.95) -> tuple[torch.Tensor, torch.Tensor]:
     """
@@ -33,8 +31,8 @@ def subspace(gram: torch.Tensor, rank: int | None = None, share: float = 0.95) -
     Raises:
         ValueError: If `K` is zero or not finite, or `rank` is not positive.
     """
-    if rank is not None:
-        check_counts(rank=rank)
+    if rank is not None and rank < 1:
+        raise ValueError(f"`rank` must be 1 or more, received {rank}.")
     if not gram.isfinite().all() or not gram.any():
         raise ValueError("`gram` must be finite and not zero: the target's gradients are all zero, or not finite.")
     values, vectors = torch.linalg.eigh(gram.double())

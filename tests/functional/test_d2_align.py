@@ -102,7 +102,7 @@ def test_the_same_seed_finds_the_same_direction():
     [
         ({"max_norm": 0.0}, "`max_norm` must be more than 0, or None, received 0.0"),
         ({"keep_margin": 1.5}, "`keep_margin` must be in"),
-        ({"num_steps": 0}, "`num_steps` must be an integer of at least 1, received 0"),
+        ({"num_steps": 0}, "`num_steps`, `batch_size` and `check_every` must be 1 or more, received 0"),
     ],
 )
 def test_bad_settings_are_named(settings, text):

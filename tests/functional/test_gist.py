@@ -121,5 +121,5 @@ def test_targets_that_span_nothing():
         subspace(torch.zeros(3, 3))
     with pytest.raises(ValueError, match="not finite"):
         subspace(torch.full((2, 2), torch.nan))
-    with pytest.raises(ValueError, match="`rank` must be an integer of at least 1, received 0"):
+    with pytest.raises(ValueError, match="`rank` must be 1 or more, received 0"):
         subspace(torch.eye(2), 0)
