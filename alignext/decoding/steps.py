@@ -6,7 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from transformers import DynamicCache, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    DynamicCache,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.cache_utils import Cache, DynamicLayer
 
 from alignext.checks import check_counts
@@ -158,6 +165,20 @@ class _StepEnds(StoppingCriteria):
         return torch.tensor([length is not None for length in self.lengths], device=input_ids.device)
 
 
+class _NoEndYet(LogitsProcessor):
+    """Keeps each row from ending before its text is long enough."""
+
+    def __init__(self, start: int, least: list[int], ends: list[int]) -> None:
+        self.start, self.least, self.ends = start, least, ends
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        length = input_ids.shape[1] - self.start
+        early = [row for row, least in enumerate(self.least) if length < least]
+        scores = scores.clone()
+        scores[torch.tensor(early, dtype=torch.long)[:, None], self.ends] = -torch.inf
+        return scores
+
+
 class StepSampler:
     """Samples steps, carrying the key-value cache from one to the next."""
 
@@ -181,6 +202,7 @@ class StepSampler:
         self.eos = set(eos if isinstance(eos, (list, tuple)) else [eos])
         filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(self.eos - {None}), 0)
         settings.setdefault("pad_token_id", filler)
+        self.least = settings.pop("min_new_tokens", None) or 0  # of a text; `generate` would ask it of every step
 
     def propose(self, texts: list[Text], cache: Cache | None, count: int, max_attempts: int) -> list[list[Candidate]]:
         """Up to `count` valid candidates for each text."""
@@ -230,12 +252,17 @@ class StepSampler:
         width = ids.shape[1]
         limits = [min(self.steps.max_step_tokens, self.steps.max_new_tokens - len(text.new_ids)) for text in texts]
         criterion = _StepEnds(width, limits, self._ends)
-        settings = {
+        settings: dict[str, Any] = {
             **self.settings,
             **self.of_texts(texts),
             "max_new_tokens": max(limits),
             "stopping_criteria": StoppingCriteriaList([criterion]),
         }
+        least = [self.least - len(text.new_ids) for text in texts]
+        ends = [token for token in self.eos if token is not None]
+        if ends and max(least) > 0:
+            own = settings.get("logits_processor") or ()
+            settings["logits_processor"] = LogitsProcessorList([*own, _NoEndYet(width, least, ends)])
         with drawing_from(self.generator, self.model.device):
             sequences = self._generate(texts, ids, mask, past, settings)
         for row, (text, new, length) in enumerate(

@@ -369,6 +369,19 @@ def test_any_of_several_ends_is_one(story_model, tokenizer):
         assert output.stop_reasons == ["eos"] and len(output.token_ids[0]) == 6
 
 
+def test_the_shortest_length_is_that_of_a_text(tiny_model, tokenizer):
+    """Not that of each of its steps, and not behind the padding of its batch."""
+    settings = {"min_new_tokens": 6, "sequence_bias": [[[1], 40.0]], "do_sample": False, "max_new_tokens": 12}
+    for size in (2, 4, 9):
+        output = guided_generate(
+            tiny_model, tokenizer, PROMPTS, constant, num_candidates=1, max_step_tokens=size, **settings
+        )
+        for prompt, new in zip(PROMPTS, output.token_ids, strict=True):
+            batch = tokenizer(prompt, return_tensors="pt")
+            assert new == tiny_model.generate(**batch, **settings)[0, batch.input_ids.shape[1] :].tolist()
+            assert len(new) == 7
+
+
 def test_replies_are_best_of_k(story_model, tokenizer):
     output = guided_generate(
         story_model, tokenizer, PROMPTS[:2], short, boundary="reply", num_candidates=3, max_step_tokens=20,

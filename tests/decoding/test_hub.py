@@ -219,12 +219,13 @@ def test_one_candidate_inside_generate_is_the_stock_method(model, tokenizer, bat
     ids=lambda settings: next(iter(settings)),
 )
 def test_processors_of_guided_decoding_see_what_the_stock_method_shows_them(model, tokenizer, batch, settings):
-    """Also behind the first step, where rows are padded otherwise than the prompts."""
+    """Also where rows are padded otherwise than the prompts, as one is whose batch has been wider."""
     ours = GuidedDecoding(arbitrary, tokenizer, num_candidates=1, max_step_tokens=2, boundary=lambda text: False)
     settings = settings | {"do_sample": False, "max_new_tokens": 12}
-    expected = written(model, batch, None, **settings)
-    assert not torch.equal(expected, written(model, batch, None, do_sample=False, max_new_tokens=12))
-    assert torch.equal(written(model, batch, ours, **settings).sequences, expected)
+    for rows in (batch, {name: value[1:] for name, value in batch.items()}):
+        expected = written(model, rows, None, **settings)
+        assert not torch.equal(expected, written(model, rows, None, do_sample=False, max_new_tokens=12))
+        assert torch.equal(written(model, rows, ours, **settings).sequences, expected)
 
 
 def test_the_shortest_text_of_a_batch_is_that_of_its_prompts(model, tokenizer, batch):
