@@ -189,10 +189,10 @@ class RawEvaluations:
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         if eval_dataset is not None and not isinstance(eval_dataset, str):
             eval_dataset = self._ready(eval_dataset, "eval_dataset")
-        return super().get_eval_dataloader(eval_dataset)  # ty: ignore[unresolved-attribute]
+        return super().get_eval_dataloader(eval_dataset)  # ty: ignore[missing-attribute]
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
-        return super().get_test_dataloader(self._ready(test_dataset, "test_dataset"))  # ty: ignore[unresolved-attribute]
+        return super().get_test_dataloader(self._ready(test_dataset, "test_dataset"))  # ty: ignore[missing-attribute]
 
 
 def refuse_unused(arguments: Mapping[str, Any], trainer: str) -> None:

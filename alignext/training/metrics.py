@@ -97,7 +97,7 @@ class FreshEvaluations:
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         self.sums.drop("eval")
-        return super().evaluation_loop(*args, **kwargs)  # ty: ignore[unresolved-attribute]
+        return super().evaluation_loop(*args, **kwargs)  # ty: ignore[missing-attribute]
 
 
 def has_loss(logs: Mapping[str, Any]) -> bool:

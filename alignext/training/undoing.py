@@ -53,7 +53,7 @@ def unchanged_on_error(modules: Iterable[torch.nn.Module]) -> Generator[None]:
 
 def _modules_of(given: Any) -> list[torch.nn.Module]:
     if isinstance(given, DiffusionPipeline):
-        given = list(given.components.values())
+        given = list(vars(given).values())
     candidates = given if isinstance(given, list | tuple) else [given]
     return [module for module in candidates if isinstance(module, torch.nn.Module)]
 
