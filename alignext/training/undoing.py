@@ -33,7 +33,7 @@ def unchanged_on_error(modules: Iterable[torch.nn.Module]) -> Generator[None]:
     """
     parts = list({id(part): part for module in modules for part in module.modules()}.values())
     of_parts = [(part, {name: (value, _content(value)) for name, value in vars(part).items()}) for part in parts]
-    parameters = {id(p): p for part in parts for p in part._parameters.values() if p is not None}.values()
+    parameters = {id(p): p for part in parts for p in part.parameters(recurse=False)}.values()
     of_parameters = [(p, p.data, p.requires_grad) for p in parameters]
     try:
         yield

@@ -128,6 +128,7 @@ class FDPGTrainer(SamplingTrainer):
         if copied:
             self.ref_model = self._frozen_copy()
         self.target_state = self._before_samples = FDPGState()
+        self._uses_left = 0  # of the samples at hand, in batches
         if args.proposal == "adaptive":
             copied = None if is_peft_model(self.model) else self._frozen_copy()
             self.proposal = Proposal(self.model, copied, self.accelerator.unwrap_model)
@@ -153,6 +154,7 @@ class FDPGTrainer(SamplingTrainer):
         if mode == "train":
             self._follow()
             self._before_samples = self.target_state.copied()
+            self._uses_left = self.args.steps_per_generation * self.num_iterations
         out, samples = self._sample(inputs)
         found = estimate(samples, self.log_scores(samples.rewards), self.f_prime, self.args, self.target_state)
         if mode == "train":
@@ -219,6 +221,7 @@ class FDPGTrainer(SamplingTrainer):
 
         mode = "train" if self.model.training else "eval"
         metrics = self._metrics[mode]
+        self._uses_left -= mode == "train"
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * aux_loss
             metrics["aux_loss"].append(self.accelerator.gather_for_metrics(aux_loss).mean().item())
@@ -281,8 +284,7 @@ class FDPGTrainer(SamplingTrainer):
         if self.args.should_save:  # first: what the parent writes last tells that a checkpoint is complete
             folder.mkdir(parents=True, exist_ok=True)
             # Checkpoints hold no samples: those that are not used up are drawn anew, and would count twice.
-            used_up = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
-            (self.target_state if used_up else self._before_samples).save(folder)
+            (self._before_samples if self._uses_left else self.target_state).save(folder)
             if self.proposal is not None:
                 self.proposal.save(folder)
         super()._save_checkpoint(model, trial)
