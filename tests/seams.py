@@ -317,7 +317,6 @@ PRESENT = [
     "diffusers.FlowMatchEulerDiscreteScheduler.begin_index",
     "diffusers.modular_pipelines.ModularPipelineBlocks._workflow_map",
     "argparse._ActionsContainer",
-    "argparse._AppendAction",
     "argparse._SubParsersAction",
     "diffusers.models.cache_utils.CacheMixin._cache_config",
     "diffusers.SchedulerMixin._compatibles",

@@ -38,6 +38,11 @@ def add_lora(denoiser: Any, config: LoraConfig) -> None:
         raise ValueError(
             f"`bias` is {config.bias!r}, but a LoRA file of diffusers holds no biases of the model. Use 'none'."
         )
+    if str(config.init_lora_weights).startswith(("pissa", "olora", "corda", "loftq", "lora_ga")):
+        raise ValueError(
+            f"`init_lora_weights` is {config.init_lora_weights!r}, which moves the model's own weights: without them the "
+            "file is no model, and with the LoRA off they are no reference. Use True or 'gaussian'."
+        )
     if ADAPTER in getattr(denoiser, "peft_config", {}):
         raise ValueError(
             f"`model` has an adapter named {ADAPTER!r} already. Fuse or unload it, or load it under another name."

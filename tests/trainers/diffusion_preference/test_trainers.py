@@ -740,6 +740,9 @@ def test_adapters_that_cannot_be_saved(tmp_path: Path) -> None:
     for bias in ("all", "lora_only"):
         with pytest.raises(ValueError, match=f"`bias` is '{bias}', but a LoRA file of diffusers holds no biases"):
             DPO.start(tmp_path, peft_config=LoraConfig(bias=bias))
+    for way in ("pissa", "pissa_niter_4", "olora"):
+        with pytest.raises(ValueError, match=f"`init_lora_weights` is '{way}', which moves the model's own weights"):
+            DPO.start(tmp_path, peft_config=LoraConfig(init_lora_weights=way))
     with pytest.raises(ValueError, match="has the adapters"):
         DPO.start(tmp_path, pipe=with_style(sd()))
     taken = sd()
