@@ -78,7 +78,7 @@ bench: $(VENV)/.installed
 	@$(BIN)/python benchmarks/alignedgen.py --device meta
 
 mini: $(VENV)/.tools
-	@$(BIN)/python -m alignext.mini.recipe.train vae sd flux video sharper features sd-longer video-longer sharper-longer judge-concept judge-style clip
+	@$(BIN)/python -m alignext.mini.recipe.train vae sd flux video sharper features sd-longer video-longer sharper-longer flux-longer judge-concept judge-style clip
 
 # Write constraints.txt from what is installed here. Local version labels go: a pin must hold on every machine.
 constraints: $(VENV)/.tools

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from alignext.mini import path, pictures
-from alignext.mini.recipe import drawings, dual_encoder, fitting, latents, render, scores, sd, video, words
+from alignext.mini.recipe import drawings, dual_encoder, fitting, flux, latents, render, scores, sd, video, words
 
 
 class Interrupt(Exception):
@@ -35,6 +35,18 @@ def test_an_interrupted_run_ends_where_the_uninterrupted_one_does(tmp_path, monk
     with pytest.raises(Interrupt):
         run(tmp_path / "cut", stop_at=5)
     assert torch.equal(run(tmp_path / "cut"), whole)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_a_weight_moves(tmp_path):
+    torch.manual_seed(0)
+    model, exported = torch.nn.Linear(3, 1), []
+    before = model.weight.clone()
+    config = {"seed": 3, "steps": 2, "lr": 0.1, "warmup": 1, "ema": 0.9}
+    with pytest.raises(FloatingPointError, match="step 1 is nan"):
+        fitting.fit(
+            model, lambda step, rng: model(torch.full((1, 3), math.nan)).sum(), config, tmp_path, exported.append
+        )
+    assert torch.equal(model.weight, before) and not exported and not list(tmp_path.iterdir())
 
 
 def test_augment_at_rest_only_flips_and_white_moves_in():
@@ -182,11 +194,26 @@ def test_disturbed_pictures_stay_pictures_and_some_stay_what_they_are():
     assert far.min() < 0.01 and 0.03 < far.mean() < 0.08
 
 
+def test_cached_latents_are_those_of_the_very_weights():
+    layer = torch.nn.Linear(3, 2)
+    before = fitting.fingerprint(layer)
+    assert before == fitting.fingerprint(layer) != fitting.fingerprint(layer, layer)
+    with torch.no_grad():
+        layer.weight[0, 0] += 1e-3
+    assert fitting.fingerprint(layer) != before
+    assert fitting.fingerprint(layer.bfloat16())  # dtypes that numpy does not have, too
+
+
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # of Flux's norms under autocast
 @pytest.mark.parametrize(
     "module, kind, denoiser",
-    [(sd, "StableDiffusionPipeline", "unet"), (video, "LattePipeline", "transformer")],
-    ids=["sd", "video"],
+    [
+        (sd, "StableDiffusionPipeline", "unet"),
+        (video, "LattePipeline", "transformer"),
+        (flux, "FluxPipeline", "transformer"),
+    ],
+    ids=["sd", "video", "flux"],
 )
 def test_a_denoiser_goes_on_from_what_is_shipped(tmp_path, monkeypatch, module, kind, denoiser):
     """Its weights and those of its text encoder move a little; autoencoder and tokenizer stay."""
@@ -204,11 +231,13 @@ def test_a_denoiser_goes_on_from_what_is_shipped(tmp_path, monkeypatch, module, 
     name = module.__name__.rpartition(".")[2]
     config = yaml.safe_load((path("sd").parent / "recipe" / "configs" / f"{name}-longer.yaml").read_text())
     config |= {"steps": 2, "batch": 8 if name == "sd" else 2, "versions": 1, "export_at": [], "warmup": 1}
+    if name == "flux":
+        config |= {"canvases": 4, "tokens": 256}
     torch.manual_seed(0)
     getattr(module, f"train_{name}")(config, tmp_path / "run")
     made, shipped = (getattr(diffusers, kind).from_pretrained(f) for f in (tmp_path / "run" / name, path(name)))
     assert made.tokenizer.get_vocab() == shipped.tokenizer.get_vocab()
-    for part in ("vae", denoiser, "text_encoder"):
+    for part in ("vae", denoiser, "text_encoder", *(["text_encoder_2"] if name == "flux" else [])):
         a, b = (getattr(p, part).state_dict() for p in (made, shipped))
         far = max(float((a[k].float() - b[k].float()).abs().max()) for k in a)
         assert far < 0.1 and (far > 0) == (part != "vae"), part

@@ -12,7 +12,7 @@ from alignext import mini
 from alignext.files import replacing
 from alignext.mini.recipe import render
 from alignext.mini.recipe.drawings import augment, nudge, pictures
-from alignext.mini.recipe.fitting import fit, forget_origin
+from alignext.mini.recipe.fitting import fingerprint, fit, forget_origin
 
 
 def train_vae(config: dict, folder: Path) -> None:
@@ -176,11 +176,11 @@ def samples_of_denoisers(number: int = 512) -> torch.Tensor:
 
     from alignext.mini.recipe.samples import generate_latents, trained_cells
 
-    file = render.CACHE / f"samples-{number}.pt"
+    pipes = [StableDiffusionPipeline.from_pretrained(mini.path("sd")), FluxPipeline.from_pretrained(mini.path("flux"))]
+    file = render.CACHE / f"samples-{number}-{fingerprint(pipes[0].unet, pipes[1].transformer)}.pt"
     if not file.exists():
         captions, latents = [p.caption for p in trained_cells(number)], []
-        for kind, name in ((StableDiffusionPipeline, "sd"), (FluxPipeline, "flux")):
-            pipe = kind.from_pretrained(mini.path(name))
+        for pipe in pipes:
             pipe.set_progress_bar_config(disable=True)
             latents.append(generate_latents(pipe, captions))
         with replacing(file) as part:

@@ -2,6 +2,7 @@
 """The loop that all trainings share: optimizers, checkpoints, an average of the weights."""
 
 import copy
+import hashlib
 import json
 import math
 import time
@@ -58,6 +59,8 @@ def fit(model: torch.nn.Module, loss_fn: Batch, config: dict, folder: Path, expo
             optimizer.param_groups[0]["lr"] = rates[name] * share
         with torch.autocast("cpu", torch.bfloat16, enabled=config.get("bf16", False)):
             loss = loss_fn(step, rng)
+        if not loss.isfinite():
+            raise FloatingPointError(f"The loss of step {step + 1} is {loss.item()}: {checkpoint} is from before it.")
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         for optimizer in optimizers.values():
@@ -80,6 +83,15 @@ def fit(model: torch.nn.Module, loss_fn: Batch, config: dict, folder: Path, expo
             for mine, theirs in zip(average.buffers(), model.buffers(), strict=True):
                 mine.copy_(theirs)
             export(copy.deepcopy(average).eval())
+
+
+def fingerprint(*models: torch.nn.Module) -> str:
+    """Names a cached file by the weights that it was made with."""
+    found = hashlib.sha256()
+    for model in models:
+        for tensor in model.state_dict().values():
+            found.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:12]
 
 
 def load_in_float32(folder: Path) -> None:

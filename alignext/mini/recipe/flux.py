@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from alignext import mini
 from alignext.mini.recipe import render
 from alignext.mini.recipe.drawings import pictures
 from alignext.mini.recipe.fitting import fit, load_in_float32
@@ -19,21 +20,24 @@ def train_flux(config: dict, folder: Path) -> None:
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
     from transformers import CLIPTextModel, T5Config, T5EncoderModel
 
-    vae = AutoencoderKL.from_pretrained(render.CACHE / "train" / "vae" / "decoder" / "vae")
-    vae.register_to_config(shift_factor=0.0)
     images, rows = pictures("train")
     others, _ = pictures("extra")
-    clip_tokenizer = make_tokenizer(
-        [row["caption"] for row in rows] + ["and"], config["text_encoder"]["max_position_embeddings"]
-    )
-    t5_tokenizer = make_t5_tokenizer([row["caption"] for row in rows] + ["and"])
-    model = torch.nn.ModuleDict(
-        {
+    if config.get("goes_on"):  # from what is shipped, on the autoencoder that is shipped
+        shipped = FluxPipeline.from_pretrained(mini.path("flux"))
+        vae, clip_tokenizer, t5_tokenizer = shipped.vae, shipped.tokenizer, shipped.tokenizer_2
+        parts = {"transformer": shipped.transformer, "clip": shipped.text_encoder, "t5": shipped.text_encoder_2}
+    else:
+        vae = AutoencoderKL.from_pretrained(render.CACHE / "train" / "vae" / "decoder" / "vae")
+        vae.register_to_config(shift_factor=0.0)
+        captions = [row["caption"] for row in rows] + ["and"]
+        clip_tokenizer = make_tokenizer(captions, config["text_encoder"]["max_position_embeddings"])
+        t5_tokenizer = make_t5_tokenizer(captions)
+        parts = {
             "transformer": FluxTransformer2DModel(**config["transformer"]),
             "clip": CLIPTextModel(make_clip_config(clip_tokenizer, config["text_encoder"])),
             "t5": T5EncoderModel(T5Config(vocab_size=len(t5_tokenizer), **config["text_encoder_2"])),
         }
-    )
+    model = torch.nn.ModuleDict(parts).train()
 
     def tokenized(texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         both = []
@@ -56,8 +60,6 @@ def train_flux(config: dict, folder: Path) -> None:
     side_by_side = pair_sampler(drawings, [row["style"] for row in rows], odds, config["canvas_without_style"])
     sources.append((side_by_side, sources[0][1]))
 
-    compiled = torch.compile(model["transformer"], dynamic=False)
-
     def loss_fn(step: int, rng: torch.Generator) -> torch.Tensor:
         draw, (clip_tokens, t5_tokens) = sources[
             int(torch.multinomial(torch.tensor(config["shapes"]), 1, generator=rng))
@@ -70,11 +72,10 @@ def train_flux(config: dict, folder: Path) -> None:
         mean, deviation = config["times"]
         sigma = (mean + deviation * torch.randn(n, generator=rng)).sigmoid()
         mixed = torch.lerp(z, noise, sigma.view(-1, 1, 1, 1))
-        # The usual length is worth a compilation, and so short that plain attention is the fastest.
-        usual = length == min(config["lengths"])
-        transformer = compiled if usual else model["transformer"]
-        with sdpa_kernel(SDPBackend.MATH) if usual else nullcontext():
-            prediction = transformer(
+        # The usual length is so short that plain attention is the fastest. Nothing is compiled: torch 2.13's compiled
+        # transformer has gradients in bfloat16 that are not finite, on wide canvases.
+        with sdpa_kernel(SDPBackend.MATH) if length == min(config["lengths"]) else nullcontext():
+            prediction = model["transformer"](
                 hidden_states=FluxPipeline._pack_latents(mixed, n, channels, h, w),
                 timestep=sigma,
                 pooled_projections=model["clip"](clip_tokens[ids]).pooler_output,

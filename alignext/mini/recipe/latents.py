@@ -10,6 +10,7 @@ from alignext import mini
 from alignext.files import replacing
 from alignext.mini.recipe import render
 from alignext.mini.recipe.drawings import augment
+from alignext.mini.recipe.fitting import fingerprint
 
 
 Sampler = Callable[[int, torch.Generator], tuple[torch.Tensor, torch.Tensor]]  # (size, generator) -> latents, captions
@@ -29,7 +30,7 @@ def encode(vae: torch.nn.Module, images: torch.Tensor, versions: int, seed: int)
 @torch.no_grad()
 def encode_clips(vae: torch.nn.Module, drawings: torch.Tensor, versions: int, seed: int) -> torch.Tensor:
     """Scaled latents of every drawing in every motion, float16 (motions, N, versions, frames, C, h, w); cached."""
-    file = render.CACHE / f"clips-{len(drawings)}-{versions}-{seed}.pt"
+    file = render.CACHE / f"clips-{len(drawings)}-{versions}-{seed}-{fingerprint(vae)}.pt"
     if not file.exists():
         rng = torch.Generator().manual_seed(seed)
         all_of_them = []

@@ -43,7 +43,7 @@ def main(names: list[str]) -> None:
         if model in mini.NAMES:
             forget_origin(folder / model)
             compact(folder / model)
-            stays = shutil.ignore_patterns("tokenizer") if config.get("goes_on") else None
+            stays = shutil.ignore_patterns("tokenizer", "tokenizer_2") if config.get("goes_on") else None
             shutil.copytree(folder / model, Path(__file__).parents[1] / model, ignore=stays, dirs_exist_ok=True)
         if config["kind"] == "sharper":  # the three share one autoencoder
             for owner in ("sd", "flux", "video"):

@@ -20,18 +20,15 @@ def train_video(config: dict, folder: Path) -> None:
     from diffusers import AutoencoderKL, DDIMScheduler, LattePipeline, LatteTransformer3DModel
     from transformers import T5Config, T5EncoderModel
 
-    if config.get("goes_on"):  # from what is shipped, on the autoencoder that is shipped
-        shipped = LattePipeline.from_pretrained(mini.path("video"))
-        vae, tokenizer, scheduler = shipped.vae, shipped.tokenizer, shipped.scheduler
-    else:
-        vae = AutoencoderKL.from_pretrained(render.CACHE / "train" / "vae" / "decoder" / "vae")
     drawings, rows = pictures("train")
     chosen = [i for i, row in enumerate(rows) if row["name"] in render.MOVED and row["style"] in render.MOVED_STYLES]
     rows = [rows[i] for i in chosen]
-    latents = encode_clips(vae, drawings[chosen], config["versions"], config["seed"])  # (M, N, versions, F, C, h, w)
-    if config.get("goes_on"):
+    if config.get("goes_on"):  # from what is shipped, on the autoencoder that is shipped
+        shipped = LattePipeline.from_pretrained(mini.path("video"))
+        vae, tokenizer, scheduler = shipped.vae, shipped.tokenizer, shipped.scheduler
         transformer, t5 = shipped.transformer.train(), shipped.text_encoder.train()
     else:
+        vae = AutoencoderKL.from_pretrained(render.CACHE / "train" / "vae" / "decoder" / "vae")
         tokenizer = make_t5_tokenizer([row["caption"] for row in rows] + ["moving", *mini.MOTIONS])
         transformer = LatteTransformer3DModel(**config["transformer"])
         t5 = T5EncoderModel(T5Config(vocab_size=len(tokenizer), **config["text_encoder"]))
@@ -39,6 +36,7 @@ def train_video(config: dict, folder: Path) -> None:
             for last in (block.attn1.to_out[0], block.ff.net[2]):
                 torch.nn.init.zeros_(last.weight)
         scheduler = DDIMScheduler(**config["scheduler"])
+    latents = encode_clips(vae, drawings[chosen], config["versions"], config["seed"])  # (M, N, versions, F, C, h, w)
     model = torch.nn.ModuleDict({"transformer": transformer, "t5": t5})
     channels = latents.shape[4]
 
