@@ -40,8 +40,8 @@ def add_lora(denoiser: Any, config: LoraConfig) -> None:
         )
     if str(config.init_lora_weights).startswith(("pissa", "olora", "corda", "loftq", "lora_ga")):
         raise ValueError(
-            f"`init_lora_weights` is {config.init_lora_weights!r}, which moves the model's own weights: without them the "
-            "file is no model, and with the LoRA off they are no reference. Use True or 'gaussian'."
+            f"`init_lora_weights` is {config.init_lora_weights!r}, which moves the model's own weights: without them "
+            "the file is no model, and with the LoRA off they are no reference. Use True or 'gaussian'."
         )
     if ADAPTER in getattr(denoiser, "peft_config", {}):
         raise ValueError(
