@@ -11,7 +11,7 @@ see the same number of ratings, each picture as often. Pairs of videos are a dra
 standing still, or sliding slowly. New samples are of other things, from the same noise before and after. Rows go to
 `results/diffusion-votes-effect.json` as they come.
 
-Rows with a style or pixels in their name came second: mini-Flux draws 11 of 16 things in the style `glossy` before it
+Rows with a style or pixels in their name came second: mini-Flux draws 8 of 16 things in the style `glossy` before it
 is trained, and mini-video moves as much as a drawing that slides by 3 pixels a frame, so that the first rows of both
 ask for what is there.
 """

@@ -133,7 +133,7 @@ ROWS = (
     ),
     Row(
         "diffusion_preference",
-        "the same on mini-Flux, which draws most in that style before",
+        "the same on mini-Flux, which draws half in that style before",
         "diffusion_votes_effect.py",
         effect="{diffusion-votes-effect: flux-dpo > after}",
     ),
