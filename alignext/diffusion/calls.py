@@ -42,7 +42,7 @@ def take(call: dict[str, Any], rows: Sequence[int]) -> dict[str, Any]:
     """
     P, taken = number_of_prompts(call), dict(call)
     for name, value in call.items():
-        if "prompt" in name and isinstance(value, str):
+        if "prompt" in name and name != "system_prompt" and isinstance(value, str):  # that one is a single text
             taken[name] = [value] * len(rows)
         elif "prompt" in name and isinstance(value, (list, tuple)) and len(value) == P:
             taken[name] = [value[row] for row in rows]

@@ -87,14 +87,19 @@ def function_of(text: str, *, name: str) -> Callable[..., Any]:
     if source.endswith(".py"):
         if not Path(source).is_file():
             raise FileNotFoundError(f"{name} {text}: there is no file {source}.")
-        spec = importlib.util.spec_from_file_location(Path(source).stem, source)
+        # A name of its own, which hides no installed module; dataclasses look for their module under it.
+        spec = importlib.util.spec_from_file_location(f"{__name__}:{Path(source).resolve()}", source)
         assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
+        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+        if (folder := str(Path(source).resolve().parent)) not in sys.path:
+            sys.path.append(folder)  # of the files beside it
         try:
             spec.loader.exec_module(module)
         except SyntaxError as error:  # of the file, in which no line has run that would name it
             where = f"{Path(error.filename or source).name}, line {error.lineno}"
             raise ValueError(f"{name} {text}: {where} is no Python: {error.msg}.") from error
+        finally:
+            del sys.modules[spec.name]  # or its functions would be pickled, and cached, by that name alone
     else:
         if os.getcwd() not in sys.path:
             sys.path.insert(0, os.getcwd())

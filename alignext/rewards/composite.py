@@ -58,7 +58,9 @@ class WeightedReward:
     def __call__(self, images: torch.Tensor, prompts: str | list[str] | None = None, **kwargs: Any) -> torch.Tensor:
         total = torch.zeros(len(images), device=images.device)
         for values, weights in self._members(images, prompts, kwargs).values():
-            total = total + torch.where(weights != 0, weights * values, torch.zeros_like(values))
+            # What a member cannot score stays last, also where its weight is negative.
+            weighted = torch.where(values == -torch.inf, values, weights * values)
+            total = total + torch.where(weights != 0, weighted, torch.zeros_like(values))
         return total
 
     def _members(self, images: torch.Tensor, prompts: str | list[str] | None, kwargs: dict[str, Any]):
@@ -74,7 +76,7 @@ class WeightedReward:
                         raise ValueError(f"Member {name!r} is a reward of latents: pass `latents`, as a search does.")
                     given = kwargs["latents"]
                 texts = prompts and [prompts[i] for i in rows.tolist()]
-                optional = {k: v[rows] if isinstance(v, torch.Tensor) else v for k, v in kwargs.items()}
+                optional = {k: _of_rows(v, rows, len(images)) for k, v in kwargs.items()}
                 values = reward(given[rows], texts, **optional)
                 full = torch.full((len(images),), torch.nan, device=images.device)
                 found[name] = full.index_put((rows,), values.to(full)), weights
@@ -87,6 +89,15 @@ class WeightedReward:
             raise ValueError("`weights_by_class` needs the prompts: pass `prompt`, not embeddings alone.")
         rows = [self.weights_by_class.get(self.prompt_class(prompt), self.weights) for prompt in prompts]
         return torch.tensor([float(row.get(name, 0)) for row in rows])
+
+
+def _of_rows(value: Any, rows: torch.Tensor, n: int) -> Any:
+    """An argument that has an entry for each of `n` samples, for these alone; any other as it is."""
+    if isinstance(value, torch.Tensor):
+        return value[rows.to(value.device)] if value.ndim and len(value) == n else value
+    if isinstance(value, list | tuple) and len(value) == n:
+        return [value[i] for i in rows.tolist()]
+    return value
 
 
 class Calibration(NamedTuple):

@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from alignext.diffusion.calls import number_of_outputs, number_of_prompts
+from alignext.diffusion.calls import number_of_outputs, number_of_prompts, take
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,12 @@ def test_prompts_and_outputs_of_a_call(call: dict, prompts: int) -> None:
     assert number_of_prompts(call) == number_of_outputs(call) == prompts
     assert number_of_outputs(call | {"num_images_per_prompt": 3}) == 3 * prompts
     assert number_of_outputs(call | {"num_videos_per_prompt": 2}) == 2 * prompts
+
+
+def test_texts_are_taken_by_prompt_but_one_for_the_whole_call() -> None:
+    call = {"prompt": ["a fox", "an owl"], "negative_prompt": "grey", "system_prompt": "Be good.", "num_steps": 3}
+    wanted = {"prompt": ["an owl"] * 2, "negative_prompt": ["grey"] * 2, "system_prompt": "Be good.", "num_steps": 3}
+    assert take(call, [1, 1]) == wanted
 
 
 def test_a_call_without_prompts_is_refused() -> None:

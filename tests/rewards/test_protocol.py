@@ -3,12 +3,14 @@
 
 import functools
 import math
+import sys
 
 import pytest
 import torch
 
 from alignext.logs import warn_once
 from alignext.rewards import JudgeReward, WeightedReward, brightness
+from alignext.rewards.by_name import function_of
 from alignext.rewards.protocol import CheckedReward, RewardError, as_prompts, by_prompt
 
 from .test_rewards import IMAGES, TEXTS, VIDEOS, clip  # noqa: F401 a fixture
@@ -130,3 +132,42 @@ def test_functions_get_the_arguments_that_they_take():
     CheckedReward(curious)(IMAGES, TEXTS, **told)
     with pytest.raises(RewardError, match=r"`modest` .* takes \(images\) and is called with 2 argument"):
         CheckedReward(modest)(IMAGES, TEXTS)
+
+
+def test_members_get_the_columns_of_their_own_rows() -> None:
+    seen = []
+
+    def target(images, prompts, target, latents, names, scale):
+        seen.append((prompts, target, latents.tolist(), names, scale))
+        return torch.tensor([float(value) for value in target])
+
+    reward = WeightedReward(
+        {"bright": brightness, "target": target},
+        {"bright": 0.0},
+        {"two": {"target": 1.0}},
+        prompt_class=lambda text: "two" if "two" in text else "other",
+    )
+    columns = {"target": [10, 20, 30, 40], "latents": torch.arange(4), "names": ("a", "b", "c", "d"), "scale": [1, 2]}
+    found = reward(torch.zeros(4, 3, 4, 4), ["a fox", "two owls", "an owl", "two foxes"], **columns)
+    assert found.tolist() == [0.0, 20.0, 0.0, 40.0]
+    assert seen == [(["two owls", "two foxes"], [20, 40], [1, 3], ["b", "d"], [1, 2])]
+
+
+def test_what_a_member_cannot_score_is_last_also_as_a_penalty() -> None:
+    reward = WeightedReward({"bad": lambda images, prompts: torch.tensor([math.nan, 0.5])}, {"bad": -1.0})
+    assert reward(torch.zeros(2, 3, 4, 4), ["a", "b"]).tolist() == [-math.inf, -0.5]
+
+
+def test_files_of_rewards_load_as_python_would(tmp_path, monkeypatch) -> None:
+    """With dataclasses, files beside them and names of installed modules."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "beside_it.py").write_text("half = 0.5")
+    (tmp_path / "torch.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\nimport beside_it\n"
+        "@dataclass\nclass C:\n    x: int\n"
+        "def f(images, prompts):\n    return [beside_it.half * C(2).x] * len(images)\n"
+    )
+    loaded = dict(sys.modules)
+    assert function_of(f"{tmp_path / 'torch.py'}:f", name="--reward")([0, 0], ["a", "b"]) == [1.0, 1.0]
+    assert {name for name in sys.modules if name not in loaded} == {"beside_it"} and sys.modules["torch"] is torch
+    del sys.modules["beside_it"]

@@ -21,7 +21,7 @@ def prompt_text(prompt: str | list[dict[str, Any]]) -> str:
         return prompt
     texts = []
     for message in prompt:
-        parts = message["content"]
+        parts = message.get("content") or []  # a call of a tool has none
         parts = [{"type": "text", "text": parts}] if isinstance(parts, str) else parts
         texts += [part["text"] for part in parts if part.get("type") == "text" and part.get("text")]
     return "\n\n".join(texts)

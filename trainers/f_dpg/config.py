@@ -102,6 +102,8 @@ class FDPGConfig(RLOOConfig):
             Samples of each prompt, instead of 2 as for RLOO. Prompts that fill no batch are repeated.
         per_device_train_batch_size (`int`, *optional*, defaults to `16`):
             Instead of 8, so that it holds the samples of a prompt.
+        per_device_eval_batch_size (`int`, *optional*, defaults to `16`):
+            Likewise.
         max_completion_length (`int`, *optional*, defaults to `128`):
             Tokens of a completion, instead of 512. The target is over completions up to this length, also cut ones.
         learning_rate (`float`, *optional*, defaults to `1.41e-5`):
@@ -185,6 +187,7 @@ class FDPGConfig(RLOOConfig):
         default=16, metadata={"help": "Samples of each prompt; prompts that fill no batch are repeated."}
     )
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Batch size per device for training."})
+    per_device_eval_batch_size: int = field(default=16, metadata={"help": "Batch size per device for evaluation."})
     max_completion_length: int | None = field(default=128, metadata={"help": "Tokens of a completion."})
     learning_rate: float = field(default=1.41e-5, metadata={"help": "The initial learning rate for AdamW."})
     lr_scheduler_type: str = field(default="constant_with_warmup", metadata={"help": "The learning rate schedule."})

@@ -166,9 +166,15 @@ class ProcessRewardTrainer(FreshEvaluations, RewardTrainer):
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
         name = door.argument(dataset_name)
-        if "input_ids" in door.check_dataset(dataset, name, **_COLUMNS):
-            return dataset
-        dataset = door.checked_stream(dataset, name, ("prompt", "steps", "labels"), _COLUMNS["texts"])
+        columns = door.check_dataset(dataset, name, **_COLUMNS)
+        if "input_ids" not in columns:
+            for column in ("tools", "chat_template_kwargs"):
+                if column in columns:
+                    raise ValueError(
+                        f"`{name}` has a column {column!r}, which a process reward model does not read when it "
+                        "scores. Write what it says into the prompts, or remove the column."
+                    )
+            dataset = door.checked_stream(dataset, name, ("prompt", "steps", "labels"), _COLUMNS["texts"])
         settings: dict[str, Any] = {"remove_columns": get_dataset_column_names(dataset)}
         if isinstance(dataset, Dataset):
             settings |= {
@@ -179,7 +185,8 @@ class ProcessRewardTrainer(FreshEvaluations, RewardTrainer):
             }
         fn_kwargs = {"tokenizer": processing_class, "args": args}
         with global_then_local_main_first():
-            tokenized = dataset.map(_tokenize, fn_kwargs=fn_kwargs, **settings)
+            make = _cut_if_long if "input_ids" in columns else _tokenize
+            tokenized = dataset.map(make, fn_kwargs=fn_kwargs, **settings)
             # Solutions that hold no label within `max_length` are empty here.
             kept = tokenized.filter(lambda row: len(row["input_ids"]) > 0)
         if isinstance(kept, Dataset) and len(kept) == 0:
@@ -267,10 +274,21 @@ def _tokenize(row: dict[str, Any], tokenizer: Any, args: ProcessRewardConfig) ->
     """Token ids and the label of every position, cut behind the last label that fits."""
     labels = _checked_labels(row, args.loss_type)
     ids, ends = encode_steps(tokenizer, row["prompt"], row["steps"], args.step_separator)
-    limit = math.inf if args.max_length is None else args.max_length
-    labelled = {end: y for end, y in zip(ends, labels, strict=True) if y is not None and end < limit}
-    length = max(labelled, default=-1) + 1
-    return {"input_ids": ids[:length], "labels": [labelled.get(i, IGNORED) for i in range(length)]}
+    labelled = {end: y for end, y in zip(ends, labels, strict=True) if y is not None}
+    return _cut({"input_ids": ids, "labels": [labelled.get(i, IGNORED) for i in range(len(ids))]}, args.max_length)
+
+
+def _cut_if_long(row: dict[str, Any], tokenizer: Any, args: ProcessRewardConfig) -> dict[str, list]:
+    """Token ids that were given, which stay as they are where they fit."""
+    fits = args.max_length is None or len(row["input_ids"]) <= args.max_length
+    return {name: row[name] for name in _TOKENIZED} if fits else _cut(row, args.max_length)
+
+
+def _cut(row: dict[str, Any], max_length: int | None) -> dict[str, list]:
+    """Tokens up to the last one with a label that fits."""
+    limit = math.inf if max_length is None else max_length
+    length = max((i + 1 for i, y in enumerate(row["labels"]) if y != IGNORED and i < limit), default=0)
+    return {"input_ids": row["input_ids"][:length], "labels": row["labels"][:length]}
 
 
 def _checked_labels(row: dict[str, Any], loss_type: str) -> list[float | None]:

@@ -172,3 +172,5 @@ def test_text_of_a_prompt() -> None:
         {"role": "user", "content": [picture, {"type": "text", "text": "What is this?"}]},
     ]
     assert prompt_text(conversation) == "Be kind.\n\nWhat is this?"
+    call = {"role": "assistant", "content": None, "tool_calls": [{"type": "function"}]}
+    assert prompt_text([*conversation, call, {"role": "tool"}]) == "Be kind.\n\nWhat is this?"

@@ -733,6 +733,11 @@ def test_a_checkpoint_of_another_trainer_starts_afresh(tmp_path: Path) -> None:
     assert vars(FDPGState.load(tmp_path)) == vars(FDPGState())
 
 
+def test_the_defaults_can_evaluate(tmp_path: Path) -> None:
+    config = FDPGConfig(str(tmp_path), eval_strategy="steps", eval_steps=1, use_cpu=True, bf16=False)
+    assert config.per_device_eval_batch_size % config.num_generations == 0
+
+
 # After training
 
 

@@ -131,6 +131,21 @@ def test_long_solutions_are_cut_behind_the_last_step_that_fits(tmp_path: Path) -
         ROW.start(tmp_path, dataset=solution([0.0]), max_length=5)
 
 
+def test_tokenized_solutions_are_cut_as_texts_are(tmp_path: Path) -> None:
+    whole = ROW.start(tmp_path, dataset=solution([0.0, 1.0, 1.0]), max_length=None).train_dataset
+    limit = len(whole[0]["input_ids"]) - 1
+    (cut,) = ROW.start(tmp_path, dataset=solution([0.0, 1.0, 1.0]), max_length=limit).train_dataset
+    assert ROW.start(tmp_path, dataset=whole, max_length=limit).train_dataset.to_list() == [cut]
+    with pytest.raises(ValueError, match="`max_length`=5"):
+        ROW.start(tmp_path, dataset=whole, max_length=5)
+
+
+@pytest.mark.parametrize("column", ["tools", "chat_template_kwargs"])
+def test_columns_for_the_template_are_not_dropped_silently(tmp_path: Path, column: str) -> None:
+    with pytest.raises(ValueError, match=f"`train_dataset` has a column '{column}', which a process reward model"):
+        ROW.start(tmp_path, dataset=solution([1.0]).add_column(column, ["{}"]))
+
+
 @pytest.mark.parametrize("stream", [False, True], ids=["dataset", "stream"])
 @pytest.mark.parametrize(
     ("row", "message"),
