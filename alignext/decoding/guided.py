@@ -16,9 +16,8 @@ import torch
 from accelerate.utils import is_peft_model
 from transformers import PreTrainedTokenizerBase
 
-from alignext.checks import check_counts, is_count
 from alignext.decoding.rows import prompt_rows, refuse_shards
-from alignext.decoding.steps import Candidate, GuidedStep, Steps, StepSampler, Text, steps_of
+from alignext.decoding.steps import Candidate, GuidedStep, Steps, StepSampler, Text, check_candidates, steps_of
 from alignext.loaded import check_loaded
 from alignext.rewards.process import Prompt
 from alignext.rewards.texts import TextRewards
@@ -196,18 +195,6 @@ def guided_generate(
         steps=[text.steps for text in texts],
         stop_reasons=[str(text.stop_reason) for text in texts],
     )
-
-
-def check_candidates(num_candidates: int, max_attempts: int | None) -> int:
-    """`max_attempts`, in the place of None what is sampled at most by default."""
-    check_counts(num_candidates=num_candidates)
-    max_attempts = 3 * num_candidates if max_attempts is None else max_attempts
-    if not is_count(max_attempts, num_candidates):
-        raise ValueError(
-            f"`max_attempts` must be an integer of at least `num_candidates`, {num_candidates}, received "
-            f"{max_attempts!r}."
-        )
-    return max_attempts
 
 
 def decoded_by_steps(

@@ -11,8 +11,8 @@ from transformers.utils import ModelOutput
 
 from alignext.decoding.chains import padded_sequences
 from alignext.decoding.custom import CustomGenerate, Scorer
-from alignext.decoding.guided import check_candidates, decoded_by_steps
-from alignext.decoding.steps import GuidedStep, Text, steps_of
+from alignext.decoding.guided import decoded_by_steps
+from alignext.decoding.steps import GuidedStep, Text, check_candidates, steps_of
 from alignext.decoding.suffixes import AsDrawn
 from alignext.methods import method
 from alignext.rewards.process import Prompt

@@ -8,15 +8,13 @@ from typing import Any, NamedTuple
 import torch
 from transformers import (
     DynamicCache,
-    LogitsProcessor,
     LogitsProcessorList,
     PreTrainedTokenizerBase,
-    StoppingCriteria,
     StoppingCriteriaList,
 )
 from transformers.cache_utils import Cache, DynamicLayer
 
-from alignext.checks import check_counts
+from alignext.checks import check_counts, is_count
 from alignext.decoding.boundaries import no_boundary, paragraph_boundary, sentence_boundary
 from alignext.decoding.rows import (
     CachedRow,
@@ -27,6 +25,7 @@ from alignext.decoding.rows import (
     left_padded,
     whole_text,
 )
+from alignext.decoding.stops import NoEndYet, StepEnds
 from alignext.rewards.process import Prompt
 
 
@@ -93,6 +92,18 @@ def steps_of(boundary: str | Callable[[str], bool], **given: Any) -> Steps:
     return steps
 
 
+def check_candidates(num_candidates: int, max_attempts: int | None) -> int:
+    """`max_attempts`, in the place of None what is sampled at most by default."""
+    check_counts(num_candidates=num_candidates)
+    max_attempts = 3 * num_candidates if max_attempts is None else max_attempts
+    if not is_count(max_attempts, num_candidates):
+        raise ValueError(
+            f"`max_attempts` must be an integer of at least `num_candidates`, {num_candidates}, received "
+            f"{max_attempts!r}."
+        )
+    return max_attempts
+
+
 @dataclass
 class Candidate:
     """A sampled step, and where its keys and values are: in row `row` of `cache`, from position `start` on."""
@@ -148,35 +159,6 @@ class Text:
             self.stop_reason = "max_new_tokens"
         elif len(self.steps) >= limits.max_steps:
             self.stop_reason = "max_steps"
-
-
-class _StepEnds(StoppingCriteria):
-    """Ends each row of a batch where its step ends, and notes the length of the step."""
-
-    def __init__(self, start: int, limits: list[int], ends: Callable[[list[int]], bool]) -> None:
-        self.start, self.limits, self.ends = start, limits, ends
-        self.lengths: list[int | None] = [None] * len(limits)
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        length = input_ids.shape[1] - self.start
-        for row, ids in enumerate(input_ids[:, self.start :].tolist()):
-            if self.lengths[row] is None and (length >= self.limits[row] or self.ends(ids)):
-                self.lengths[row] = length
-        return torch.tensor([length is not None for length in self.lengths], device=input_ids.device)
-
-
-class _NoEndYet(LogitsProcessor):
-    """Keeps each row from ending before its text is long enough."""
-
-    def __init__(self, start: int, least: list[int], ends: list[int]) -> None:
-        self.start, self.least, self.ends = start, least, ends
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        length = input_ids.shape[1] - self.start
-        early = [row for row, least in enumerate(self.least) if length < least]
-        scores = scores.clone()
-        scores[torch.tensor(early, dtype=torch.long)[:, None], self.ends] = -torch.inf
-        return scores
 
 
 class StepSampler:
@@ -251,7 +233,7 @@ class StepSampler:
         """One candidate for each text; a text may come several times."""
         width = ids.shape[1]
         limits = [min(self.steps.max_step_tokens, self.steps.max_new_tokens - len(text.new_ids)) for text in texts]
-        criterion = _StepEnds(width, limits, self._ends)
+        criterion = StepEnds(width, limits, self._ends)
         settings: dict[str, Any] = {
             **self.settings,
             **self.of_texts(texts),
@@ -262,7 +244,7 @@ class StepSampler:
         ends = [token for token in self.eos if token is not None]
         if ends and max(least) > 0:
             own = settings.get("logits_processor") or ()
-            settings["logits_processor"] = LogitsProcessorList([*own, _NoEndYet(width, least, ends)])
+            settings["logits_processor"] = LogitsProcessorList([*own, NoEndYet(width, least, ends)])
         with drawing_from(self.generator, self.model.device):
             sequences = self._generate(texts, ids, mask, past, settings)
         for row, (text, new, length) in enumerate(

@@ -129,14 +129,12 @@ class LatentSearch:
         P, m = number_of_prompts(call), count_of(call)
         survivors = self.config.shape[0] if self.outer is None else 1
         if m > survivors:
-            kept = f"{m} outputs per prompt were asked for and {survivors} survive with"
+            who, fix = f"`strategy={self.config.strategy!r}`", f"Raise `num_beams` (received {self.config.num_beams})."
             if self.outer is not None:
-                raise ValueError(f"{kept} {type(self.outer).__name__}. Ask for one.")
-            if self.config.strategy == "greedy":
-                raise ValueError(f"{kept} `strategy='greedy'`, whatever the budget. Take 'beam', or ask for one.")
-            raise ValueError(
-                f"{kept} `strategy={self.config.strategy!r}`. Raise `num_beams` (received {self.config.num_beams})."
-            )
+                who, fix = type(self.outer).__name__, "Ask for one."
+            elif self.config.strategy == "greedy":
+                who, fix = f"{who}, whatever the budget", "Take 'beam', or ask for one."
+            raise ValueError(f"{m} outputs per prompt were asked for and {survivors} survive with {who}. {fix}")
         generator = call.get("generator")
         if isinstance(generator, list) and len(generator) != P:
             raise ValueError(f"`generator` must be one, or one for each of {P} prompts, received {len(generator)}.")
@@ -256,8 +254,6 @@ class LatentSearch:
             latents = self._layout(scheduler.latents.flatten(0, 1)).to(scheduler.sample_dtype).unflatten(0, (P, -1))
         extra = {"history": scheduler.history, "nfe": scheduler.nfe, "reward_evals": scheduler.reward_evals}
         return latents, scheduler.rewards, extra | ({"interrupted": True} if interrupted else {})
-
-    # ------------------------------------------------------------------------------------------------------ the pieces
 
     def _sampled(self, call: dict[str, Any]) -> torch.Tensor:
         """What the stock sampler makes of a call, as latents of its loop."""

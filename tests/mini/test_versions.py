@@ -9,10 +9,11 @@ import pytest
 from alignext import mini
 
 
+PAGES = "alignedgen", "d2_align", "diffusion_preference", "diversity", "elbo_align", "fade", "latent_search", "rival"
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-@pytest.mark.parametrize("page", ["alignedgen", "diffusion_preference", "latent_search", "rival"])
+@pytest.mark.parametrize("page", PAGES)
 def test_figures_of_pictures_name_a_version_of_the_models(page):
     text = (DOCS / f"{page}.md").read_text()
     measured = re.split("^## ", text, flags=re.M)

@@ -1,28 +1,26 @@
 # Copyright 2026 The alignext Authors. Licensed under the Apache License, Version 2.0.
 """Trains a process reward model in one forward pass per solution."""
 
-import math
-from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
-from datasets import Dataset, Features, IterableDataset, List, Value
+from datasets import Dataset, IterableDataset
 from transformers import AutoModelForTokenClassification, AutoTokenizer, set_seed
 from trl import RewardTrainer
 from trl.data_utils import get_dataset_column_names
-from trl.trainer.utils import create_model_from_path, global_then_local_main_first, pad
+from trl.trainer.utils import create_model_from_path, global_then_local_main_first
 
 from alignext.functional.process_reward import IGNORED, process_reward_loss
 from alignext.methods import method
-from alignext.rewards.process import ProcessReward, encode_steps
+from alignext.rewards.process import ProcessReward
 from alignext.training import door
 from alignext.training.cards import mend_card, result_name
 from alignext.training.metrics import FreshEvaluations, Sums, has_loss
 from alignext.training.runs import check_run
 
 from .config import ProcessRewardConfig
+from .data import TOKENIZED, SolutionCollator, cut_if_long, tokenize
 
 
 _COLUMNS: dict[str, Any] = {
@@ -41,25 +39,6 @@ print(reward.scores(["What is 2 + 3 * 4?"], [["3 * 4 = 12.", "2 + 12 = 15."]])) 
 
 `alignext.guided_generate(model, tokenizer, prompts, reward)` decodes with it.
 """
-_TOKENIZED = Features({"input_ids": List(Value("int32")), "labels": List(Value("float64"))})
-
-
-@dataclass
-class SolutionCollator:
-    """Pads token ids and the labels of their positions to the longest solution."""
-
-    pad_token_id: int
-    pad_to_multiple_of: int | None = None
-
-    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        ids = [torch.tensor(example["input_ids"]) for example in examples]
-        labels = [torch.tensor(example["labels"], dtype=torch.float32) for example in examples]
-        columns = ((ids, self.pad_token_id), ([torch.ones_like(row) for row in ids], 0), (labels, IGNORED))
-        padded = [
-            pad(rows, padding_value=filler, padding_side="right", pad_to_multiple_of=self.pad_to_multiple_of)
-            for rows, filler in columns
-        ]
-        return dict(zip(("input_ids", "attention_mask", "labels"), padded, strict=True))
 
 
 class ProcessRewardTrainer(FreshEvaluations, RewardTrainer):
@@ -181,11 +160,11 @@ class ProcessRewardTrainer(FreshEvaluations, RewardTrainer):
                 "num_proc": args.dataset_num_proc,
                 "desc": f"Tokenizing {dataset_name} dataset",
                 # or a label would keep the type of its column, in which what has none is true
-                "features": _TOKENIZED,
+                "features": TOKENIZED,
             }
         fn_kwargs = {"tokenizer": processing_class, "args": args}
         with global_then_local_main_first():
-            make = _cut_if_long if "input_ids" in columns else _tokenize
+            make = cut_if_long if "input_ids" in columns else tokenize
             tokenized = dataset.map(make, fn_kwargs=fn_kwargs, **settings)
             # Solutions that hold no label within `max_length` are empty here.
             kept = tokenized.filter(lambda row: len(row["input_ids"]) > 0)
@@ -268,48 +247,3 @@ def _load(
             name, revision=init.get("revision"), trust_remote_code=args.trust_remote_code
         )
     return model, tokenizer
-
-
-def _tokenize(row: dict[str, Any], tokenizer: Any, args: ProcessRewardConfig) -> dict[str, list]:
-    """Token ids and the label of every position, cut behind the last label that fits."""
-    labels = _checked_labels(row, args.loss_type)
-    ids, ends = encode_steps(tokenizer, row["prompt"], row["steps"], args.step_separator)
-    labelled = {end: y for end, y in zip(ends, labels, strict=True) if y is not None}
-    return _cut({"input_ids": ids, "labels": [labelled.get(i, IGNORED) for i in range(len(ids))]}, args.max_length)
-
-
-def _cut_if_long(row: dict[str, Any], tokenizer: Any, args: ProcessRewardConfig) -> dict[str, list]:
-    """Token ids that were given, which stay as they are where they fit."""
-    fits = args.max_length is None or len(row["input_ids"]) <= args.max_length
-    return {name: row[name] for name in _TOKENIZED} if fits else _cut(row, args.max_length)
-
-
-def _cut(row: dict[str, Any], max_length: int | None) -> dict[str, list]:
-    """Tokens up to the last one with a label that fits."""
-    limit = math.inf if max_length is None else max_length
-    length = max((i + 1 for i, y in enumerate(row["labels"]) if y != IGNORED and i < limit), default=0)
-    return {"input_ids": row["input_ids"][:length], "labels": row["labels"][:length]}
-
-
-def _checked_labels(row: dict[str, Any], loss_type: str) -> list[float | None]:
-    labels, steps = row["labels"], row["steps"]
-    where = f"The row of prompt {str(row['prompt'])[:80]!r}"
-    for name, value in (("steps", steps), ("labels", labels)):
-        if isinstance(value, str | Real):
-            raise ValueError(f"{where} has the `{name}` {value!r}, but they must be a list: one per step.")
-    if not steps or len(steps) != len(labels or []):
-        raise ValueError(
-            f"{where} has {len(steps or [])} `steps` and {len(labels or [])} `labels`. It needs one label (or null) "
-            "per step, and at least one step."
-        )
-    for label in labels:
-        if label is None:
-            continue
-        if not isinstance(label, Real) or not math.isfinite(label) or label == IGNORED:
-            raise ValueError(f"{where} has the label {label!r}. Labels are finite numbers; null where there is none.")
-        if loss_type == "bce" and not 0 <= label <= 1:
-            raise ValueError(
-                f"{where} has the label {label}, but with `loss_type='bce'` labels are probabilities in [0, 1]. Use "
-                "`loss_type='mse'` for values."
-            )
-    return labels
