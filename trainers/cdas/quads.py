@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from alignext.decoding.rows import left_padded
+from alignext.decoding.rows import added_text, left_padded
 from alignext.steering.texts import encode_answer, encode_prompt
 from alignext.training import door
 from alignext.wrapping import evaluating
@@ -84,7 +84,10 @@ def make_quads(
             prompt_ids, mask = left_padded([ids[i] for i in batch], pad, model.device)
             out = model.generate(prompt_ids, attention_mask=mask, **how)
             for i, written in zip(batch, out[:, prompt_ids.shape[1] :].tolist(), strict=True):
-                answers[i] = _answer(tokenizer, asked[i], ids[i], written)
+                if isinstance(asked[i], str):  # goes on: decoded alone it may lose the space before its first word
+                    answers[i] = added_text(tokenizer, ids[i], written)
+                else:
+                    answers[i] = tokenizer.decode(written, skip_special_tokens=True)
     told = [
         [{"role": "assistant", "content": answer}] if isinstance(prompt, list) else answer
         for prompt, answer in zip(asked, answers, strict=True)
@@ -133,16 +136,6 @@ def _prompt(tokenizer: Any, prompt: Any, name: str) -> list[int]:
     if not ids:
         raise ValueError(f"`{name}` has the prompt {prompt!r}, which has no token, and its last one is looked at.")
     return ids
-
-
-def _answer(tokenizer: Any, prompt: Any, ids: list[int], written: list[int]) -> str:
-    """The text that tokens add. SentencePiece takes the space from the front of a text, which goes on a prompt."""
-
-    def text(tokens: list[int]) -> str:
-        return tokenizer.decode(tokens, skip_special_tokens=True)
-
-    before, whole = text(ids), text(ids + written)
-    return whole.removeprefix(before) if isinstance(prompt, str) and whole.startswith(before) else text(written)
 
 
 @dataclass

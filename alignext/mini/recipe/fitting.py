@@ -60,7 +60,8 @@ def fit(model: torch.nn.Module, loss_fn: Batch, config: dict, folder: Path, expo
         with torch.autocast("cpu", torch.bfloat16, enabled=config.get("bf16", False)):
             loss = loss_fn(step, rng)
         if not loss.isfinite():
-            raise FloatingPointError(f"The loss of step {step + 1} is {loss.item()}: {checkpoint} is from before it.")
+            kept = f"{checkpoint} is from before it" if checkpoint.exists() else "nothing was written before it"
+            raise FloatingPointError(f"The loss of step {step + 1} is {loss.item()}; {kept}. Try a lower `lr`.")
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         for optimizer in optimizers.values():
